@@ -1,0 +1,1 @@
+"""Room: webhooks, demand, queue, leases, agents and tokens. Postgres is its truth."""

@@ -1,0 +1,1 @@
+"""Floor 1: Linux nouns as synchronous, idempotent pairs."""

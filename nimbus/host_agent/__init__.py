@@ -1,0 +1,1 @@
+"""Room: lease, plan, boot, watch and tear down machines on one host."""

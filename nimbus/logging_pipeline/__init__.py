@@ -1,0 +1,1 @@
+"""Room: job output in, ClickHouse in the middle, pages and tails out."""

@@ -1,0 +1,48 @@
+"""The record of one VM: what it may own on this host, written before any of it is taken.
+
+The ledger is the undo stack: teardown releases the claims from the newest to the oldest and strikes
+each. Paths and names are recomputed from the plan, so a record stays small and can be trusted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nimbus.model.ids import VmId
+from nimbus.model.lease import LeaseKey
+from nimbus.model.vm import Claim, GuestExit, Slot
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process that cannot be mistaken for a later one with the same pid."""
+
+    pid: int
+    start_ticks: int  # field 22 of /proc/PID/stat
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One VM's page in the ledger. `lease` None is a local run (`nimbus run`): a free lock makes it an orphan."""
+
+    vm: VmId
+    created_at: float  # Unix seconds, for people
+    boot_id: str
+    backend: str
+    plan: dict[str, object]  # what plan.py needs to recompute the VmPlan
+    claims: tuple[Claim, ...]  # intended or held, oldest first
+    slot: Slot | None = None
+    keeper: ProcessId | None = None
+    lease: LeaseKey | None = None
+    renewed_at_ns: int | None = None  # CLOCK_BOOTTIME
+    ttl_s: float | None = None
+    exit: GuestExit | None = None
+    failures: tuple[str, ...] = ()  # what could not be released, for the operator
+    version: int = RECORD_VERSION
+
+    def strike(self, claim: Claim) -> Record:
+        """The record after `claim` was released."""
+        return replace(self, claims=tuple(c for c in self.claims if c is not claim))

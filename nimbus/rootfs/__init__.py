@@ -1,0 +1,1 @@
+"""Room: builds, verifies and activates what a guest boots from."""

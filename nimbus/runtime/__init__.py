@@ -1,0 +1,1 @@
+"""Floor 2: Trio plumbing without business words."""

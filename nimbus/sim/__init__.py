@@ -1,0 +1,1 @@
+"""Room: the bundled fake GitHub, for rehearsals without the real one."""

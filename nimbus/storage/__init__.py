@@ -1,0 +1,1 @@
+"""Floor 3: stores of bytes by name, shared by the rooms."""

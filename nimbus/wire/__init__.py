@@ -1,0 +1,1 @@
+"""Floor 1: sans-IO protocols, bytes to values and back."""

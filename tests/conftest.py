@@ -1,0 +1,1 @@
+"""Shared fixtures of the whole suite live here only when two rooms need them."""
