@@ -1,0 +1,34 @@
+"""The VM's own disk: a sparse clone of an empty filesystem, laid over the shared read-only root.
+
+Whatever a job writes goes there and dies with the VM. Synchronous; called in threads by lifecycle.py
+and teardown.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nimbus.host.disk import chown_nofollow, clone_file, free_bytes, remove_tree
+from nimbus.host_agent.plan import VmPlan
+from nimbus.model.errors import HostFault
+
+RESERVE_BYTES = 256 << 20  # what stays free for the host's own ledger, logs and spool
+
+
+def acquire_disk(plan: VmPlan, template: Path) -> None:
+    """Make the overlay, owned by the VM's uid. Raises HostFault where the disk is full or refuses."""
+    try:
+        plan.paths.disk.mkdir(parents=True, exist_ok=True, mode=0o700)
+        free = free_bytes(plan.paths.folder)
+        if free < RESERVE_BYTES:
+            raise HostFault(f"disk full: {free >> 20} MiB free at {plan.paths.folder}, {RESERVE_BYTES >> 20} are kept")
+        clone_file(template, plan.paths.overlay)
+        chown_nofollow(plan.paths.overlay, plan.slot.uid, plan.slot.gid)
+        chown_nofollow(plan.paths.disk, plan.slot.uid, plan.slot.gid)
+    except OSError as error:
+        raise HostFault(f"cannot make the disk of VM {plan.vm}: {error.strerror}") from error
+
+
+def release_disk(folder: Path) -> None:
+    """Remove the VM's disk folder. Absent is success."""
+    remove_tree(folder)

@@ -1,0 +1,170 @@
+"""The ledger: one local file per VM that lists what the VM may own on this host. It is the undo stack.
+
+A record is written and fsynced before the first claim is acquired; strikes are renamed into place
+without fsync, because the page cache survives SIGKILL and after a host crash only files are left.
+Each record has a lock file held by its supervisor: whoever can take it may tear the VM down.
+Never touches a host resource itself. Called by lifecycle.py, teardown.py and reaper.py, in threads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nimbus.host.disk import write_atomically
+from nimbus.model.errors import Conflict, HostFault
+from nimbus.model.ids import VmId
+from nimbus.model.lease import LeaseKey
+from nimbus.model.record import RECORD_VERSION, ProcessId, Record
+from nimbus.model.vm import Claim, ExitReason, GuestExit, Slot
+
+
+@dataclass
+class OpenRecord:
+    """A record whose lock this process holds. `write` keeps the file and the value in step."""
+
+    ledger: Ledger
+    value: Record
+
+    def write(self, value: Record, *, fsync: bool = False) -> None:
+        """Replace the record's file. Raises HostFault where the disk refuses."""
+        self.ledger.write(value, fsync=fsync)
+        self.value = value
+
+    def note_failure(self, claim: Claim, error: BaseException) -> None:
+        """Keep what could not be released, for the reaper's next round and for the operator."""
+        line = f"{claim}: {type(error).__name__}: {error}"
+        self.write(replace(self.value, failures=(*self.value.failures[-9:], line)))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The folder of records below one state root."""
+
+    folder: Path
+
+    @contextmanager
+    def create(self, value: Record) -> Iterator[OpenRecord]:
+        """A new locked record, on disk before this yields. The lock ends with the block or the process."""
+        self._ensure_folder()
+        with self._locked(value.vm) as held:
+            if not held:
+                raise Conflict(f"VM {value.vm} has a supervisor already")
+            record = OpenRecord(self, value)
+            try:
+                record.write(value, fsync=True)
+            except HostFault:
+                self._lock_path(value.vm).unlink(missing_ok=True)
+                raise
+            yield record
+
+    @contextmanager
+    def take(self, vm: VmId) -> Iterator[OpenRecord | None]:
+        """The record of `vm` with its lock, or None while another supervisor lives or the record is gone."""
+        with self._locked(vm) as held:
+            value = self.read(vm) if held else None
+            if held and value is None:
+                self._lock_path(vm).unlink(missing_ok=True)
+            yield OpenRecord(self, value) if value is not None else None
+
+    def vms(self) -> list[VmId]:
+        """Every VM with a record or a lock file, oldest id order not promised."""
+        names = {path.stem for path in self.folder.glob("*.json")} | {path.stem for path in self.folder.glob("*.lock")}
+        return sorted(VmId(name) for name in names if len(name) == 8)
+
+    def read(self, vm: VmId) -> Record | None:
+        """The record as it stands on disk; None when there is none. Raises HostFault for a torn or newer one."""
+        try:
+            text = self._path(vm).read_text()
+        except FileNotFoundError:
+            return None
+        return parse_record(text)
+
+    def write(self, value: Record, *, fsync: bool) -> None:
+        """Put `value` in the place of the file. Raises HostFault where the disk refuses."""
+        try:
+            write_atomically(self._path(value.vm), render_record(value).encode(), fsync=fsync)
+        except OSError as error:
+            raise HostFault(f"cannot write the ledger record of VM {value.vm}: {error.strerror}") from error
+
+    def remove(self, vm: VmId) -> None:
+        """Forget `vm`: the last act of a complete teardown. Absent is success."""
+        self._path(vm).unlink(missing_ok=True)
+        self._lock_path(vm).unlink(missing_ok=True)
+
+    def _ensure_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise HostFault(f"cannot make the ledger folder {self.folder}: {error.strerror}") from error
+
+    def _path(self, vm: VmId) -> Path:
+        return self.folder / f"{vm}.json"
+
+    def _lock_path(self, vm: VmId) -> Path:
+        return self.folder / f"{vm}.lock"
+
+    @contextmanager
+    def _locked(self, vm: VmId) -> Iterator[bool]:
+        """True when the lock was free. A lock whose file was unlinked meanwhile does not count."""
+        try:
+            fd = os.open(self._lock_path(vm), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise HostFault(f"cannot open the lock of VM {vm}: {error.strerror}") from error
+        try:
+            held = False
+            with suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = self._is_current(fd, vm)
+            yield held
+        finally:
+            os.close(fd)
+
+    def _is_current(self, fd: int, vm: VmId) -> bool:
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(fd), os.stat(self._lock_path(vm)))
+        return False
+
+
+def render_record(value: Record) -> str:
+    """JSON text of a record, stable in its field order."""
+    body = asdict(value)
+    body["vm"] = str(value.vm)
+    return json.dumps(body, separators=(",", ":"))
+
+
+def parse_record(text: str) -> Record:
+    """The record in `text`. Raises HostFault for a version or a shape that this release does not know."""
+    try:
+        body: dict[str, Any] = json.loads(text)
+        if body["version"] != RECORD_VERSION:
+            raise HostFault(f"ledger record of version {body['version']}: this release reads {RECORD_VERSION}")
+        return Record(
+            vm=VmId(body["vm"]),
+            created_at=body["created_at"],
+            boot_id=body["boot_id"],
+            backend=body["backend"],
+            plan=body["plan"],
+            claims=tuple(Claim(c) for c in body["claims"]),
+            slot=Slot(**body["slot"]) if body["slot"] else None,
+            keeper=ProcessId(**body["keeper"]) if body["keeper"] else None,
+            lease=LeaseKey(**body["lease"]) if body["lease"] else None,
+            renewed_at_ns=body["renewed_at_ns"],
+            ttl_s=body["ttl_s"],
+            exit=_parse_exit(body["exit"]),
+            failures=tuple(body["failures"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise HostFault(f"a ledger record cannot be read: {error!r}") from error
+
+
+def _parse_exit(body: dict[str, Any] | None) -> GuestExit | None:
+    if body is None:
+        return None
+    return GuestExit(body["code"], body["signal"], ExitReason(body["reason"]), body["message"])

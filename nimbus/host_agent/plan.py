@@ -1,0 +1,126 @@
+"""From a request to a plan: every name, path, address and limit of one VM, decided before anything is done.
+
+Pure: no I/O, no clock. The same inputs give the same plan, so a reaper that reads a record recomputes
+the paths and names that the dead supervisor used. Called by lifecycle.py and teardown.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from nimbus.host_agent.network import plan_network
+from nimbus.model.ids import VmId, object_name, state_root_id
+from nimbus.model.vm import Command, HostPort, NetPlan, Shape, Slot
+
+DEFAULT_SUBNET = IPv4Network("172.30.0.0/16")
+
+
+@dataclass(frozen=True)
+class HostLayout:
+    """Where this agent keeps things and how it names them: the same for all its VMs."""
+
+    state: Path
+    runtime: Path
+    subnet: IPv4Network = DEFAULT_SUBNET
+    tap_prefix: str = "nimbus"
+    host_ports: tuple[HostPort, ...] = ()
+    nameserver: IPv4Address | None = None
+    uid_base: int = 200_000
+    slot_limit: int = 64
+
+    @property
+    def root_id(self) -> str:
+        return state_root_id(str(self.state))
+
+    @property
+    def ledger(self) -> Path:
+        return self.state / "ledger"
+
+    @property
+    def images(self) -> Path:
+        return self.state / "images"
+
+
+@dataclass(frozen=True)
+class VmPaths:
+    """The files of one VM below the state root. `run` alone belongs to the VM's uid."""
+
+    folder: Path
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk"
+
+    @property
+    def overlay(self) -> Path:
+        return self.disk / "overlay.img"
+
+    @property
+    def jail(self) -> Path:
+        return self.folder / "jail"
+
+    @property
+    def link(self) -> Path:
+        return self.run / "link.sock"
+
+
+@dataclass(frozen=True)
+class MachineRequest:
+    """What is asked of the host: one command in one fresh VM."""
+
+    command: Command
+    shape: Shape = Shape()
+    image: str = "base"
+
+
+@dataclass(frozen=True)
+class VmPlan:
+    """All that is decided about one VM."""
+
+    vm: VmId
+    object: str
+    shape: Shape
+    image: str
+    backend: str
+    accel: str
+    slot: Slot
+    net: NetPlan
+    paths: VmPaths
+
+
+def plan_vm(
+    layout: HostLayout, vm: VmId, *, shape: Shape, image: str, backend: str, accel: str, slot: Slot
+) -> VmPlan:
+    """The plan of `vm` on this host."""
+    name = object_name(layout.root_id, vm)
+    net = plan_network(
+        name,
+        slot,
+        subnet=layout.subnet,
+        tap_prefix=layout.tap_prefix,
+        host_ports=layout.host_ports,
+        nameserver=layout.nameserver,
+    )
+    paths = VmPaths(layout.state / "vms" / str(vm))
+    return VmPlan(vm, name, shape, image, backend, accel, slot, net, paths)
+
+
+def render_plan(shape: Shape, image: str, accel: str) -> dict[str, object]:
+    """What a record must hold so that `replan` gives the same plan again."""
+    return {"shape": asdict(shape), "image": image, "accel": accel}
+
+
+def replan(layout: HostLayout, vm: VmId, *, backend: str, stored: Mapping[str, Any], slot: Slot) -> VmPlan:
+    """The plan of a record that another process wrote."""
+    shape = Shape(**stored["shape"])
+    return plan_vm(
+        layout, vm, shape=shape, image=stored["image"], backend=backend, accel=stored["accel"], slot=slot
+    )

@@ -1,0 +1,31 @@
+"""The fake: nimbus-init as an ordinary process of this host, for tests and rehearsals. No guest, no isolation.
+
+It speaks the guest link for real and lives under a real keeper in a real cgroup, so everything but the
+machine itself is the production path. `auto` never picks it. The command runs as whoever runs the agent.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from nimbus.host_agent.plan import VmPlan
+from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, LaunchSpec, Machine, open_machine
+
+
+class Fake:
+    """See the module."""
+
+    name = "fake"
+    needs_guest_files = False
+
+    def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:
+        """Pure: the guest's own PID 1 in its host double mode."""
+        return LaunchSpec(argv=(str(boot.binary), "--host-double", str(plan.paths.link)), jailed=False)
+
+    async def launch(
+        self, plan: VmPlan, boot: Boot, terms: KeeperTerms, *, task_status: trio.TaskStatus[Machine]
+    ) -> None:
+        """Start the double under a keeper; return when it is gone."""
+        async with open_machine(plan, self.describe(plan, boot), terms) as machine:
+            task_status.started(machine)
+            await machine.wait_gone()
