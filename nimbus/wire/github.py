@@ -1,0 +1,282 @@
+"""GitHub's webhook and App formats: bytes and headers <-> frozen values.
+
+It never opens a socket, keeps a secret or decides what a job means. The control plane's `webhooks`,
+`demand`, `runners` and `github_client` call it, and so does the bundled fake GitHub (`nimbus.sim`), so
+that both sides of the rehearsal share one spelling. Strict about ids and types, permissive about words
+that GitHub may add (conclusions, actions).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from nimbus.model.errors import Refused, Unauthorized
+from nimbus.model.job import JobState
+
+MAX_WEBHOOK_BYTES = 25 * 1024 * 1024  # GitHub delivers nothing larger
+APP_JWT_BACKDATE_S = 60  # GitHub's advice against clock drift
+APP_JWT_LIFE_S = 9 * 60  # GitHub refuses more than 10 minutes
+MAX_LABELS = 100
+MAX_LABEL_CHARS = 256
+_MAX_ID = 2**63 - 1
+_GUID = re.compile(r"[0-9A-Za-z-]{8,64}")
+_EVENT = re.compile(r"[a-z_]{1,64}")
+_SIGNATURE = re.compile(r"sha256=([0-9a-f]{64})")
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # valid in JSON, refused by PostgreSQL's text
+
+
+@dataclass(frozen=True)
+class WebhookHeaders:
+    """What the headers of one delivery say. `guid` is the same again when GitHub redelivers."""
+
+    event: str
+    guid: str
+    signature: str | None
+    timestamp: str | None  # not GitHub's: only a trusted relay adds it
+
+
+@dataclass(frozen=True)
+class ForgeRepo:
+    """A repository and the account that owns it, by GitHub's ids."""
+
+    forge_id: int
+    name: str
+    full_name: str
+    private: bool
+    owner_id: int
+    owner_login: str
+
+
+@dataclass(frozen=True)
+class WorkflowJobEvent:
+    """One `workflow_job` event. `told` is what it says of the job; None for an action we do not know."""
+
+    action: str
+    told: JobState | None
+    forge_job_id: int
+    run_id: int
+    run_attempt: int
+    name: str
+    workflow_name: str | None
+    head_branch: str | None
+    head_sha: str | None
+    html_url: str | None
+    conclusion: str | None
+    labels: tuple[str, ...]  # a label set: lower-case, sorted, each once
+    runner_id: int | None
+    runner_name: str | None
+    created_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    repo: ForgeRepo
+    installation_id: int | None
+
+
+def parse_webhook_headers(headers: Mapping[str, str]) -> WebhookHeaders:
+    """The delivery's headers; Refused where the event or the GUID is missing or malformed."""
+    lower = {name.lower(): value for name, value in headers.items()}
+    event, guid = lower.get("x-github-event", ""), lower.get("x-github-delivery", "")
+    if not _EVENT.fullmatch(event):
+        raise Refused("the X-GitHub-Event header is missing or malformed")
+    if not _GUID.fullmatch(guid):
+        raise Refused("the X-GitHub-Delivery header is missing or malformed")
+    return WebhookHeaders(event, guid, lower.get("x-hub-signature-256"), lower.get("x-hub-signature-timestamp"))
+
+
+def render_signature(secret: str, body: bytes) -> str:
+    """The value of X-Hub-Signature-256 for this body."""
+    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def verify_signature(secrets: Sequence[str], body: bytes, header: str | None) -> None:
+    """Unauthorized unless one of the secrets (the current one and, during a rotation, the previous) signed the body.
+
+    Every secret is tried in full, so that the time taken says nothing about which one matched.
+    """
+    match = _SIGNATURE.fullmatch(header) if header is not None else None
+    if match is None:
+        raise Unauthorized("the X-Hub-Signature-256 header is missing or malformed")
+    good = False
+    for secret in secrets:
+        if secret:  # an unset secret must not become a key that everybody knows
+            good |= hmac.compare_digest(render_signature(secret, body), f"sha256={match[1]}")
+    if not good:
+        raise Unauthorized("the webhook's signature does not match: check the secret on both sides")
+
+
+def check_timestamp(header: str | None, now_s: float, tolerance_s: float, *, required: bool = False) -> None:
+    """Unauthorized for a relay's timestamp outside the tolerance; a missing one passes unless required."""
+    if header is None:
+        if required:
+            raise Unauthorized("X-Hub-Signature-Timestamp is required here and missing")
+        return
+    if not re.fullmatch(r"[0-9]{1,15}", header):
+        raise Unauthorized("X-Hub-Signature-Timestamp is not a number of Unix seconds")
+    if abs(now_s - int(header)) > tolerance_s:
+        raise Unauthorized(f"X-Hub-Signature-Timestamp is more than {tolerance_s:g} s away from this clock")
+
+
+def parse_json_object(body: bytes) -> dict[str, object]:
+    """The JSON object in `body`; Refused for anything else, however deep or large its parts."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise Refused("the body is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise Refused("the body is not a JSON object")
+    return value
+
+
+def parse_workflow_job(body: bytes) -> WorkflowJobEvent:
+    """The event in the body of a `workflow_job` delivery; Refused names the field that is wrong."""
+    top = parse_json_object(body)
+    job = _object(top, "workflow_job")
+    action = _text(top, "action")
+    status = _optional_text(job, "status")
+    return WorkflowJobEvent(
+        action=action,
+        told=told_state(action, status),
+        forge_job_id=_id(job, "id"),
+        run_id=_id(job, "run_id"),
+        run_attempt=_id(job, "run_attempt") if job.get("run_attempt") is not None else 1,
+        name=_text(job, "name"),
+        workflow_name=_optional_text(job, "workflow_name"),
+        head_branch=_optional_text(job, "head_branch"),
+        head_sha=_optional_text(job, "head_sha"),
+        html_url=_optional_text(job, "html_url"),
+        conclusion=_optional_text(job, "conclusion"),
+        labels=_labels(job),
+        # GitHub writes an unassigned runner as null, and in older payloads as 0 and ""
+        runner_id=_id(job, "runner_id") if job.get("runner_id") else None,
+        runner_name=_optional_text(job, "runner_name") or None,
+        created_at=_time(job, "created_at"),
+        started_at=_time(job, "started_at"),
+        completed_at=_time(job, "completed_at"),
+        repo=_repo(top),
+        installation_id=installation_id(top),
+    )
+
+
+def told_state(action: str, status: str | None) -> JobState | None:
+    """What the pair says of the job: the action decides, but a queued job with status `waiting` is at a gate."""
+    if action == "queued" and status == "waiting":
+        return JobState.WAITING
+    known = {
+        "waiting": JobState.WAITING,
+        "queued": JobState.QUEUED,
+        "in_progress": JobState.IN_PROGRESS,
+        "completed": JobState.COMPLETED,
+    }
+    return known.get(action)
+
+
+def installation_id(top: Mapping[str, object]) -> int | None:
+    """The App installation that a payload names; None for a repository hook."""
+    if top.get("installation") is None:
+        return None
+    return _id(_object(top, "installation"), "id")
+
+
+def label_set(labels: Iterable[str]) -> tuple[str, ...]:
+    """Labels as GitHub compares them: without case, order or repetition."""
+    return tuple(sorted({label.strip().lower() for label in labels if label.strip()}))
+
+
+def runner_serves(runner_labels: Iterable[str], job_labels: Iterable[str]) -> bool:
+    """Whether GitHub would give a job with these labels to such a runner: it must carry them all."""
+    return set(label_set(job_labels)) <= set(label_set(runner_labels))
+
+
+def app_jwt_claims(app_id: str, now_s: float) -> dict[str, object]:
+    """Claims of the App's RS256 JWT."""
+    issued_s = int(now_s) - APP_JWT_BACKDATE_S
+    return {"iat": issued_s, "exp": issued_s + APP_JWT_LIFE_S, "iss": app_id}
+
+
+def encode_jit_config(files: Mapping[str, bytes]) -> str:
+    """A JIT config as a runner takes it: base64 of JSON {file name: base64 of its content}."""
+    inner = {name: base64.b64encode(content).decode("ascii") for name, content in files.items()}
+    return base64.b64encode(json.dumps(inner).encode()).decode("ascii")
+
+
+def decode_jit_config(text: str) -> dict[str, bytes]:
+    """The files in a JIT config; Refused where it is none. The message never quotes it: it is a secret."""
+    try:
+        inner = parse_json_object(base64.b64decode(text, validate=True))
+        return {name: base64.b64decode(_text(inner, name), validate=True) for name in inner}
+    except (binascii.Error, ValueError, Refused):
+        raise Refused("this is not a JIT config: base64 of a JSON object of base64 files is needed") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)  # NaN and Infinity are not JSON
+
+
+def _object(parent: Mapping[str, object], key: str) -> dict[str, object]:
+    value = parent.get(key)
+    if not isinstance(value, dict):
+        raise Refused(f"{key} is missing or not an object")
+    return value
+
+
+def _id(parent: Mapping[str, object], key: str) -> int:
+    value = parent.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_ID:
+        raise Refused(f"{key} is missing or not an id")
+    return value
+
+
+def _text(parent: Mapping[str, object], key: str) -> str:
+    value = _optional_text(parent, key)
+    if value is None:
+        raise Refused(f"{key} is missing")
+    return value
+
+
+def _optional_text(parent: Mapping[str, object], key: str) -> str | None:
+    value = parent.get(key)
+    if value is not None and not isinstance(value, str):
+        raise Refused(f"{key} is not text")
+    return _UNSTORABLE.sub("\ufffd", value) if value is not None else None
+
+
+def _time(parent: Mapping[str, object], key: str) -> datetime | None:
+    text = _optional_text(parent, key)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Refused(f"{key} is not a time") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _labels(job: Mapping[str, object]) -> tuple[str, ...]:
+    value = job.get("labels")
+    if not isinstance(value, list) or len(value) > MAX_LABELS:
+        raise Refused(f"labels is missing or not a list of at most {MAX_LABELS}")
+    for label in value:
+        if not isinstance(label, str) or len(label) > MAX_LABEL_CHARS or _UNSTORABLE.search(label):
+            raise Refused(f"labels holds something that is no text of at most {MAX_LABEL_CHARS} characters")
+    return label_set(value)
+
+
+def _repo(top: Mapping[str, object]) -> ForgeRepo:
+    repo = _object(top, "repository")
+    owner = _object(repo, "owner")
+    return ForgeRepo(
+        forge_id=_id(repo, "id"),
+        name=_text(repo, "name"),
+        full_name=_text(repo, "full_name"),
+        private=repo.get("private") is not False,  # unknown counts as private: the narrower answer
+        owner_id=_id(owner, "id"),
+        owner_login=_text(owner, "login"),
+    )
