@@ -1,0 +1,271 @@
+"""The fake GitHub's rules: who gets which job and when, as facts 5.1 to 5.4 tell of the real one.
+
+A job goes to an online idle runner that carries all its labels; a runner takes one job and is removed;
+an offer that is not accepted in 60 s is withdrawn and the job queued again. No I/O, no clock of its own
+and no sleeping: the routes call it, `app.py` calls `sweep` each second, and every change rings `changed`.
+It never speaks HTTP and never sends a webhook: `tell` is handed the job and the action.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nimbus.model.errors import Conflict, NotFound, Refused, Unauthorized
+from nimbus.model.job import JobState
+from nimbus.sim.jobs import Conclusion, Happening, Job, Repo, Run, Runner, StepRun
+from nimbus.sim.workflow import Workflow
+from nimbus.wire.github import runner_serves
+
+DAY_S = 86_400.0
+
+
+def _stable_id(name: str) -> int:
+    """An id that a restarted sim gives again, as GitHub's accounts and repositories keep theirs."""
+    return 1 + int.from_bytes(hashlib.sha256(name.lower().encode()).digest()[:5])
+
+
+@dataclass(frozen=True)
+class ForgePolicy:
+    """GitHub's time limits; the rehearsal may shorten those that nobody can wait for."""
+
+    accept_within_s: float = 60.0
+    offline_after_s: float = 60.0
+    lost_after_s: float = 600.0  # a busy runner silent for this long: its job fails
+    cancel_within_s: float = 300.0  # a runner told to stop and still busy: the job is ended without it
+    queued_at_most_s: float = DAY_S
+    offline_at_most_s: float = DAY_S
+
+
+class Forge:
+    """One organisation: its repositories, runs, jobs and runners, all in memory."""
+
+    def __init__(self, owner: str, policy: ForgePolicy, now_s: Callable[[], float]) -> None:
+        self.owner = owner
+        self.policy = policy
+        self.now_s = now_s
+        self.tell: Callable[[Job, str], None] = lambda _job, _action: None
+        self.changed: Callable[[], None] = lambda: None
+        # The control plane keeps ids for ever and the sim forgets all at its end: start where no earlier one was.
+        self._last_id = int(now_s() * 1000)
+        self.owner_id = _stable_id(owner)
+        self.repos: dict[str, Repo] = {}
+        self.runs: dict[int, Run] = {}
+        self.jobs: dict[int, Job] = {}
+        self.runners: dict[int, Runner] = {}
+
+    def _new_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    # -- runs and jobs --------------------------------------------------------------------------
+
+    def repo(self, name: str) -> Repo:
+        """The repository of that name, made at its first mention; its id is a function of the name."""
+        key = name.lower()
+        if key not in self.repos:
+            self.repos[key] = Repo(_stable_id(f"{self.owner}/{name}"), name, self.owner, self.owner_id)
+        return self.repos[key]
+
+    def start_run(self, workflow: Workflow, repo_name: str) -> Run:
+        now = self.now_s()
+        run = Run(self._new_id(), workflow.name, self.repo(repo_name), now)
+        for spec in workflow.jobs:
+            state = JobState.QUEUED if spec.environment is None else JobState.WAITING
+            steps = [StepRun(number, step) for number, step in enumerate(spec.steps, start=1)]
+            run.jobs.append(Job(self._new_id(), run, spec, state, now, steps))
+        self.runs[run.run_id] = run
+        for job in run.jobs:
+            self.jobs[job.job_id] = job
+            self._note(job, job.state.value)
+            self.tell(job, "queued")  # also for a job at a gate: its status says `waiting`
+        self._assign()
+        return run
+
+    def job(self, job_id: int) -> Job:
+        try:
+            return self.jobs[job_id]
+        except KeyError:
+            raise NotFound(f"there is no job {job_id}") from None
+
+    def approve(self, job_id: int) -> Job:
+        """Open the gate of a waiting job: GitHub then tells of it as queued."""
+        job = self.job(job_id)
+        if job.state is not JobState.WAITING:
+            raise Conflict(f"job {job_id} is {job.state} and waits at no gate")
+        job.state = JobState.QUEUED
+        self._note(job, "queued")
+        self.tell(job, "queued")
+        self._assign()
+        return job
+
+    def cancel(self, job_id: int) -> Job:
+        """Cancel: at once before a runner accepted, else by telling the runner."""
+        job = self.job(job_id)
+        if job.state is JobState.COMPLETED:
+            raise Conflict(f"job {job_id} is completed already")
+        if job.state is JobState.IN_PROGRESS:
+            job.cancelled_at_s = job.cancelled_at_s or self.now_s()
+            self._note(job, "cancel requested")
+            self.changed()
+        else:
+            self._complete(job, Conclusion.CANCELLED)
+        return job
+
+    # -- runners, as the REST API sees them -------------------------------------------------------
+
+    def register(self, scope: str, name: str, labels: tuple[str, ...], group_id: int, work_folder: str) -> Runner:
+        """A new just-in-time runner: offline, with exactly these labels in lower case."""
+        if any(runner.name.lower() == name.lower() for runner in self.runners.values()):
+            raise Conflict(f"Already exists - A runner with the name {name} already exists.")
+        lowered = tuple(dict.fromkeys(label.lower() for label in labels))
+        token = secrets.token_urlsafe(32)
+        runner = Runner(self._new_id(), name, scope, lowered, group_id, token, work_folder, self.now_s())
+        self.runners[runner.runner_id] = runner
+        return runner
+
+    def runners_of(self, scope: str, name: str | None) -> list[Runner]:
+        return [
+            runner
+            for runner in self.runners.values()
+            if runner.scope.lower() == scope.lower() and (name is None or runner.name.lower() == name.lower())
+        ]
+
+    def runner_of(self, scope: str, runner_id: int) -> Runner:
+        runner = self.runners.get(runner_id)
+        if runner is None or runner.scope.lower() != scope.lower():
+            raise NotFound("Not Found")
+        return runner
+
+    def delete_runner(self, scope: str, runner_id: int) -> None:
+        runner = self.runner_of(scope, runner_id)
+        if runner.busy:
+            raise Refused(f'Runner "{runner.name}" is currently running a job and cannot be deleted.')
+        self._remove(runner)
+
+    # -- runners, as they see themselves ----------------------------------------------------------
+
+    def authenticate(self, token: str) -> Runner:
+        """The runner that holds the token, seen alive now."""
+        for runner in self.runners.values():
+            if secrets.compare_digest(runner.token.encode(), token.encode()):
+                runner.seen_at_s = self.now_s()
+                return runner
+        raise Unauthorized("this runner is not registered, or no longer")
+
+    def go_online(self, runner: Runner) -> None:
+        runner.online = True
+        self._assign()
+
+    def offer(self, runner: Runner) -> Job | None:
+        """The job that is offered to the runner, if any."""
+        return next((job for job in self.jobs.values() if job.offered_to is runner), None)
+
+    def accept(self, runner: Runner, job_id: int) -> Job:
+        job = self.job(job_id)
+        if job.offered_to is not runner:
+            raise Conflict(f"job {job_id} is not offered to this runner")
+        job.offered_to, job.runner, runner.job = None, runner, job
+        job.state, job.started_at_s = JobState.IN_PROGRESS, self.now_s()
+        self._note(job, f"accepted by {runner.name}")
+        self.tell(job, "in_progress")
+        return job
+
+    def job_of(self, runner: Runner, job_id: int) -> Job:
+        """The job that the runner is running; a runner reaches no other."""
+        if runner.job is None or runner.job.job_id != job_id:
+            raise NotFound(f"job {job_id} is not this runner's")
+        return runner.job
+
+    def start_step(self, job: Job, number: int) -> StepRun:
+        step = self.step(job, number)
+        step.state, step.started_at_s = JobState.IN_PROGRESS, self.now_s()
+        return step
+
+    def finish_step(self, job: Job, number: int, conclusion: Conclusion) -> StepRun:
+        step = self.step(job, number)
+        step.state, step.conclusion, step.completed_at_s = JobState.COMPLETED, conclusion, self.now_s()
+        self._note(job, f"step {number} {conclusion}")
+        return step
+
+    def step(self, job: Job, number: int) -> StepRun:
+        if not 1 <= number <= len(job.steps):
+            raise NotFound(f"job {job.job_id} has no step {number}")
+        return job.steps[number - 1]
+
+    def complete(self, runner: Runner, job_id: int, conclusion: Conclusion) -> Job:
+        """The runner's last word on its job. GitHub removes a just-in-time runner with it."""
+        job = self.job_of(runner, job_id)
+        # A job asked to stop ends cancelled, whatever its last step made of the signal.
+        self._complete(job, Conclusion.CANCELLED if job.cancelled_at_s is not None else conclusion)
+        return job
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Apply every limit that has passed."""
+        now, policy = self.now_s(), self.policy
+        for runner in list(self.runners.values()):
+            silent_s = now - (runner.seen_at_s if runner.seen_at_s is not None else runner.registered_at_s)
+            if runner.online and silent_s > policy.offline_after_s:
+                runner.online = False
+            if runner.job is not None:
+                if silent_s > policy.lost_after_s:
+                    self._note(runner.job, "the runner lost communication with the server")
+                    self._complete(runner.job, Conclusion.FAILURE)
+                elif now - (runner.job.cancelled_at_s or now) > policy.cancel_within_s:
+                    self._complete(runner.job, Conclusion.CANCELLED)
+            elif not runner.online and silent_s > policy.offline_at_most_s:
+                self._remove(runner)
+        for job in list(self.jobs.values()):
+            if job.offered_to is not None and now - job.offered_at_s > policy.accept_within_s:
+                self._withdraw(job)
+            if job.state is JobState.QUEUED and now - job.created_at_s > policy.queued_at_most_s:
+                self._complete(job, Conclusion.FAILURE)
+        self._assign()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _assign(self) -> None:
+        for job in self.jobs.values():
+            if job.state is not JobState.QUEUED or job.offered_to is not None:
+                continue
+            runner = next((runner for runner in self.runners.values() if self._may_take(runner, job)), None)
+            if runner is not None:
+                job.offered_to, job.offered_at_s = runner, self.now_s()
+                self._note(job, f"offered to {runner.name}")
+        self.changed()
+
+    def _may_take(self, runner: Runner, job: Job) -> bool:
+        free = runner.online and not runner.busy and self.offer(runner) is None
+        fits = runner.reaches(job.run.repo) and runner_serves(runner.labels, job.spec.labels)
+        return free and fits and runner.runner_id not in job.passed_by
+
+    def _withdraw(self, job: Job) -> None:
+        assert job.offered_to is not None  # noqa: S101 -- the callers looked; this tells mypy
+        job.passed_by.add(job.offered_to.runner_id)
+        self._note(job, f"queued again: {job.offered_to.name} did not accept it")
+        job.offered_to = None
+
+    def _complete(self, job: Job, conclusion: Conclusion) -> None:
+        runner = job.runner
+        job.state, job.conclusion, job.completed_at_s = JobState.COMPLETED, conclusion, self.now_s()
+        job.offered_to = None
+        self._note(job, f"completed {conclusion}")
+        if runner is not None:
+            runner.job = None
+            self._remove(runner)
+        self.tell(job, "completed")
+        self._assign()
+
+    def _remove(self, runner: Runner) -> None:
+        offered = self.offer(runner)
+        if offered is not None:
+            self._withdraw(offered)
+        self.runners.pop(runner.runner_id, None)
+        self._assign()
+
+    def _note(self, job: Job, what: str) -> None:
+        job.history.append(Happening(self.now_s(), what))
