@@ -1,0 +1,80 @@
+# Every target first sets up what it needs (deploy/setup.sh; a no-op when nothing has changed). The environment is
+# .venv, so `.venv/bin/nimbus` works after any of them. `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+# sbin holds nft, mke2fs and sysctl; an ordinary user's PATH may lack it.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+BIN := .venv/bin
+PYTHON ?=
+export PYTHON
+ARGS ?=
+WORKFLOW ?=
+LINTED := nimbus tests bench native
+
+.PHONY: help setup setup-run build check format test test-pythons demo up run lock clean
+
+help: ## show this list
+	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  make demo WORKFLOW=my.yml      the same with a workflow of yours"
+	@echo "  make run ARGS='-- uname -r'    one command in a fresh microVM"
+	@echo "  make test ARGS='-k lease'      some of the tests"
+	@echo "  make PYTHON=/path/to/python3.13 setup    another interpreter (3.11 or newer)"
+
+setup: ## Debian packages, .venv, Nimbus with its native code
+	@deploy/setup.sh dev
+
+setup-run:
+	@deploy/setup.sh run
+
+build: setup-run ## the native parts (keeper, nimbus-init, cffi library) and the guest's kernel and disks
+	@$(BIN)/nimbus assets build
+
+check: setup ## lint, format, types, import rules, house rules, clang-tidy
+	@echo "== ruff"; $(BIN)/ruff check $(LINTED); $(BIN)/ruff format --check $(LINTED)
+	@echo "== flake8-async"; $(BIN)/flake8 $(LINTED)
+	@echo "== mypy"; $(BIN)/mypy
+	@echo "== import rules"; $(BIN)/lint-imports
+	@echo "== house rules"; $(BIN)/pytest -q -p no:cacheprovider tests/unit/test_house.py
+	@echo "== clang-tidy"; $(MAKE) -C native tidy
+	@echo "check: all good"
+
+format: setup ## let ruff format and sort what it can
+	@$(BIN)/ruff format $(LINTED); $(BIN)/ruff check --fix-only $(LINTED)
+
+test: setup ## all tests; guests really boot
+	@$(BIN)/nimbus assets build
+	@$(BIN)/pytest $(ARGS)
+
+test-pythons: setup ## the unit tests on every newer Python that is installed here
+	@deploy/test-pythons.sh
+
+demo: setup-run ## from nothing to a GitHub-style job in a microVM, with a fake GitHub (WORKFLOW=file takes yours)
+	@$(BIN)/nimbus demo $(if $(WORKFLOW),--workflow '$(WORKFLOW)') $(ARGS)
+
+up: setup-run ## the whole stack with the fake GitHub; Ctrl-C stops it
+	@$(BIN)/nimbus assets build
+	@exec $(BIN)/nimbus up --sim $(ARGS)
+
+run: setup-run ## one command in a fresh microVM: make run ARGS='-- uname -r'
+	@$(BIN)/nimbus assets build
+	@$(BIN)/nimbus run $(ARGS)
+
+bench-%: setup ## a measurement with bounds, for example bench-run; writes bench/results/NAME.json
+	@$(BIN)/nimbus assets build
+	@$(BIN)/python -m bench.$* $(ARGS)
+
+lock: setup ## pin the requirements again, with hashes
+	@deploy/lock.sh
+
+clean: ## remove what builds and runs left in this folder (not .venv, not .state)
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@if [ -e native/Makefile ]; then $(MAKE) -C native clean; fi
+	@rm -f .setup/project-*
+	@find nimbus tests bench native -name __pycache__ -type d -prune -exec rm -rf {} +

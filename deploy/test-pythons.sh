@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs the unit tests on every Python newer than .venv's that is installed here; says so where there is none.
+# Called by `make test-pythons`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=$(command -v uv || echo .setup/uv/bin/uv)
+export UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_LINK_MODE=${UV_LINK_MODE:-copy}
+own=$(.venv/bin/python -c 'import sys; print(sys.version_info[1])')
+tested=()
+for minor in $(seq "$((own + 1))" 15); do
+  python=$("$uv" python find --no-project "3.$minor" 2>/dev/null) || continue
+  "$python" -c '' 2>/dev/null || continue
+  environment=$PWD/.setup/python3.$minor
+  echo "== Python 3.$minor ($("$python" -c 'import sys; print(sys.version.split()[0])'))"
+  "$uv" venv --quiet --clear --python "$python" "$environment"
+  VIRTUAL_ENV=$environment "$uv" pip sync --quiet --require-hashes requirements-dev.txt
+  "$environment/bin/python" -m pytest -q -p no:cacheprovider tests/unit
+  tested+=("3.$minor")
+done
+if [ ${#tested[@]} -eq 0 ]; then echo "no Python newer than 3.$own is installed here"; else echo "tested on ${tested[*]}"; fi
