@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from nimbus.model.errors import Refused
 from nimbus.model.ids import VmId
@@ -65,8 +65,9 @@ class NetPlan:
     mac: str
     tap_uid: int
     tap_gid: int
+    subnet: IPv4Network  # where the uplinks of all VMs lie; a guest reaches no neighbour's
     host_ports: tuple[HostPort, ...] = ()
-    nameserver: IPv4Address | None = None
+    nameserver: IPv4Address | None = None  # asked on behalf of the guest, whose resolver is the gateway, port 53
 
 
 @dataclass(frozen=True)
