@@ -34,6 +34,10 @@ class Conflict(NimbusError):
     """Somebody else did it first; read the current state and decide again."""
 
 
+class Gone(NimbusError):
+    """What was asked for is no longer wanted: stop without complaint."""
+
+
 class Fenced(NimbusError):
     """The lease belongs to another now: stop at once, write nothing more."""
 
@@ -56,6 +60,10 @@ class Unavailable(NimbusError):
     def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Unavailable):
+    """The caller asks too often: retry after `retry_after_s` seconds."""
 
 
 class IllegalTransition(NimbusError):

@@ -1,0 +1,126 @@
+"""The bell: "look again", told between processes through Redis. Never truth and never data.
+
+A ring may be lost; whoever waits also looks by itself every few seconds. While Redis is away, rings still reach
+the listeners of this process, and the connection is tried again for ever. Called by the control plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import structlog
+import trio
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from nimbus.runtime.postgres import Bridge
+from nimbus.runtime.retry import Backoff
+
+log = structlog.get_logger()
+
+PUBLISH_S = 1.0  # a bell that takes longer is not worth the wait
+CLOSE_S = 2.0
+SOCKET_S = 5.0
+_AWAY = (redis_errors.RedisError, OSError, TimeoutError)
+_BACKOFF = Backoff(base_s=0.2, max_s=5.0)
+
+
+class Ringing:
+    """One listener's ear: remembers a ring that came while it was not waiting."""
+
+    def __init__(self) -> None:
+        self._rung = trio.Event()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    async def wait(self) -> None:
+        """Return at the next ring, or at once where one came since the last wait."""
+        await self._rung.wait()
+        self._rung = trio.Event()
+
+
+class Bell:
+    """Channels of rings. Get one by `open_bell`."""
+
+    def __init__(self, bridge: Bridge, client: Redis, prefix: str) -> None:
+        self._bridge = bridge
+        self._client = client
+        self._prefix = prefix
+        self._ears: dict[str, set[Ringing]] = {}
+        self.connected = False
+
+    @contextmanager
+    def listen(self, channel: str) -> Iterator[Ringing]:
+        """An ear for the channel. Listen first, look at the truth second, then wait: so no ring is missed."""
+        ear = Ringing()
+        self._ears.setdefault(channel, set()).add(ear)
+        try:
+            yield ear
+        finally:
+            self._ears[channel].discard(ear)
+
+    async def ring(self, channel: str) -> None:
+        """Wake whoever listens, in any process. Never fails: without Redis the others find out by looking."""
+        self._ring_here(channel)
+        if not self.connected:
+            return
+        try:
+            with trio.move_on_after(PUBLISH_S):
+                await self._bridge.call(self._publish, channel)
+        except _AWAY as error:
+            log.warning("bell.unheard", channel=channel, reason=type(error).__name__)
+
+    async def _publish(self, channel: str) -> None:
+        await self._client.publish(self._prefix + channel, b"")
+
+    def _ring_here(self, channel: str) -> None:
+        for ear in self._ears.get(channel, ()):
+            ear.ring()
+
+    async def run(self) -> None:
+        """Hear the other processes' rings until cancelled, over as many connections as it takes."""
+        delays = _BACKOFF.delays_s()
+        while True:
+            try:
+                await self._bridge.call(self._hear)
+            except _AWAY as error:
+                if self.connected:
+                    log.warning("bell.lost", reason=type(error).__name__)
+                    delays = _BACKOFF.delays_s()
+                self.connected = False
+            await trio.sleep(next(delays))
+
+    async def _hear(self) -> None:
+        async with self._client.pubsub() as pubsub:
+            await pubsub.psubscribe(self._prefix + "*")
+            async for message in pubsub.listen():
+                if message["type"] == "psubscribe":
+                    self.connected = True
+                    self._ring_everywhere_here()  # what was rung while we were away
+                elif message["type"] == "pmessage":
+                    self._ring_here(message["channel"].decode().removeprefix(self._prefix))
+
+    def _ring_everywhere_here(self) -> None:
+        for channel in self._ears:
+            self._ring_here(channel)
+
+
+@asynccontextmanager
+async def open_bell(url: str, bridge: Bridge, prefix: str = "nimbus:bell:") -> AsyncIterator[Bell]:
+    """A bell for as long as the body runs; opening it does not need Redis to be there."""
+
+    async def make() -> Redis:
+        return Redis.from_url(url, socket_connect_timeout=SOCKET_S, health_check_interval=30, retry=None)
+
+    client = await bridge.call(make)
+    bell = Bell(bridge, client, prefix)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bell.run)
+            yield bell
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.move_on_after(CLOSE_S, shield=True):
+            await bridge.call(client.aclose)

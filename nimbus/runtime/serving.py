@@ -1,0 +1,245 @@
+"""Serving HTTP on Hypercorn's trio worker, with the three things that stock Quart-Trio gets wrong put right.
+
+1. Connections that never close: Hypercorn's disconnect message cancels the request's nursery while the same
+   task is still closing or recycling the connection. The last message is sent in a shield with a limit.
+2. Uploads without backpressure: a body is received only while its reader keeps up.
+3. Silent truncation: the defaults that cut a slow download short are off.
+
+Never handles signals (runtime/signals.py) and holds no route. Called by each room's app.py and main.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import cast
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from quart import Response
+from quart.wrappers import Request
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers.request import TrioBody, TrioRequest
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from nimbus.model.errors import (
+    Conflict,
+    Fenced,
+    Forbidden,
+    Gone,
+    NimbusError,
+    NotFound,
+    RateLimited,
+    Refused,
+    Unauthorized,
+    Unavailable,
+)
+
+log = structlog.get_logger()
+
+LAST_MESSAGE_S = 10.0  # to hand the end of a response to the kernel and close or recycle the connection
+LINGER_S = 2.0  # to read on after an early answer, so that the client sees it and not a reset
+BODY_HIGH_BYTES = 256 * 1024  # buffered per request before receiving stops; four of Hypercorn's reads
+DEFAULT_MAX_BODY_BYTES = 1024 * 1024
+BODY_S = 60.0
+GRACEFUL_S = 30.0  # in-flight requests at shutdown; as long as the longest long poll
+
+# One table from errors to HTTP, the most specific first: (type, status, code).
+ERROR_STATUS: tuple[tuple[type[NimbusError], int, str], ...] = (
+    (Unauthorized, 401, "unauthorized"),
+    (Forbidden, 403, "forbidden"),
+    (NotFound, 404, "not_found"),
+    (Refused, 400, "refused"),
+    (Fenced, 409, "fenced"),
+    (Conflict, 409, "conflict"),
+    (Gone, 410, "unneeded"),
+    (RateLimited, 429, "rate_limited"),
+    (Unavailable, 503, "unavailable"),
+)
+
+
+class GatedBody(TrioBody):
+    """A request body that makes its sender wait while nobody reads it."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self._whole = False  # somebody awaits the complete body: buffering is asked for, up to the limit
+        self._discarding = False
+        self._total_bytes = 0
+        self._room = trio.Event()
+
+    def append(self, data: bytes) -> None:
+        self._total_bytes += len(data)
+        if self._discarding:
+            return
+        if self._max_content_length is not None and self._total_bytes > self._max_content_length:
+            # stock Quart counts only what is buffered, so a body that is read in pieces would have no limit
+            self._must_raise = self._must_raise or RequestEntityTooLarge()
+            self._data.clear()
+            self.set_complete()
+            return
+        super().append(data)
+
+    async def wait_room(self) -> None:
+        """Return once there is room for more, or nobody will read on."""
+        while len(self._data) > BODY_HIGH_BYTES and not (self._whole or self._discarding):
+            self._room = trio.Event()
+            await self._room.wait()
+
+    def discard(self) -> None:
+        """From now on what arrives is thrown away: the answer is already decided."""
+        self._discarding = True
+        self._data.clear()
+        self._room.set()
+
+    async def wait_end(self) -> None:
+        await self._complete.wait()
+
+    async def __anext__(self) -> bytes:
+        data = await super().__anext__()
+        self._room.set()
+        return data
+
+    def __await__(self):  # type: ignore[no-untyped-def]
+        self._whole = True
+        self._room.set()
+        return super().__await__()
+
+
+class GatedRequest(TrioRequest):
+    """A request whose body is gated."""
+
+    body_class = GatedBody
+
+
+class CarefulConnection(TrioASGIHTTPConnection):
+    """One request: receives with backpressure, ends with a shield."""
+
+    async def handle_messages(  # type: ignore[override]
+        self, nursery: trio.Nursery, request: Request, receive: ASGIReceiveCallable
+    ) -> None:
+        body = cast("GatedBody", request.body)
+        while True:
+            await body.wait_room()
+            message = await receive()
+            if message["type"] == "http.request":
+                body.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    body.set_complete()
+            elif message["type"] == "http.disconnect":
+                break
+        nursery.cancel_scope.cancel()
+
+    async def handle_request(  # type: ignore[override]
+        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
+    ) -> None:
+        body = cast("GatedBody", request.body)
+
+        async def send_message(message: ASGISendEvent) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                body.discard()
+                with trio.move_on_after(LINGER_S):
+                    await body.wait_end()
+                with trio.move_on_after(LAST_MESSAGE_S, shield=True):
+                    await send(message)
+            else:
+                await send(message)
+
+        await super().handle_request(nursery, request, cast("ASGISendCallable", send_message))
+
+
+class App(QuartTrio):
+    """The parent of every service's application."""
+
+    asgi_http_class = CarefulConnection
+    request_class = GatedRequest
+
+
+def build_app(name: str, *, max_body_bytes: int | None = DEFAULT_MAX_BODY_BYTES, body_s: float | None = BODY_S) -> App:
+    """An empty application with our limits and our errors; the caller registers its blueprints.
+
+    A response has no time limit: a stream ends when its client goes or its handler returns.
+    """
+    app = App(name, static_folder=None)
+    app.config.update(MAX_CONTENT_LENGTH=max_body_bytes, BODY_TIMEOUT=body_s, RESPONSE_TIMEOUT=None)
+    app.register_error_handler(NimbusError, _answer_nimbus_error)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(Exception, _answer_bug)
+    return app
+
+
+async def _answer_nimbus_error(error: NimbusError) -> Response:
+    for kind, status, code in ERROR_STATUS:
+        if isinstance(error, kind):
+            return error_response(status, code, str(error), _headers_of(error))
+    return await _answer_bug(error)
+
+
+def _headers_of(error: NimbusError) -> dict[str, str]:
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, Unavailable):
+        return {"Retry-After": str(max(1, round(error.retry_after_s)))}
+    return {}
+
+
+async def _answer_http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    return error_response(status, (error.name or "error").lower().replace(" ", "_"), error.description or "", {})
+
+
+async def _answer_bug(error: Exception) -> Response:
+    log.error("request.crashed", kind=type(error).__name__, exc_info=error)
+    return error_response(500, "internal", "a bug of ours: the log of the service says more", {})
+
+
+def error_response(status: int, code: str, message: str, headers: dict[str, str]) -> Response:
+    """The one form of an error: `{"error": code, "message": who must do what}`."""
+    return json_response({"error": code, "message": message}, status, headers)
+
+
+def json_response(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    text = json.dumps(body, separators=(",", ":"))
+    return Response(text, status=status, headers=headers, content_type="application/json")
+
+
+async def serve_app(
+    app: App | LazyApp,
+    binds: Sequence[str],
+    stop: trio.Event,
+    *,
+    graceful_s: float = GRACEFUL_S,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `stop` is set, then finish what is in flight; hands over the real addresses as URLs."""
+    config = Config()
+    config.bind = list(binds)
+    config.graceful_timeout = graceful_s
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.include_server_header = False
+    config.server_names = []
+    config.keep_alive_timeout = 30
+    await serve(app, config, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
+
+
+class LazyApp:
+    """An ASGI application that opens its services when the server starts, for `hypercorn ROOM.main:app`."""
+
+    def __init__(self, open_app: Callable[[], AbstractAsyncContextManager[App]]) -> None:
+        self._open_app = open_app
+        self._app: App | None = None
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "lifespan":
+            async with self._open_app() as app:
+                self._app = app
+                await app(scope, receive, send)
+        elif self._app is not None:
+            await self._app(scope, receive, send)

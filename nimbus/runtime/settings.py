@@ -1,0 +1,108 @@
+"""What every room's settings share: DSN spellings, secrets with a length, unknown variables, a clear refusal.
+
+Never holds a room's own variables (those are in ROOM/settings.py). Called once, by each room's `main`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Annotated, NoReturn, TypeVar
+
+from pydantic import AfterValidator, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from nimbus.wire.tokens import MIN_SECRET_BYTES
+
+PREFIX = "NIMBUS_"
+# Every variable that some part of Nimbus reads, beside the calling room's own: one environment serves them all.
+# A name that is missing here is only ever reported, never refused.
+_DOCUMENTED = """
+    ACCEL ADMIN_ALLOWED_SUBJECTS AGENT_ID AGENT_LEASE_RETRIES AGENT_LEASE_RETRY_BASE AGENT_LEASE_RETRY_MAX
+    AGENT_METRICS_HOST AGENT_METRICS_PORT AGENT_REDIS_URL AGENT_STATE_DATABASE_URL AGENT_TOKEN_RATE_INTERVAL
+    AGENT_TOKEN_RATE_LIMIT AGENT_TOKEN_SECRET CACHE_EVICTION_BATCH CACHE_MAX_BYTES CACHE_METRICS_DB CACHE_PROXY_URL
+    CACHE_S3_BUCKET CACHE_S3_CIRCUIT_FAILURES CACHE_S3_CIRCUIT_RESET CACHE_S3_ENDPOINT CACHE_S3_MAX_RETRIES
+    CACHE_S3_REGION CACHE_S3_RETRY_BASE CACHE_S3_RETRY_MAX CACHE_SHARED_SECRET CACHE_STORAGE_PATH
+    CACHE_TOKEN_SECRET CACHE_TOKEN_TTL CACHE_TOKEN_VALUE CLICKHOUSE_DATABASE CLICKHOUSE_PASSWORD CLICKHOUSE_TABLE
+    CLICKHOUSE_TIMEOUT CLICKHOUSE_URL CLICKHOUSE_USERNAME CONTROL_PLANE_BIND CONTROL_PLANE_TOKEN CONTROL_PLANE_URL
+    DATABASE_URL DOCKER_CACHE_DB_PATH DOCKER_CACHE_MAX_BYTES DOCKER_CACHE_STORAGE_PATH DOCKER_CACHE_UPLOAD_PATH
+    FC_BIN GITHUB_API_URL GITHUB_APP_ID GITHUB_APP_INSTALLATION_ID GITHUB_APP_PRIVATE_KEY GITHUB_WEBHOOK_SECRET
+    GUEST_PORTS JAILER_BIN JAILER_CHROOT_BASE JAILER_GID JAILER_UID JOB_LEASE_TTL JOB_TIMEOUT JWKS_URL JWT_SECRET
+    KERNEL_IMAGE LOGGING_BIND LOG_LEVEL LOG_PUBLIC_URL LOG_SINK_URL METRICS_TOKEN ORG_JOB_RATE_LIMIT
+    ORG_RATE_INTERVAL OTEL_EXPORTER_ENDPOINT OTEL_EXPORTER_HEADERS OTEL_SAMPLER_RATIO PUBLIC_BASE_URL REDIS_URL
+    ROOTFS_IMAGE SECCOMP_FILTER STATE_DIR TAP_PREFIX TRUSTED_PROXIES VM_SHUTDOWN_GRACE
+"""
+DOCUMENTED_VARIABLES = frozenset(f"{PREFIX}{name}" for name in _DOCUMENTED.split())
+_PREFIXES_OF_ROOMS = ("NIMBUS_SIM_", "NIMBUS_LOGGING_", "NIMBUS_AGENT_")
+_POSTGRES_SCHEMES = frozenset(
+    {"postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"}
+)
+
+
+def normalise_dsn(dsn: str) -> str:
+    """The plain `postgresql://` form of every spelling that the documents use."""
+    scheme, separator, rest = dsn.partition("://")
+    if scheme not in _POSTGRES_SCHEMES or not separator:
+        raise ValueError("a PostgreSQL address is needed: postgresql://user:password@host/database")
+    return f"postgresql://{rest}"
+
+
+def _check_dsn(dsn: SecretStr) -> SecretStr:
+    return SecretStr(normalise_dsn(dsn.get_secret_value()))
+
+
+def _check_signing_secret(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        raise ValueError(f"needs at least {MIN_SECRET_BYTES} bytes: openssl rand -hex 32 makes one")
+    return secret
+
+
+PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]  # secret: it holds a password
+SigningSecret = Annotated[SecretStr, AfterValidator(_check_signing_secret)]
+
+
+class RoomSettings(BaseSettings):
+    """Parent of each room's one frozen settings class."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    log_level: str = "INFO"
+
+
+Room = TypeVar("Room", bound=RoomSettings)
+
+
+def read_settings(room: type[Room]) -> Room:
+    """The room's settings from the environment, or exit 2 with one line for each variable that is wrong."""
+    try:
+        return room()
+    except ValidationError as error:
+        _exit_unusable(room, error)
+
+
+def _exit_unusable(room: type[RoomSettings], error: ValidationError) -> NoReturn:
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        name = variable_name(room, str(problem["loc"][0]) if problem["loc"] else "")
+        what = "is required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+        print(f"{name}: {what}", file=sys.stderr)  # noqa: T201 - logging is not configured yet
+    raise SystemExit(2)
+
+
+def variable_name(room: type[RoomSettings], location: str) -> str:
+    """The environment variable behind a field."""
+    return f"{PREFIX}{location.removeprefix(PREFIX)}".upper()
+
+
+def unknown_variables(known: Iterable[type[RoomSettings]], environ: Mapping[str, str] | None = None) -> list[str]:
+    """The `NIMBUS_*` variables that no field reads: most often a typo, so `main` reports them.
+
+    One environment often serves several rooms, hence a report and not a refusal.
+    """
+    names = {variable_name(room, field) for room in known for field in room.model_fields}
+    environ = os.environ if environ is None else environ
+    names |= DOCUMENTED_VARIABLES
+    candidates = (name for name in environ if name.startswith(PREFIX) and not name.startswith(_PREFIXES_OF_ROOMS))
+    return sorted(name for name in candidates if name not in names)
