@@ -155,8 +155,7 @@ def parse_record(text: str) -> Record:
             slot=Slot(**body["slot"]) if body["slot"] else None,
             keeper=ProcessId(**body["keeper"]) if body["keeper"] else None,
             lease=LeaseKey(**body["lease"]) if body["lease"] else None,
-            renewed_at_ns=body["renewed_at_ns"],
-            ttl_s=body["ttl_s"],
+            deadline_ns=body["deadline_ns"],
             exit=_parse_exit(body["exit"]),
             failures=tuple(body["failures"]),
         )

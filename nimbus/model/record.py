@@ -37,8 +37,7 @@ class Record:
     slot: Slot | None = None
     keeper: ProcessId | None = None
     lease: LeaseKey | None = None
-    renewed_at_ns: int | None = None  # CLOCK_BOOTTIME
-    ttl_s: float | None = None
+    deadline_ns: int | None = None  # CLOCK_BOOTTIME of this boot, as of the last renewal; None for a local run
     exit: GuestExit | None = None
     failures: tuple[str, ...] = ()  # what could not be released, for the operator
     version: int = RECORD_VERSION

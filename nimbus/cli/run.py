@@ -1,0 +1,237 @@
+"""`nimbus run`: one command in one fresh microVM, as if it ran here. Needs no service.
+
+Composes the host agent's lifecycle with a local lease: the VM lives as long as this process holds a
+pipe open, so even SIGKILL of this process ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+
+import click
+import structlog
+import trio
+
+from nimbus.host import caps
+from nimbus.host_agent.build import Host
+from nimbus.host_agent.guest import OutputSink
+from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.lifecycle import Order, Outcome, run_machine
+from nimbus.host_agent.plan import VmPaths
+from nimbus.host_agent.settings import HostSettings, find_host, read_settings
+from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
+from nimbus.model.errors import HostFault, Refused
+from nimbus.model.lease import LeaseKey
+from nimbus.model.vm import Command, Shape
+from nimbus.storage.images import Image, ImageStore, resolve_image
+
+_SIZE = re.compile(r"([0-9]+)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_UNITS = {"": 20, "k": 10, "m": 20, "g": 30, "t": 40}  # a bare number is MiB, as the VMMs read it
+
+
+class LocalLease:
+    """A lease of nobody: it lasts until the pipe's write end, held by this process alone, is closed."""
+
+    key: LeaseKey | None = None
+
+    def __init__(self, orphan_fd: int) -> None:
+        self.stop = trio.Event()
+        self._orphan_fd = orphan_fd
+
+    def terms(self) -> KeeperTerms:
+        return KeeperTerms(deadline_ns=None, orphan_fd=self._orphan_fd)
+
+    async def follow(self, machine: Machine, record: OpenRecord) -> None:  # noqa: ARG002 - nothing to renew
+        await trio.sleep_forever()
+
+
+@contextmanager
+def open_local_lease() -> Iterator[LocalLease]:
+    """See LocalLease. Both ends are closed with the block."""
+    read_fd, write_fd = os.pipe()
+    try:
+        yield LocalLease(read_fd)
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+class TerminalSink:
+    """The command's output, byte for byte, on our own stdout and stderr."""
+
+    def __init__(self, stdout_fd: int, stderr_fd: int) -> None:
+        self._fds = {"stdout": stdout_fd, "stderr": stderr_fd}
+
+    async def write(self, stream: str, offset: int, data: bytes) -> None:  # noqa: ARG002 - a terminal has no offsets
+        """Returns when the kernel has taken every byte. A closed pipe raises BrokenPipeError, which ends the run."""
+        await trio.to_thread.run_sync(partial(_write_all, self._fds[stream], data), abandon_on_cancel=True)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def parse_mib(text: str) -> int:
+    """`512`, `512M`, `1G` as MiB. Raises Refused for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise Refused(f"{text!r} is no size: 512M and 2G are")
+    return (int(match[1]) << _UNITS[match[2].lower()]) >> 20
+
+
+def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`K=V` words; a bare `K` takes the value it has here, as docker does."""
+    env = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not name:
+            raise Refused(f"--env {pair!r}: NAME=VALUE is needed")
+        if sign:
+            env[name] = value
+        elif name in os.environ:
+            env[name] = os.environ[name]
+    return env
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("--image", default="base", show_default=True, help="What the VM boots; `nimbus assets list` shows them.")
+@click.option("--cpus", default=1, show_default=True, help="vCPUs.")
+@click.option("--memory", default="256M", show_default=True, help="Guest memory, like 512M or 2G.")
+@click.option("--disk", default="2G", show_default=True, help="Size of the throw-away disk, like 10G (sparse).")
+@click.option("--env", "-e", "env", multiple=True, metavar="K=V", help="Environment of the command; repeatable.")
+@click.option("--workdir", "-w", default="/", show_default=True, help="Working folder in the guest.")
+@click.option("--user", "-u", default="root", show_default=True, help="User in the guest.")
+@click.option("--timeout", type=float, default=None, metavar="S", help="Seconds; then SIGTERM, grace, SIGKILL, 124.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the command's output on stderr.")
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing but what the command says.")
+@click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    image: str,
+    cpus: int,
+    memory: str,
+    disk: str,
+    env: tuple[str, ...],
+    workdir: str,
+    user: str,
+    timeout: float | None,
+    as_json: bool,
+    quiet: bool,
+    cmd: tuple[str, ...],
+) -> None:
+    """Run CMD in a fresh microVM and exit with its status.
+
+    \b
+    nimbus run -- uname -r                        the guest's kernel
+    nimbus run -- sh -c 'exit 7'                  exits 7
+    nimbus run --memory 1G -e WHO=you -- sh -c 'echo "hello $WHO"'
+    nimbus run --json -- true                     where the milliseconds went
+
+    The VM is thrown away afterwards, whatever happens: Ctrl-C, SIGTERM, even SIGKILL of this command.
+    Exit status: the command's; 124 after --timeout; 125 where Nimbus or the host failed; 2 for bad usage.
+    """
+    settings = read_settings(HostSettings)
+    host = find_host(settings)
+    command = Command(cmd, parse_env(env), workdir, user, timeout, settings.vm_shutdown_grace)
+    shape = Shape(cpus, parse_mib(memory), parse_mib(disk))
+    _check_host(host)
+    found = _resolve(host, image)
+    if not quiet:
+        click.echo(f"nimbus: {found.name if found else 'no image'} on {host.choice.label}", err=True)
+    outcome, signum = trio.run(_run, host, shape, found, command, as_json)
+    if as_json:
+        click.echo(json.dumps(render_outcome(host, outcome, signum)))
+    elif outcome is not None and outcome.cause:
+        click.echo(f"nimbus: {outcome.cause}", err=True)
+    if outcome is not None and not outcome.clean:
+        click.echo(f"nimbus: VM {outcome.vm} left something behind; run `nimbus vms purge {outcome.vm}`", err=True)
+    sys.exit(exit_status(outcome, signum))
+
+
+def exit_status(outcome: Outcome | None, signum: int | None) -> int:
+    """Pure: one number for the shell."""
+    if signum is not None:
+        return 128 + signum
+    if outcome is None or outcome.exit is None:
+        return 125
+    return outcome.exit.status
+
+
+def render_outcome(host: Host, outcome: Outcome | None, signum: int | None) -> dict[str, object]:
+    """Pure: the JSON of a run."""
+    body: dict[str, object] = {
+        "backend": host.choice.vmm.name,
+        "accel": host.choice.accel,
+        "status": exit_status(outcome, signum),
+    }
+    if outcome is not None:
+        body |= {
+            "vm": str(outcome.vm),
+            "ending": str(outcome.ending),
+            "exit_code": outcome.exit.code if outcome.exit else None,
+            "signal": outcome.exit.signal if outcome.exit else None,
+            "cause": outcome.cause,
+            "boots": outcome.boots,
+            "clean": outcome.clean,
+            "phases_ms": outcome.phases_ms,
+        }
+    return body
+
+
+def _check_host(host: Host) -> None:
+    missing = caps.missing_for_vm(fake=not host.choice.vmm.needs_guest_files)
+    if missing:
+        raise HostFault("; ".join(missing))
+
+
+def _resolve(host: Host, image: str) -> Image | None:
+    if not host.choice.vmm.needs_guest_files:
+        return None
+    store = ImageStore(host.layout.images)
+    return resolve_image(store, image, kernel=host.kernel_override, rootfs=host.rootfs_override)
+
+
+async def _run(
+    host: Host, shape: Shape, image: Image | None, command: Command, as_json: bool
+) -> tuple[Outcome | None, int | None]:
+    """The outcome, or the signal that ended the run before there was one. Either way nothing is left."""
+    caught: list[int] = []
+    outcome: Outcome | None = None
+
+    async def give_command() -> Command:
+        return command
+
+    @asynccontextmanager
+    async def open_sink(paths: VmPaths) -> AsyncIterator[OutputSink]:  # noqa: ARG001 - a terminal needs no folder
+        yield TerminalSink(2 if as_json else 1, 2)
+
+    with open_local_lease() as lease:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_watch_signals, caught, nursery.cancel_scope)
+            outcome = await run_machine(host, Order(shape, image, give_command, open_sink), lease)
+            nursery.cancel_scope.cancel()
+    return outcome, caught[0] if caught else None
+
+
+async def _watch_signals(
+    caught: list[int], scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The first signal cancels the run, and teardown follows; later ones are heard and change nothing."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async for signum in signals:
+            caught.append(signum)
+            scope.cancel()
+
+
+def quiet_logs() -> None:
+    """Events of the agent's modules are for operators; a person at a terminal sees warnings only."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30), cache_logger_on_first_use=True)

@@ -1,0 +1,131 @@
+"""A lease as a cancel scope with a moving deadline.
+
+`deadline = time the renewal was sent + ttl - margin`, kept in CLOCK_BOOTTIME because Trio's clock stops
+while a host is suspended. Fenced: the scope is cancelled now. A network error: nothing, the deadline
+decides, and behind it the keeper's own. Called by machines.py; never tears anything down itself.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+import structlog
+import trio
+
+from nimbus.host_agent.build import in_thread
+from nimbus.host_agent.control import ControlPlane
+from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
+from nimbus.model.errors import Conflict, Fenced, HostFault, NimbusError
+from nimbus.model.lease import LeaseKey, LeasePolicy
+from nimbus.wire.leaseapi import HeldState, JobLink, RenewReply, RenewRequest
+
+log = structlog.get_logger()
+
+RENEW_EVERY = 1 / 3  # of the ttl: two renewals may fail before the deadline
+RETRY_S = 1.0  # between failed renewals, with jitter
+
+
+def boottime_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class HeldLease:
+    """The right to run one machine request. `lost` says why it ended early, if it did."""
+
+    def __init__(self, control: ControlPlane, key: LeaseKey, policy: LeasePolicy) -> None:
+        self.key = key
+        self.stop = trio.Event()
+        self.state = HeldState.BOOTING
+        self.job: JobLink | None = None
+        self.lost = ""
+        self._control = control
+        self._policy = policy
+        self._deadline_ns = 0
+        self._ttl_s = policy.ttl_s
+        self._scope = trio.CancelScope()
+        self._moved = trio.Event()
+
+    def terms(self) -> KeeperTerms:
+        """The deadline as of now, for the keeper to hold."""
+        return KeeperTerms(deadline_ns=self._deadline_ns, orphan_fd=None)
+
+    async def renew(self) -> None:
+        """One renewal. Raises Fenced, or what stood in the way; the deadline moves only on a reply."""
+        sent_ns = boottime_ns()
+        reply = await self._control.renew(RenewRequest(self.key, self.state))
+        self._take(reply, sent_ns)
+
+    def _take(self, reply: RenewReply, sent_ns: int) -> None:
+        self._ttl_s = reply.ttl_s
+        self._deadline_ns = self._policy.deadline_ns(sent_ns, reply.ttl_s)
+        self._scope.deadline = trio.current_time() + (self._deadline_ns - boottime_ns()) / 1e9
+        self.job = reply.job or self.job
+        if reply.cancel:
+            self.stop.set()
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def follow(self, machine: Machine, record: OpenRecord) -> None:
+        """Give every new deadline to the keeper and to the record, until cancelled."""
+        given_ns = 0
+        while True:
+            moved = self._moved
+            if self._deadline_ns != given_ns:
+                given_ns = self._deadline_ns
+                try:
+                    await machine.keeper.set_deadline(given_ns)
+                except (OSError, HostFault) as error:
+                    log.warning("keeper.deadline_not_moved", machine=self.key.machine_id, error=str(error))
+                await in_thread(partial(record.write, replace(record.value, deadline_ns=given_ns)))
+            await moved.wait()
+
+    async def keep_renewing(self) -> None:
+        """Renew until cancelled. A refusal of any kind but a fence is met with patience."""
+        wait_s = self._ttl_s * RENEW_EVERY
+        while True:
+            await trio.sleep(wait_s * random.uniform(0.8, 1.0))  # noqa: S311 - spreads agents, keeps no secret
+            if boottime_ns() >= self._deadline_ns:
+                self._give_up("the lease's deadline passed while this host was suspended")
+                return
+            try:
+                with trio.move_on_after(self._ttl_s * RENEW_EVERY):
+                    await self.renew()
+                wait_s = self._ttl_s * RENEW_EVERY
+            except (Fenced, Conflict) as error:
+                self._give_up(str(error))
+                return
+            except NimbusError as error:
+                log.warning("lease.renewal_failed", machine=self.key.machine_id, error=str(error))
+                wait_s = min(RETRY_S, self._ttl_s * RENEW_EVERY / 4)
+
+    def _give_up(self, why: str) -> None:
+        self.lost = why
+        self._scope.cancel()
+
+    def enter(self) -> trio.CancelScope:
+        """The scope in which the machine lives."""
+        return self._scope
+
+
+@asynccontextmanager
+async def open_lease(control: ControlPlane, key: LeaseKey, policy: LeasePolicy) -> AsyncIterator[HeldLease]:
+    """Hold a granted lease while the block runs; the block is cancelled when the lease is lost.
+
+    Renews at once: a grant may be old when it arrives, so nothing is acquired before that first reply.
+    Raises Fenced or Unavailable where there is none.
+    """
+    lease = HeldLease(control, key, policy)
+    await lease.renew()
+    async with trio.open_nursery() as nursery:
+        with lease.enter() as scope:
+            nursery.start_soon(lease.keep_renewing)
+            yield lease
+        if scope.cancelled_caught and not lease.lost:
+            lease.lost = "no renewal was answered before the lease's deadline"
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,33 @@
+"""The agent's Prometheus metrics on loopback, served by the standard tiny ASGI app.
+
+Counts what happened; decides nothing. Names are those of the documents.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+from prometheus_client import Counter, Gauge, Histogram, make_asgi_app
+
+MACHINES = Counter("nimbus_host_agent_machines_total", "Machines by how they ended", ["ending"])
+JOB_TIMEOUTS = Counter("nimbus_host_agent_job_timeouts_total", "Jobs that ran out of time")
+LEASE_ERRORS = Counter("nimbus_host_agent_lease_errors_total", "Lease requests that failed")
+RUNNING = Gauge("nimbus_host_agent_machines_running", "Machines alive on this host now")
+STUCK = Gauge("nimbus_host_agent_claims_stuck", "VMs whose teardown could not be completed")
+BOOT_SECONDS = Histogram("nimbus_host_agent_boot_seconds", "From the VMM's start to the guest's hello")
+
+
+async def serve_metrics(host: str, port: int, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+    """Serve `/metrics` until cancelled; hands over the address."""
+    config = Config()
+    config.bind = [f"{host}:{port}"]
+    config.accesslog = None
+    config.errorlog = None
+    app = make_asgi_app()
+    async with trio.open_nursery() as nursery:
+        binds = await nursery.start(partial(serve, app, config, mode="asgi", shutdown_trigger=trio.sleep_forever))
+        task_status.started(binds[0])
+        await trio.sleep_forever()

@@ -1,0 +1,137 @@
+"""Finds what a dead supervisor left and tears it down by the same `teardown` as everything else.
+
+Touches only records whose lock it can take without waiting. Of those, the careful round takes orphans
+alone: a local run with a free lock, a lease past its deadline, a keeper that is gone, a record of an
+earlier boot. The thorough round (an agent's start, `nimbus vms purge --all`) takes every one it can
+lock. Called by main.py and cli/vms.py.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+import trio
+
+from nimbus.host import cgroup, link, netns, nft, process, slots
+from nimbus.host.disk import remove_tree
+from nimbus.host_agent.build import in_thread
+from nimbus.host_agent.ledger import Ledger, OpenRecord
+from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.teardown import teardown
+from nimbus.model.errors import HostFault
+from nimbus.model.ids import VmId, object_name, parse_object_name
+from nimbus.model.record import Record
+from nimbus.model.vm import Claim
+
+log = structlog.get_logger()
+
+ROUND_S = 60.0
+ALL_CLAIMS = tuple(Claim)
+
+
+@dataclass
+class ReapReport:
+    """What one round did, by VM id."""
+
+    reaped: list[str] = field(default_factory=list)
+    alive: list[str] = field(default_factory=list)  # supervised by another process, or its lease runs on
+    stuck: list[str] = field(default_factory=list)  # claims are left: the next round tries again
+
+
+async def reap(layout: HostLayout, *, living: bool, only: VmId | None = None) -> ReapReport:
+    """One round. `living` takes unsupervised VMs whose lease still runs too; `only` limits it to one VM."""
+    report = ReapReport()
+    ledger = Ledger(layout.ledger)
+    nameless = await in_thread(partial(find_nameless, layout))  # before the records: a VM being made has its record
+    for vm in [only] if only else await in_thread(ledger.vms):
+        await _reap_record(layout, ledger, vm, living, report)
+    known = set(await in_thread(ledger.vms))
+    for vm in sorted(nameless - known):
+        if only in (None, vm):
+            await _sweep(layout, vm, report)
+    if report.reaped or report.stuck:
+        log.info("reaper.round", reaped=report.reaped, stuck=report.stuck)
+    return report
+
+
+async def reap_forever(layout: HostLayout) -> None:
+    """A careful round each minute, until cancelled."""
+    while True:
+        await trio.sleep(ROUND_S)
+        try:
+            await reap(layout, living=False)
+        except (HostFault, OSError) as error:
+            log.warning("reaper.round_failed", error=str(error))  # the next round may find the host mended
+
+
+def is_orphan(record: Record, *, boot_id: str, now_ns: int, keeper_alive: bool) -> bool:
+    """Pure: whether a record with a free lock belongs to nobody."""
+    if record.lease is None or record.boot_id != boot_id or not keeper_alive:
+        return True
+    return record.deadline_ns is None or record.deadline_ns <= now_ns
+
+
+async def _reap_record(layout: HostLayout, ledger: Ledger, vm: VmId, living: bool, report: ReapReport) -> None:
+    page: AbstractContextManager[OpenRecord | None] = ledger.take(vm)
+    record = await in_thread(page.__enter__)
+    try:
+        if record is None:
+            if await in_thread(partial(ledger.read, vm)) is not None:
+                report.alive.append(str(vm))
+        elif living or await in_thread(partial(_find_orphan, record.value)):
+            clean = await teardown(layout, record)
+            (report.reaped if clean else report.stuck).append(str(vm))
+        else:
+            report.alive.append(str(vm))
+    finally:
+        with trio.CancelScope(shield=True):  # closes one file descriptor
+            await in_thread(partial(page.__exit__, None, None, None))
+
+
+def _find_orphan(record: Record) -> bool:
+    keeper_alive = record.keeper is not None and process.is_alive(record.keeper)
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return is_orphan(record, boot_id=process.boot_id(), now_ns=now_ns, keeper_alive=keeper_alive)
+
+
+def find_nameless(layout: HostLayout) -> set[VmId]:
+    """VMs of this state root that own something on the host, by name alone; most have a record."""
+    prefix = f"nb{layout.root_id}-"
+    names = [
+        *netns.list_netns(prefix),
+        *link.list_links(prefix),
+        *nft.list_tables(prefix),
+        *cgroup.list_cgroups(prefix),
+        *(slot.owner for slot in slots.list_slots(layout.runtime) if slot.owner.startswith(prefix)),
+    ]
+    folders = layout.state / "vms"
+    if folders.is_dir():
+        names += [f"{prefix}{folder.name}" for folder in folders.iterdir()]
+    found = (parse_object_name(name) for name in names)
+    return {parsed[1] for parsed in found if parsed is not None and parsed[0] == layout.root_id}
+
+
+async def _sweep(layout: HostLayout, vm: VmId, report: ReapReport) -> None:
+    """Something bears the name of a VM that has no record: a record of its own is made, to be torn down."""
+    value = Record(
+        vm=vm, created_at=time.time(), boot_id=process.boot_id(), backend="unknown", plan={}, claims=ALL_CLAIMS
+    )
+    page = Ledger(layout.ledger).create(value)
+    record = await in_thread(page.__enter__)
+    try:
+        log.warning("reaper.nameless", vm=str(vm), object=object_name(layout.root_id, vm))
+        clean = await teardown(layout, record)
+        (report.reaped if clean else report.stuck).append(str(vm))
+    finally:
+        with trio.CancelScope(shield=True):  # closes one file descriptor
+            await in_thread(partial(page.__exit__, None, None, None))
+
+
+def purge_unreadable(layout: HostLayout, vm: VmId) -> None:
+    """Remove a record that cannot be read: what it owned is found by name in the next round."""
+    Ledger(layout.ledger).remove(vm)
+    remove_tree(layout.state / "vms" / str(vm))

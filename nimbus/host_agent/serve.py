@@ -1,0 +1,204 @@
+"""Boots a planned VM and serves it: launch under a keeper, greet the guest, run the command, hear its end.
+
+A boot that never says hello is killed and tried again (the kernel can hang in its calibration under
+software emulation); after the hello nothing is ever repeated. Tears nothing down for good: that is
+teardown.py's. Called by lifecycle.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
+
+import structlog
+import trio
+
+from nimbus.host import cgroup, slots
+from nimbus.host_agent.build import Host, in_thread
+from nimbus.host_agent.guest import GuestEvent, GuestSession, OutputSink, run_guest
+from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.phases import Phases
+from nimbus.host_agent.plan import VmPlan
+from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine
+from nimbus.model.errors import GuestFault, HostFault, NimbusError
+from nimbus.model.lease import LeaseKey
+from nimbus.model.vm import Command, GuestExit
+from nimbus.wire.keeper import VmmExit
+
+log = structlog.get_logger()
+
+BOOT_ATTEMPTS = 3
+BOOT_LIMIT_S = 10.0  # plus the next for each VM on the host: a boot takes 1.5 s of a core under TCG (facts/qemu)
+BOOT_LIMIT_PER_VM_S = 3.0
+SILENCE_LIMIT_S = 60.0  # a guest sends a heartbeat each second; a host under heavy load delays it, a hung one stops it
+OVERTIME_S = 30.0  # beyond the command's own timeout and grace, which the guest enforces
+CONSOLE_TAIL_BYTES = 2048
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Lease(Protocol):
+    """The right to run, as a machine's life needs it."""
+
+    @property
+    def key(self) -> LeaseKey | None:
+        """What the control plane knows it by; None for a local run."""
+        ...
+
+    @property
+    def stop(self) -> trio.Event:
+        """Set when the command is to be ended politely."""
+        ...
+
+    def terms(self) -> KeeperTerms:
+        """Until when the keeper may let the VM live, as of now."""
+        ...
+
+    async def follow(self, machine: Machine, record: OpenRecord) -> None:
+        """Move the keeper's deadline with every renewal, until cancelled."""
+        ...
+
+
+@dataclass
+class Life:
+    """What is learned of one machine while it lives."""
+
+    phases: Phases
+    record: OpenRecord
+    command: Command | None = None
+    session: GuestSession | None = None
+    greeted: bool = False
+    started: bool = False
+    boots: int = 0
+    exit: GuestExit | None = None
+    vmm_exit: VmmExit | None = None
+    console: bytes = b""
+    heard: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+async def serve_vm(
+    host: Host,
+    plan: VmPlan,
+    boot: Boot,
+    lease: Lease,
+    ask_command: Callable[[], Awaitable[Command]],
+    sink: OutputSink,
+    life: Life,
+) -> GuestExit:
+    """Run the command in the VM. Raises HostFault before the guest said hello, GuestFault after it."""
+    for attempt in range(1, BOOT_ATTEMPTS + 1):
+        life.boots = attempt
+        limit_s = BOOT_LIMIT_S + BOOT_LIMIT_PER_VM_S * await in_thread(partial(slots.count_slots, host.layout.runtime))
+        life.heard = trio.CancelScope(deadline=trio.current_time() + limit_s)
+        await _serve_once(host, plan, boot, lease, ask_command, sink, life)
+        if life.exit is not None:
+            return life.exit
+        if life.greeted:
+            raise GuestFault(_describe_end(life, "the guest ended without telling its command's exit"))
+        log.warning("vm.boot_failed", vm=str(plan.vm), attempt=attempt, limit_s=limit_s)
+        await in_thread(partial(_clear_cgroup, plan.object))
+    raise HostFault(_describe_end(life, f"the guest never said hello in {BOOT_ATTEMPTS} boots"))
+
+
+async def _serve_once(
+    host: Host,
+    plan: VmPlan,
+    boot: Boot,
+    lease: Lease,
+    ask_command: Callable[[], Awaitable[Command]],
+    sink: OutputSink,
+    life: Life,
+) -> None:
+    """One boot and what follows. Returns with `life.exit` set, or not: VMM gone or guest silent."""
+    try:
+        async with trio.open_nursery() as vm:
+            with life.phases.span("vmm"):
+                launched = partial(_launch, host, plan, boot, lease.terms(), life, vm.cancel_scope)
+                machine: Machine = await vm.start(launched)
+            await in_thread(partial(life.record.write, replace(life.record.value, keeper=machine.keeper.identity)))
+            vm.start_soon(lease.follow, machine, life.record)
+            if life.command is None:
+                life.command = await ask_command()
+            with life.heard:
+                life.exit = await _run_guest(machine, plan, lease, sink, life)
+            await _read_console(machine, life)
+            vm.cancel_scope.cancel()
+    except* NimbusError as group:
+        raise _first(group) from None
+
+
+async def _launch(
+    host: Host,
+    plan: VmPlan,
+    boot: Boot,
+    terms: KeeperTerms,
+    life: Life,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[Machine],
+) -> None:
+    """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
+    life.vmm_exit = None
+    life.vmm_exit = await host.choice.vmm.launch(plan, boot, terms, task_status=task_status)
+    scope.cancel()
+
+
+async def _run_guest(machine: Machine, plan: VmPlan, lease: Lease, sink: OutputSink, life: Life) -> GuestExit:
+    assert life.command is not None  # noqa: S101 - set by _serve_once just before
+    life.session = GuestSession(nonce=secrets.token_bytes(16), command=life.command, net=plan.net)
+    with life.phases.span("guest"):
+        return await run_guest(
+            machine.connect_guest,
+            life.session,
+            sink,
+            on_event=partial(_hear, life),
+            on_exit=partial(_persist_exit, life),
+            stop=lease.stop,
+        )
+
+
+def _hear(life: Life, event: GuestEvent) -> None:
+    """Every word of the guest moves the silence limit; its first ones date its boot."""
+    now = trio.current_time()
+    life.heard.deadline = now + SILENCE_LIMIT_S
+    match event:
+        case GuestHello():
+            life.greeted = True
+            life.phases.add("kernel", event.kernel_ms)
+            life.phases.add("init", event.init_ms)
+        case GuestJobStarted():
+            life.started = True
+        case _:
+            pass
+
+
+async def _persist_exit(life: Life, told: GuestExit) -> None:
+    """The record first, then the acknowledgement: a successor finishes the lease with this very exit."""
+    await in_thread(partial(life.record.write, replace(life.record.value, exit=told)))
+
+
+async def _read_console(machine: Machine, life: Life) -> None:
+    """Keep the console's end where nothing better tells what went wrong."""
+    if life.exit is None:
+        with trio.move_on_after(1):
+            life.console = await machine.console_tail(CONSOLE_TAIL_BYTES)
+
+
+def _clear_cgroup(name: str) -> None:
+    """Between two boots: nothing of the first may live into the second."""
+    cgroup.kill_cgroup(name)
+    if not cgroup.wait_empty(name, 5.0):
+        raise HostFault(f"cgroup {name} holds a process that cannot be killed")
+
+
+def _describe_end(life: Life, what: str) -> str:
+    lines = life.console.decode(errors="replace").splitlines()[-8:]
+    ended = f"; VMM: {life.vmm_exit.describe()}" if life.vmm_exit else ""
+    return f"{what}{ended}" + (f"; console ends: {' | '.join(lines)}" if lines else "")
+
+
+def _first(group: BaseExceptionGroup[NimbusError]) -> NimbusError:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

@@ -1,0 +1,118 @@
+"""What an operator sets for this host, read once in `main` and handed on as small values.
+
+`HostSettings` is enough for `nimbus run`; the agent adds its control plane. Names are those of the
+documents. Nothing below `main` and the CLI sees these classes.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from nimbus.host import native
+from nimbus.host_agent.build import Host
+from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.vmm.choice import choose_vmm
+from nimbus.model.errors import Refused
+from nimbus.model.vm import HostPort
+
+
+def default_state_dir() -> Path:
+    """`/var/lib/nimbus` for root, the user's own data folder otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/nimbus")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "nimbus"
+
+
+class HostSettings(BaseSettings):
+    """Where and how VMs live on this host."""
+
+    model_config = SettingsConfigDict(env_prefix="NIMBUS_", frozen=True, extra="ignore")
+
+    state_dir: Path = Field(default_factory=default_state_dir, description="ledger, VM folders and images")
+    runtime_dir: Path = Field(Path("/run/nimbus"), description="slots, shared by all agents of the host")
+    vmm: str = Field("auto", description="auto, qemu or fake; auto never takes the fake")
+    accel: str = Field("tcg", description="tcg (software emulation) or kvm")
+    tap_prefix: str = Field("nimbus", description="the tap in each VM's netns is this with a 0", max_length=14)
+    vm_subnet: IPv4Network = Field(IPv4Network("172.30.0.0/16"), description="a /30 of it links each VM's netns")
+    vm_slots: int = Field(64, ge=1, le=4096, description="VMs at the same time at most")
+    jailer_uid: int = Field(200_000, ge=1000, description="start of the range of uids, one for each VM")
+    guest_ports: str = Field("", description="host services guests may reach: PORT=ADDRESS:PORT, comma separated")
+    guest_nameserver: IPv4Address | None = Field(None, description="DNS server of the guests")
+    kernel_image: Path | None = Field(None, description="a bzImage in place of the image's own kernel")
+    rootfs_image: Path | None = Field(None, description="an ext4 file in place of the image's own root")
+    vm_shutdown_grace: float = Field(30.0, ge=0, description="seconds between SIGTERM and SIGKILL in the guest")
+
+
+class AgentSettings(HostSettings):
+    """What the agent needs beyond its host."""
+
+    agent_id: str = Field(description="unique name of this agent", min_length=1, max_length=128)
+    control_plane_url: str = Field(description="base URL of the control plane")
+    control_plane_token: SecretStr = Field(description="enrolment token; mint one with `nimbus auth`")
+    log_sink_url: str | None = Field(None, description="logging pipeline, in place of what a grant names")
+    agent_metrics_host: str = Field("127.0.0.1", description="where metrics are served")
+    agent_metrics_port: int = Field(9460, ge=0, le=65535)
+    job_timeout: float = Field(3600.0, gt=0, description="seconds a job may run at most")
+    agent_lease_retries: int = Field(3, ge=0, description="quick retries of a lease request before the long wait")
+    agent_lease_retry_base: float = Field(1.0, gt=0)
+    agent_lease_retry_max: float = Field(15.0, gt=0)
+    agent_cpu_overcommit: float = Field(1.0, gt=0, le=64, description="vCPUs given out for each CPU of the host")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    agent_state_database_url: SecretStr | None = Field(None, description="not used on the host; reported if set")
+    agent_redis_url: SecretStr | None = Field(None, description="not used on the host; reported if set")
+
+
+def read_settings(kind: type[HostSettings]) -> HostSettings:
+    """The settings of this environment. Raises Refused naming every variable that is missing or wrong."""
+    try:
+        return kind()
+    except ValidationError as error:
+        lines = [f"NIMBUS_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise Refused("bad settings: " + "; ".join(lines)) from None
+
+
+def find_layout(settings: HostSettings) -> HostLayout:
+    """Where this host's VMs live. Raises Refused for a bad setting."""
+    return HostLayout(
+        state=settings.state_dir.absolute(),
+        runtime=settings.runtime_dir,
+        subnet=settings.vm_subnet,
+        tap_prefix=settings.tap_prefix,
+        host_ports=parse_guest_ports(settings.guest_ports),
+        nameserver=settings.guest_nameserver,
+        uid_base=settings.jailer_uid,
+        slot_limit=settings.vm_slots,
+    )
+
+
+def find_host(settings: HostSettings) -> Host:
+    """This host as the rest of the room knows it. Raises Refused or HostFault with what must be done."""
+    choice = choose_vmm(settings.vmm, settings.accel)
+    return Host(
+        layout=find_layout(settings),
+        choice=choice,
+        tsc_khz=native.tsc_khz() if choice.accel == "tcg" else 0,
+        kernel_override=settings.kernel_image,
+        rootfs_override=settings.rootfs_image,
+    )
+
+
+def parse_guest_ports(text: str) -> tuple[HostPort, ...]:
+    """`8080=127.0.0.1:8080,…` as values. Raises Refused for anything else."""
+    ports = []
+    for part in filter(None, (word.strip() for word in text.split(","))):
+        try:
+            outer, target = part.split("=")
+            address, inner = target.rsplit(":", 1)
+            port = HostPort(int(outer), IPv4Address(address), int(inner))
+        except ValueError:
+            raise Refused(f"NIMBUS_GUEST_PORTS: {part!r} is not PORT=ADDRESS:PORT") from None
+        if not (0 < port.port < 65536 and 0 < port.target_port < 65536):
+            raise Refused(f"NIMBUS_GUEST_PORTS: {part!r} names no port from 1 to 65535")
+        ports.append(port)
+    return tuple(ports)
