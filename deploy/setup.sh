@@ -205,6 +205,7 @@ complete_python() {
 # Sets `uv`: the one of PATH, else the pinned one in .setup/uv. A mirror or an authority that pip was told of counts for uv too.
 choose_uv() {
   export UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_LINK_MODE=${UV_LINK_MODE:-copy}
+  export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1} # pip trusts what the machine trusts; so shall uv (an office's own authority)
   if [ -n "${PIP_INDEX_URL:-}" ] && [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX=$PIP_INDEX_URL; fi
   if [ -n "${PIP_CERT:-}" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE=$PIP_CERT; fi
   if uv=$(command -v uv); then return 0; fi
