@@ -116,8 +116,21 @@ class Database:
 @asynccontextmanager
 async def open_bridge() -> AsyncIterator[Bridge]:
     """The asyncio loop of this process; open it once, around everything that uses it."""
-    async with trio_asyncio.open_loop() as loop:
-        yield Bridge(loop)
+    try:
+        async with trio_asyncio.open_loop() as loop:
+            yield Bridge(loop)
+    except BaseExceptionGroup as group:
+        error = _without_layers(group)
+        raise error from error.__cause__
+
+
+def _without_layers(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The body's own error: open_loop wraps it in the groups of its two nurseries."""
+    error: BaseException = group
+    for _ in range(2):
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+    return error
 
 
 @asynccontextmanager

@@ -1,0 +1,91 @@
+"""Brings the control plane's schema up to date: numbered .sql files, each run once, in order, in one transaction.
+
+Never changes a file that has run (its digest is kept and compared). Called by `nimbus up`, by the control plane's
+start and by hand: `python -m nimbus.control_plane.migrate`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from importlib import resources
+
+import trio
+
+from nimbus.control_plane.settings import DatabaseSettings
+from nimbus.model.errors import Conflict, NimbusError
+from nimbus.runtime.postgres import Database, Transaction, open_database
+from nimbus.runtime.settings import read_settings
+
+_LOCK = 0x6E696D62_75730001  # "nimbus", 1: so that two starts at once take turns
+_VERSIONS = """
+CREATE TABLE IF NOT EXISTS schema_versions (
+    version integer PRIMARY KEY,
+    name text NOT NULL,
+    digest text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)"""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One numbered step."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def load_migrations() -> tuple[Migration, ...]:
+    """All steps in the order of their numbers, which start at 1 and have no gap."""
+    folder = resources.files("nimbus.control_plane").joinpath("migrations")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    steps = tuple(Migration(int(name[:4]), name, folder.joinpath(name).read_text("utf-8")) for name in names)
+    if [step.version for step in steps] != list(range(1, len(steps) + 1)):
+        raise Conflict("the migrations are not numbered 1, 2, 3, ...")
+    return steps
+
+
+async def migrate(database: Database) -> tuple[str, ...]:
+    """Apply what is missing; the names of what was applied."""
+    return await database.run(_apply, load_migrations())
+
+
+async def _apply(transaction: Transaction, steps: tuple[Migration, ...]) -> tuple[str, ...]:
+    await transaction.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+    await transaction.execute(_VERSIONS)
+    rows = await transaction.fetch("SELECT version, digest FROM schema_versions ORDER BY version")
+    known = {row["version"]: row["digest"] for row in rows}
+    if len(known) > len(steps):
+        raise Conflict("the database is newer than this Nimbus: upgrade Nimbus, never the other way round")
+    applied = []
+    for step in steps:
+        if step.version not in known:
+            await transaction.execute(step.sql)
+            insert = "INSERT INTO schema_versions (version, name, digest) VALUES ($1, $2, $3)"
+            await transaction.execute(insert, step.version, step.name, step.digest)
+            applied.append(step.name)
+        elif known[step.version] != step.digest:
+            raise Conflict(f"{step.name} was changed after it had run here: write a new migration instead")
+    return tuple(applied)
+
+
+async def _run() -> int:
+    settings = read_settings(DatabaseSettings)
+    try:
+        async with open_database(settings.database_url.get_secret_value(), pool_size=1) as database:
+            applied = await migrate(database)
+    except NimbusError as error:
+        print(f"migrate: {error}", file=sys.stderr)  # noqa: T201 - a command's answer
+        return 1
+    print("\n".join(f"applied {name}" for name in applied) or "nothing to do")  # noqa: T201 - a command's answer
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(trio.run(_run))

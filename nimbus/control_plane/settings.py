@@ -1,0 +1,60 @@
+"""The control plane's variables, read once by `main`. Below it, small values are passed, never these classes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import NoDecode
+
+from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret
+
+
+class DatabaseSettings(RoomSettings):
+    """What `python -m nimbus.control_plane.migrate` needs."""
+
+    database_url: PostgresDsn
+
+
+class Settings(DatabaseSettings):
+    """Everything that `python -m nimbus.control_plane.main` needs."""
+
+    github_app_id: int
+    github_app_private_key: SecretStr
+    github_app_installation_id: int | None = None  # only a default: each webhook names its own
+    github_webhook_secret: SecretStr
+    github_webhook_secret_previous: SecretStr | None = None  # accepted during a rotation
+    github_api_url: str = "https://api.github.com"
+    redis_url: SecretStr  # secret: it may hold a password
+    jwt_secret: SigningSecret
+    public_base_url: str
+    cache_shared_secret: SecretStr
+    cache_token_ttl: int = Field(default=3600, ge=60)
+    agent_token_secret: SigningSecret
+    agent_token_ttl: int = Field(default=3600, ge=60)
+    agent_token_rate_limit: int = Field(default=15, ge=1)
+    agent_token_rate_interval: float = Field(default=60.0, gt=0)
+    admin_allowed_subjects: Annotated[str, NoDecode] = ""  # comma-separated; empty: all
+    control_plane_bind: str = "127.0.0.1:8000"
+    metrics_token: SecretStr | None = None
+    log_public_url: str | None = None  # where agents send job output; none: the output stays on the host
+    job_lease_ttl: float = Field(default=300.0, ge=1.0)
+    job_in_progress_lease_ttl: float = Field(default=3600.0, ge=1.0)  # GitHub gives no second runner
+    org_job_rate_limit: int = Field(default=100, ge=1)
+    org_rate_interval: float = Field(default=60.0, gt=0)
+    signing_key: SecretStr | None = None  # Ed25519 PEM; none: generated once and kept in the database
+    database_pool_size: int = Field(default=8, ge=2, le=200)
+    job_labels: str = "nimbus"  # comma-separated: a job that carries none of them is not ours
+    default_image: str = "default"
+
+    @property
+    def allowed_subjects(self) -> frozenset[str]:
+        return _words(self.admin_allowed_subjects)
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return frozenset(label.lower() for label in _words(self.job_labels))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word.strip() for word in text.split(",") if word.strip())
