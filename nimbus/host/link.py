@@ -132,6 +132,21 @@ def raise_link(route: Netlink, index: int) -> None:
         route.link("set", index=index, state="up")
 
 
+def lower_link(route: Netlink, name: str) -> None:
+    """Take a link down: from here nothing passes. Absent is success."""
+    with _told(f"link {name} could not be taken down", absent_ok=True):
+        route.link("set", ifname=name, state="down")
+
+
+def find_address(route: Netlink, name: str) -> IPv4Interface | None:
+    """The first IPv4 address of a link; None where there is no address or no link."""
+    with _told(f"the address of {name} could not be read", absent_ok=True):
+        for message in route.get_links(ifname=name):
+            for found in route.get_addr(family=socket.AF_INET, index=message["index"]):
+                return IPv4Interface((found.get_attr("IFA_ADDRESS"), found["prefixlen"]))
+    return None
+
+
 def ensure_default_route(route: Netlink, gateway: IPv4Address, index: int) -> None:
     """The default route through `gateway` on that link."""
     with _told(f"the default route by {gateway} could not be set"):

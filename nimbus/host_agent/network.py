@@ -158,35 +158,32 @@ def render_netns_rules(plan: NetPlan) -> str:
 def acquire_network(plan: NetPlan) -> None:
     """Everything or nothing. What an earlier owner of the name left behind goes first."""
     if netns.netns_path(plan.name).exists() or Path("/sys/class/net", plan.name).exists():
-        release_network(plan)
+        release_network(plan.name)
     complete = False
     try:
         _acquire(plan)
         complete = True
     finally:
         if not complete:
-            release_network(plan)
+            release_network(plan.name)
 
 
-def release_network(plan: NetPlan) -> None:
+def release_network(name: str) -> None:
     """Give all of it back, in this order; what is absent is success, and a failed step does not stop the next.
 
     The veth goes first (nothing can pass any more), the netns last: its name is what a reaper looks for.
     """
-    steps: tuple[Callable[[], object], ...] = (
-        lambda: _remove_veth(plan.name),
-        lambda: nft.remove_table(plan.name),
-        lambda: conntrack.flush_connections(plan.uplink_peer.ip),
-        lambda: netns.remove_netns(plan.name),
-    )
+    if parse_object_name(name) is None:
+        raise Refused(f"{name!r} is no object name of Nimbus: nothing of it is removed")
+    steps: tuple[Callable[[str], None], ...] = (_release_veth, nft.remove_table, netns.remove_netns)
     faults = []
     for step in steps:
         try:
-            step()
+            step(name)
         except NimbusError as fault:
             faults.append(str(fault))
     if faults:
-        raise HostFault(f"network of {plan.name} was not released completely: {'; '.join(faults)}")
+        raise HostFault(f"network of {name} was not released completely: {'; '.join(faults)}")
 
 
 def _acquire(plan: NetPlan) -> None:
@@ -225,8 +222,17 @@ def _configure_inside(netns_fd: int, plan: NetPlan) -> None:
         link.ensure_default_route(route, plan.uplink_host.ip, peer)
 
 
-def _remove_veth(name: str) -> None:
+def _release_veth(name: str) -> None:
+    """Silence the veth, forget the connections of its /30, delete it: whoever gets the slot next starts clean.
+
+    The address is read from the veth itself, and that goes last, so a release killed half-way can start over.
+    """
     with link.open_netlink() as route:
+        address = link.find_address(route, name)
+        if address is not None:
+            link.lower_link(route, name)
+            for neighbour in address.network.hosts():
+                conntrack.flush_connections(neighbour)
         link.remove_link(route, name)
 
 

@@ -1,0 +1,230 @@
+"""The cgroup v2 leaf of a VM: `<mount>/nimbus/<object>/{keeper,vmm}`.
+
+Kill, populated and freeze need no controller, so a leaf works on a hybrid host too; a limit whose
+controller is absent is a named degradation, never silence. The keeper lives beside the leaf that it kills.
+Never moves a process by itself. Called by host_agent (build, serve, teardown, reaper) and host/inventory.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nimbus.model.errors import HostFault
+from nimbus.model.ids import parse_object_name
+
+PARENT = "nimbus"
+LEAVES = ("keeper", "vmm")
+_CPU_PERIOD_US = 100_000
+_RETRY_S = 0.01  # rmdir says EBUSY for a moment after the last process has gone; nothing signals its end
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the VMM of one VM may use at most."""
+
+    cpus: int
+    mem_mib: int
+    pids: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a VM used; None where the controller that counts it is absent."""
+
+    cpu_us: int | None
+    memory_peak_bytes: int | None
+    oom_kills: int | None
+    pids_peak: int | None
+
+
+def parse_cgroup2_mount(mountinfo: str) -> str | None:
+    """Mount point of the cgroup2 filesystem in the text of /proc/self/mountinfo, None where there is none."""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split(" ")[0] == "cgroup2":
+            return before.split(" ")[4].encode().decode("unicode_escape")
+    return None
+
+
+@functools.cache
+def cgroup_mount() -> Path:
+    """Where cgroup v2 is mounted on this host."""
+    found = parse_cgroup2_mount(Path("/proc/self/mountinfo").read_text())
+    if found is None:
+        raise HostFault("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup (needs root)")
+    return Path(found)
+
+
+def cgroup_dir(name: str) -> Path:
+    """The folder of one VM, whether it exists or not."""
+    if parse_object_name(name) is None:
+        raise HostFault(f"{name!r} is no object name of Nimbus")
+    return cgroup_mount() / PARENT / name
+
+
+def ensure_leaf(name: str, limits: Limits) -> list[str]:
+    """Make the VM's cgroups and set the limits; returns one sentence for each limit that cannot be kept."""
+    folder = cgroup_dir(name)
+    wanted = {
+        "cpu": [("cpu.max", f"{limits.cpus * _CPU_PERIOD_US} {_CPU_PERIOD_US}")],
+        "memory": [("memory.max", str(limits.mem_mib << 20)), ("memory.oom.group", "1")],
+        "pids": [("pids.max", str(limits.pids))],
+    }
+    try:
+        for leaf in LEAVES:
+            (folder / leaf).mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostFault(f"cgroup {folder} could not be made ({error.strerror}): Nimbus needs root") from error
+    degraded = []
+    for controller, knobs in wanted.items():
+        try:
+            _enable(controller, folder)
+            for knob, value in knobs:
+                (folder / "vmm" / knob).write_text(value)
+        except OSError as error:
+            degraded.append(f"{controller} is not limited: the cgroup v2 controller is not usable ({error.strerror})")
+    return degraded
+
+
+def kill_cgroup(name: str, leaf: Literal["keeper", "vmm"] | None = None) -> None:
+    """SIGKILL everything in the VM's cgroup, or in one leaf of it. Absent is success. Waits for nothing."""
+    folder = cgroup_dir(name) / (leaf or "")
+    try:
+        (folder / "cgroup.kill").write_text("1")
+    except FileNotFoundError:
+        _kill_one_by_one(folder)
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # removed between open and write
+            raise HostFault(f"cgroup {name} could not be killed ({error.strerror})") from error
+
+
+def is_populated(name: str, leaf: Literal["keeper", "vmm"] | None = None) -> bool:
+    """Whether a process is left in the VM's cgroup or below it. A cgroup that is absent has none."""
+    try:
+        return "populated 1" in (cgroup_dir(name) / (leaf or "") / "cgroup.events").read_text()
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENODEV}:
+            return False
+        raise
+
+
+def wait_empty(name: str, limit_s: float, leaf: Literal["keeper", "vmm"] | None = None) -> bool:
+    """Wait until no process is left, woken by the kernel. False when `limit_s` passed before that."""
+    deadline = time.monotonic() + limit_s
+    try:
+        fd = os.open(cgroup_dir(name) / (leaf or "") / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        waiting = select.poll()
+        waiting.register(fd, select.POLLPRI)
+        while b"populated 1" in _events(fd):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            waiting.poll(left_s * 1000)
+        return True
+    finally:
+        os.close(fd)
+
+
+def remove_cgroup(name: str, limit_s: float) -> None:
+    """Kill what is inside, wait, and remove the folders, children first. Absent is success."""
+    deadline = time.monotonic() + limit_s
+    kill_cgroup(name)
+    if not wait_empty(name, limit_s):
+        raise HostFault(f"cgroup {name} still holds processes {limit_s:g} s after its kill")
+    for folder, _, _ in os.walk(cgroup_dir(name), topdown=False):
+        _remove_folder(folder, deadline)
+
+
+def read_usage(name: str) -> Usage:
+    """What the VM used so far, as far as this host counts it."""
+    folder = cgroup_dir(name) / "vmm"
+    return Usage(
+        cpu_us=_counter(folder / "cpu.stat", "usage_usec"),
+        memory_peak_bytes=_counter(folder / "memory.peak"),
+        oom_kills=_counter(folder / "memory.events", "oom_kill"),
+        pids_peak=_counter(folder / "pids.peak"),
+    )
+
+
+def list_cgroups(prefix: str) -> tuple[str, ...]:
+    """Names below `nimbus/` that begin with `prefix`."""
+    try:
+        entries = os.scandir(cgroup_mount() / PARENT)
+    except FileNotFoundError:
+        return ()
+    with entries:
+        return tuple(sorted(entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_dir()))
+
+
+def _enable(controller: str, folder: Path) -> None:
+    """Hand the controller down from the mount to the leaves. Raises OSError where a level refuses."""
+    mount = cgroup_mount()
+    if controller not in (mount / "cgroup.controllers").read_text().split():
+        raise OSError(errno.ENODEV, "absent from cgroup.controllers")
+    for level in (mount, mount / PARENT, folder):
+        if controller not in (level / "cgroup.subtree_control").read_text().split():
+            (level / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def _kill_one_by_one(folder: Path) -> None:
+    """Kernels before 5.14 have no cgroup.kill. Repeated while new processes show up: one may fork meanwhile."""
+    killed: set[int] = set()
+    while found := _pids(folder) - killed:
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
+
+
+def _pids(folder: Path) -> set[int]:
+    """Every process in the folder and below it; none where it is absent."""
+    pids: set[int] = set()
+    for level, _, _ in os.walk(folder):
+        with suppress(FileNotFoundError):
+            pids |= {int(pid) for pid in Path(level, "cgroup.procs").read_text().split()}
+    return pids
+
+
+def _events(fd: int) -> bytes:
+    try:
+        return os.pread(fd, 4096, 0)
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # removed meanwhile
+            return b""
+        raise
+
+
+def _remove_folder(folder: str, deadline: float) -> None:
+    while True:
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                raise HostFault(f"cgroup {folder} could not be removed ({error.strerror})") from error
+            time.sleep(_RETRY_S)
+        else:
+            return
+
+
+def _counter(path: Path, key: str | None = None) -> int | None:
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    if key is None:
+        return int(text)
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key} ")), None)
