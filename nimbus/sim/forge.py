@@ -157,7 +157,15 @@ class Forge:
 
     def go_online(self, runner: Runner) -> None:
         runner.online = True
+        runner.online_at_s = runner.online_at_s or self.now_s()
         self._assign()
+
+    def go_offline(self, runner: Runner) -> None:
+        runner.online = False
+        offered = self.offer(runner)
+        if offered is not None:
+            self._withdraw(offered)
+            self._assign()
 
     def offer(self, runner: Runner) -> Job | None:
         """The job that is offered to the runner, if any."""

@@ -115,6 +115,7 @@ class Runner:
     work_folder: str
     registered_at_s: float
     seen_at_s: float | None = None  # of its newest request; None before its first session
+    online_at_s: float | None = None  # of its first session
     online: bool = False
     job: Job | None = None  # accepted and not yet completed
 

@@ -1,0 +1,57 @@
+"""The fake GitHub as one application, and its nursery: the server, the webhook sender, the sweeper.
+
+`main.py` runs it from the settings; tests and the rehearsal run it inside their own nursery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+from quart import Response
+
+from nimbus.runtime.http import open_http
+from nimbus.runtime.serving import App, build_app, json_response, serve_app
+from nimbus.sim.control_api import control_blueprint
+from nimbus.sim.deliveries import ANSWER_WITHIN_S
+from nimbus.sim.github_api import github_blueprint
+from nimbus.sim.runner_api import runner_blueprint
+from nimbus.sim.world import World
+
+SWEEP_EVERY_S = 1.0
+GRACEFUL_S = 1.0  # what is in flight at a stop is a long poll of a runner, which asks again
+
+
+def create_app(world: World) -> App:
+    """All routes over one world."""
+    app = build_app("nimbus-sim")
+    app.register_blueprint(github_blueprint(world))
+    app.register_blueprint(runner_blueprint(world))
+    app.register_blueprint(control_blueprint(world))
+
+    async def healthz() -> Response:
+        return json_response({"status": "ok"})
+
+    app.add_url_rule("/healthz", "healthz", healthz)
+    return app
+
+
+async def serve_sim(
+    world: World,
+    binds: Sequence[str],
+    stop: trio.Event,
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `stop` is set; hands over the URLs it listens on. Unsent webhooks die with it, as it does."""
+    async with open_http(read_s=ANSWER_WITHIN_S) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(world.deliveries.run_sender, client)
+        nursery.start_soon(_sweep, world)
+        await serve_app(create_app(world), binds, stop, graceful_s=GRACEFUL_S, task_status=task_status)
+        nursery.cancel_scope.cancel()
+
+
+async def _sweep(world: World) -> None:
+    while True:
+        world.forge.sweep()
+        await trio.sleep(SWEEP_EVERY_S)

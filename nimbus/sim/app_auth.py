@@ -1,0 +1,109 @@
+"""Who may call the fake GitHub's REST API: App JWTs (RS256, verified for real) and installation tokens.
+
+It never mints an App JWT: the private key is the caller's alone. `github_api.py` asks it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import jwt
+
+from nimbus.model.errors import Forbidden, Refused, Unauthorized
+
+TOKEN_LIFE_S = 3600.0
+MAX_JWT_LIFE_S = 600
+CLOCK_SKEW_S = 60
+MAX_REPOSITORIES = 500
+PERMISSIONS: Mapping[str, str] = {
+    "actions": "write",
+    "administration": "write",
+    "metadata": "read",
+    "organization_self_hosted_runners": "write",
+}
+_LEVELS = {"read": 0, "write": 1, "admin": 2}
+
+
+@dataclass(frozen=True)
+class InstallationToken:
+    """What an installation token reaches and until when."""
+
+    token: str = field(repr=False)
+    expires_at_s: float
+    permissions: Mapping[str, str]
+
+    def may_write(self, permission: str) -> bool:
+        return self.permissions.get(permission) in {"write", "admin"}
+
+
+class AppAuth:
+    """One GitHub App with one installation."""
+
+    def __init__(self, app_id: str, public_key_pem: str, installation_id: int, now_s: Callable[[], float]) -> None:
+        self._app_id = app_id
+        self._public_key_pem = public_key_pem
+        self.installation_id = installation_id
+        self.suspended = False
+        self._now_s = now_s
+        self._tokens: dict[str, InstallationToken] = {}
+
+    def check_app(self, token: str) -> None:
+        """Unauthorized unless the token is a JWT of the App that GitHub would take."""
+        try:
+            claims = jwt.decode(
+                token,
+                self._public_key_pem,
+                algorithms=["RS256"],  # pinned: the public key must never serve as an HMAC secret
+                options={
+                    "require": ["exp", "iat", "iss"],
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_iss": False,
+                },
+            )
+        except jwt.PyJWTError:
+            raise Unauthorized("A JSON web token could not be decoded") from None
+        issued, expires, now = claims["iat"], claims["exp"], self._now_s()
+        if not all(isinstance(each, int) and not isinstance(each, bool) for each in (issued, expires)):
+            raise Unauthorized("'Issued at' and 'Expiration time' claims must be numeric values")
+        if str(claims["iss"]) != self._app_id:
+            raise Unauthorized("Integration not found")
+        if expires <= now:
+            raise Unauthorized("'Expiration time' claim ('exp') must be a numeric value in the future")
+        if expires - now > MAX_JWT_LIFE_S or expires - issued > MAX_JWT_LIFE_S:
+            raise Unauthorized("'Expiration time' claim ('exp') is too far in the future")
+        if issued > now + CLOCK_SKEW_S:
+            raise Unauthorized("'Issued at' claim ('iat') must be in the past")
+
+    def mint(self, permissions: object, repositories: object) -> InstallationToken:
+        """A token for one hour, with all permissions or the narrower ones that were asked for."""
+        if self.suspended:
+            raise Forbidden("This installation has been suspended")
+        if isinstance(repositories, list) and len(repositories) > MAX_REPOSITORIES:
+            raise Refused(f"There are more than {MAX_REPOSITORIES} repositories")
+        token = f"ghs_{secrets.token_hex(20)}"
+        minted = InstallationToken(token, self._now_s() + TOKEN_LIFE_S, _narrow(permissions))
+        self._tokens = {text: each for text, each in self._tokens.items() if each.expires_at_s > self._now_s()}
+        self._tokens[token] = minted
+        return minted
+
+    def check_token(self, token: str) -> InstallationToken:
+        known = self._tokens.get(token)
+        if known is None or known.expires_at_s <= self._now_s():
+            raise Unauthorized("Bad credentials")
+        if self.suspended:
+            raise Forbidden("This installation has been suspended")
+        return known
+
+
+def _narrow(asked: object) -> Mapping[str, str]:
+    if asked is None:
+        return PERMISSIONS
+    if not isinstance(asked, dict):
+        raise Refused("permissions must be an object")
+    for name, level in asked.items():
+        if _LEVELS.get(str(level), 9) > _LEVELS.get(PERMISSIONS.get(name, ""), -1):
+            raise Refused("The permissions requested are not granted to this installation.")
+    return {**{str(name): str(level) for name, level in asked.items()}, "metadata": "read"}

@@ -1,0 +1,48 @@
+"""The sim's settings, `NIMBUS_SIM_*`. Read once, by `main.py`."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from nimbus.runtime.settings import RoomSettings
+from nimbus.sim.deliveries import WebhookTarget
+from nimbus.sim.forge import ForgePolicy
+from nimbus.sim.world import WorldPlan
+
+
+class SimSettings(RoomSettings):
+    """Where the fake GitHub listens, which App it knows and whom it tells."""
+
+    sim_bind: str = "127.0.0.1:8080"
+    sim_public_url: str = "http://172.16.0.1:8080"  # as a guest reaches us: the gateway's address
+    sim_webhook_url: str | None = None  # without one, deliveries are recorded and not sent
+    sim_webhook_secret: SecretStr | None = None
+    sim_app_id: str = "1"
+    sim_app_public_key: str  # PEM
+    sim_installation_id: int = 1
+    sim_owner: str = "nimbus-demo"
+    sim_repo: str = "hello"
+    sim_control_token: SecretStr | None = None  # without one, /sim answers to loopback only
+    sim_rate_limit: int = 5000
+    sim_accept_within_s: float = 60.0
+    sim_runner_lost_after_s: float = 600.0
+
+    def world_plan(self) -> WorldPlan:
+        """The values that the rest of the room is given."""
+        webhook = None
+        if self.sim_webhook_url is not None:
+            secret = self.sim_webhook_secret
+            webhook = WebhookTarget(self.sim_webhook_url, secret.get_secret_value() if secret is not None else "")
+        token = self.sim_control_token
+        return WorldPlan(
+            owner=self.sim_owner,
+            repo=self.sim_repo,
+            app_id=self.sim_app_id,
+            app_public_key_pem=self.sim_app_public_key.replace("\\n", "\n"),
+            installation_id=self.sim_installation_id,
+            public_url=self.sim_public_url,
+            webhook=webhook,
+            control_token=token.get_secret_value() if token is not None else None,
+            rate_limit=self.sim_rate_limit,
+            policy=ForgePolicy(accept_within_s=self.sim_accept_within_s, lost_after_s=self.sim_runner_lost_after_s),
+        )
