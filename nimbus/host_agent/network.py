@@ -12,7 +12,8 @@ thread; planning and rendering are pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -169,21 +170,44 @@ def acquire_network(plan: NetPlan) -> None:
 
 
 def release_network(name: str) -> None:
-    """Give all of it back, in this order; what is absent is success, and a failed step does not stop the next.
+    """Give all of it back; what is absent is success, and a failed step does not stop the next.
 
-    The veth goes first (nothing can pass any more), the netns last: its name is what a reaper looks for.
+    The veth is silenced first. Its address tells whose connections to forget, so it is deleted after that:
+    a release killed half-way can start over. The netns goes last: its name is what a reaper looks for.
     """
     if parse_object_name(name) is None:
         raise Refused(f"{name!r} is no object name of Nimbus: nothing of it is removed")
-    steps: tuple[Callable[[str], None], ...] = (_release_veth, nft.remove_table, netns.remove_netns)
-    faults = []
-    for step in steps:
-        try:
-            step(name)
-        except NimbusError as fault:
-            faults.append(str(fault))
+    faults: list[str] = []
+    with link.open_netlink() as route:
+        with _noting(faults):
+            link.lower_link(route, name)
+        with _noting(faults), nft.applying_ruleset(nft.render_removal(name)):  # nft starts while the rest is done
+            with _noting(faults):
+                _forget_connections(route, name)
+            with _noting(faults):
+                link.remove_link(route, name)
+    with _noting(faults):
+        netns.remove_netns(name)
     if faults:
         raise HostFault(f"network of {name} was not released completely: {'; '.join(faults)}")
+
+
+@contextmanager
+def _noting(faults: list[str]) -> Iterator[None]:
+    """A fault is written down, and what comes after still runs."""
+    try:
+        yield
+    except NimbusError as fault:
+        faults.append(str(fault))
+
+
+def _forget_connections(route: link.Netlink, name: str) -> None:
+    """Whoever gets the slot next must not meet connections of this VM in the host's table."""
+    address = link.find_address(route, name)
+    if address is not None:
+        for neighbour in address.network.hosts():
+            if neighbour != address.ip:
+                conntrack.flush_connections(neighbour)
 
 
 def _acquire(plan: NetPlan) -> None:
@@ -220,20 +244,6 @@ def _configure_inside(netns_fd: int, plan: NetPlan) -> None:
         link.raise_link(route, tap)
         link.raise_link(route, peer)
         link.ensure_default_route(route, plan.uplink_host.ip, peer)
-
-
-def _release_veth(name: str) -> None:
-    """Silence the veth, forget the connections of its /30, delete it: whoever gets the slot next starts clean.
-
-    The address is read from the veth itself, and that goes last, so a release killed half-way can start over.
-    """
-    with link.open_netlink() as route:
-        address = link.find_address(route, name)
-        if address is not None:
-            link.lower_link(route, name)
-            for neighbour in address.network.hosts():
-                conntrack.flush_connections(neighbour)
-        link.remove_link(route, name)
 
 
 def _services(plan: NetPlan) -> list[tuple[str, int, IPv4Address, int]]:
