@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nimbus.host.mountinfo import parse_mountinfo
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import parse_object_name
 
@@ -46,19 +47,15 @@ class Usage:
     pids_peak: int | None
 
 
-def parse_cgroup2_mount(mountinfo: str) -> str | None:
-    """Mount point of the cgroup2 filesystem in the text of /proc/self/mountinfo, None where there is none."""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        if after.split(" ")[0] == "cgroup2":
-            return before.split(" ")[4].encode().decode("unicode_escape")
-    return None
+def find_cgroup2(mountinfo: str) -> str | None:
+    """Pure: mount point of the cgroup2 filesystem in the text of /proc/self/mountinfo, None where there is none."""
+    return next((mount.point for mount in parse_mountinfo(mountinfo) if mount.filesystem == "cgroup2"), None)
 
 
 @functools.cache
 def cgroup_mount() -> Path:
     """Where cgroup v2 is mounted on this host."""
-    found = parse_cgroup2_mount(Path("/proc/self/mountinfo").read_text())
+    found = find_cgroup2(Path("/proc/self/mountinfo").read_text())
     if found is None:
         raise HostFault("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup (needs root)")
     return Path(found)
