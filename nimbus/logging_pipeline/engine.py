@@ -10,15 +10,17 @@ import json
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 import trio
 
-from nimbus.logging_pipeline.engine_main import EXIT_LOCKED, USERNAME
 from nimbus.model.errors import HostFault
 
+USERNAME = "nimbus"
+EXIT_LOCKED = 75  # EX_TEMPFAIL: another process holds the folder
 _READY_LIMIT_S = 60.0  # importing the library takes 1 s on a quiet machine, ten and more on a busy one
 _STOP_LIMIT_S = 8.0  # more than the engine's own limit for its last query
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
@@ -47,11 +49,16 @@ class Engine:
 async def serve_engine(folder: Path, *, task_status: trio.TaskStatus[Engine] = trio.TASK_STATUS_IGNORED) -> None:
     """Keep the engine running until cancelled; HostFault where the folder belongs to another process."""
     engine = Engine()
+
+    def tell_ready() -> None:
+        if engine.starts == 1:
+            task_status.started(engine)
+
     pause_s, locked = _FIRST_PAUSE_S, 0
     while True:
         began = trio.current_time()
         try:
-            status = await _run_once(folder, engine, task_status)
+            status = await _run_once(folder, engine, tell_ready)
         finally:
             engine.endpoint = engine.process = None
         locked = locked + 1 if status == EXIT_LOCKED else 0
@@ -63,7 +70,7 @@ async def serve_engine(folder: Path, *, task_status: trio.TaskStatus[Engine] = t
         await trio.sleep(pause_s)
 
 
-async def _run_once(folder: Path, engine: Engine, task_status: trio.TaskStatus[Engine]) -> int:
+async def _run_once(folder: Path, engine: Engine, tell_ready: Callable[[], None]) -> int:
     password = secrets.token_urlsafe(32)
     argv = [sys.executable, "-m", "nimbus.logging_pipeline.engine_main", str(folder)]
     process = await trio.lowlevel.open_process(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
@@ -76,13 +83,13 @@ async def _run_once(folder: Path, engine: Engine, task_status: trio.TaskStatus[E
             engine.process = process
             engine.starts += 1
             _log.info("engine.ready", pid=process.pid, starts=engine.starts)
-            if engine.starts == 1:
-                task_status.started(engine)
+            tell_ready()
         return await process.wait()
     except trio.BrokenResourceError:  # it died before it read its password
         return await process.wait()
     finally:
-        await _stop(process)
+        with trio.move_on_after(3 * _STOP_LIMIT_S, shield=True):
+            await _stop(process)
 
 
 async def _read_port(stdout: trio.abc.ReceiveStream) -> int | None:
@@ -100,13 +107,12 @@ async def _read_port(stdout: trio.abc.ReceiveStream) -> int | None:
 
 async def _stop(process: trio.Process) -> None:
     """The end of its input asks it to finish its query and leave; SIGKILL (the engine survives it) insists."""
-    with trio.move_on_after(_STOP_LIMIT_S, shield=True):
+    with trio.move_on_after(_STOP_LIMIT_S):
         if process.stdin is not None:
             await process.stdin.aclose()
         await process.wait()
     if process.returncode is None:
         process.kill()
-    with trio.move_on_after(_STOP_LIMIT_S, shield=True):
-        await process.wait()
-        if process.stdout is not None:
-            await process.stdout.aclose()
+    await process.wait()
+    if process.stdout is not None:
+        await process.stdout.aclose()

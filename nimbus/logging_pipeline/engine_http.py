@@ -14,42 +14,35 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-import chdb.state.sqlitelike as chdb_session
 import lz4.frame
 import trio
 
-from nimbus.logging_pipeline.statements import DEFAULT_FORMAT, Statement, parse_statement
+from nimbus.logging_pipeline.engine_session import (
+    DEFAULT_DATABASE,
+    EngineRefusal,
+    EngineReply,
+    EngineRequest,
+    EngineSession,
+)
+from nimbus.logging_pipeline.statements import DEFAULT_FORMAT, READ_KINDS, parse_statement
 from nimbus.model.errors import Refused
 
-DEFAULT_DATABASE = "main"  # the library's own `default` maps the host's files and is not served
 MAX_BODY_BYTES = 64 * 2**20
 _SETTING = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _DATABASE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_CODE = re.compile(r"Code: (\d+)\. (.*)", re.DOTALL)
-_NOT_SETTINGS = frozenset(
-    "query database default_format user password session_id session_check session_timeout query_id quota_key "
-    "wait_end_of_query compress decompress buffer_size client_protocol_version role enable_http_compression "
-    "send_progress_in_http_headers http_headers_progress_interval_ms".split()
-)
-READ_KINDS = frozenset({"select", "with", "show", "describe", "desc", "exists", "explain", "check"})
+_NOT_SETTINGS = {"query", "database", "default_format", "user", "password", "session_id", "session_check"}
+_NOT_SETTINGS |= {"session_timeout", "query_id", "quota_key", "wait_end_of_query", "compress", "decompress", "role"}
+_NOT_SETTINGS |= {"buffer_size", "client_protocol_version", "enable_http_compression"}
+_NOT_SETTINGS |= {"send_progress_in_http_headers", "http_headers_progress_interval_ms"}
 SYNTAX_ERROR, NOT_IMPLEMENTED, AUTHENTICATION_FAILED, TOO_LARGE_BODY, READONLY = 62, 48, 516, 307, 164
 _STATUS = {SYNTAX_ERROR: 400, NOT_IMPLEMENTED: 501, AUTHENTICATION_FAILED: 403, TOO_LARGE_BODY: 413, 60: 404, 81: 404}
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-class EngineRefusal(Exception):
-    """The engine said no: its own code and its own first line."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -58,96 +51,6 @@ class Credentials:
 
     username: str
     password: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class EngineRequest:
-    """One statement with everything it needs."""
-
-    statement: Statement
-    database: str
-    default_format: str
-    settings: dict[str, str]
-    params: dict[str, str]
-
-
-@dataclass(frozen=True)
-class EngineReply:
-    """What a statement gave."""
-
-    body: bytes
-    format: str
-    rows: int
-    bytes: int
-    wrote: bool
-
-
-class EngineSession:
-    """The library's session on one folder. Not thread-safe: the application runs one call at a time."""
-
-    def __init__(self, path: str) -> None:
-        self._connection: Any = chdb_session.Connection(path)
-        self._database = ""
-        self._connection.query(f"CREATE DATABASE IF NOT EXISTS {DEFAULT_DATABASE} ENGINE = Atomic")
-        self.use(DEFAULT_DATABASE)
-        listed = self._connection.query("SELECT lower(name) FROM system.table_functions FORMAT TSV").bytes()
-        self.table_functions = frozenset(listed.decode().split())
-
-    def use(self, database: str) -> None:
-        if database != self._database:
-            self._connection.query(f"USE `{database}`")
-            self._database = database
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def run(self, request: EngineRequest) -> EngineReply:
-        """The reply to one statement; EngineRefusal with the engine's own code where it failed."""
-        try:
-            self.use(request.database)
-            with self._settings(request.settings):
-                if request.statement.data is not None:
-                    return self._insert(request.statement)
-                return self._query(request)
-        except RuntimeError as error:  # the library's one way to fail, ChdbError among them
-            raise _refusal(error) from None
-
-    @contextmanager
-    def _settings(self, settings: dict[str, str]) -> Iterator[None]:
-        done: list[str] = []
-        try:
-            for name, value in settings.items():
-                self._connection.query(f"SET {name} = {_quote(value)}")
-                done.append(name)
-            yield
-        finally:
-            for name in done:
-                self._connection.query(f"SET {name} = DEFAULT")
-
-    def _insert(self, statement: Statement) -> EngineReply:
-        with self._connection.send_insert(statement.sql, statement.format) as inserter:
-            inserter.append(statement.data)
-            written = inserter.finish()
-        return EngineReply(b"", statement.format, written.rows_written, written.bytes_written, wrote=True)
-
-    def _query(self, request: EngineRequest) -> EngineReply:
-        statement = request.statement
-        chosen = statement.format if statement.format != DEFAULT_FORMAT else request.default_format
-        result = self._connection.query(statement.sql, chosen, params=request.params)
-        return EngineReply(
-            bytes(result.bytes()), chosen, result.rows_read(), result.bytes_read(), wrote=statement.kind == "insert"
-        )
-
-
-def _quote(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _refusal(error: RuntimeError) -> EngineRefusal:
-    match = _CODE.search(str(error))
-    if match is None:
-        return EngineRefusal(1002, "DB::Exception: the embedded engine failed")
-    return EngineRefusal(int(match[1]), match[2].split("\n", 1)[0][:2000])
 
 
 def engine_app(session: EngineSession, credentials: Credentials) -> Callable[..., Awaitable[None]]:

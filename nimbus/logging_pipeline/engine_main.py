@@ -18,10 +18,10 @@ import hypercorn.trio
 import trio
 from hypercorn.config import Config
 
-from nimbus.logging_pipeline.engine_http import Credentials, EngineSession, engine_app
+from nimbus.logging_pipeline.engine import EXIT_LOCKED, USERNAME
+from nimbus.logging_pipeline.engine_http import Credentials, engine_app
+from nimbus.logging_pipeline.engine_session import EngineSession
 
-USERNAME = "nimbus"
-EXIT_LOCKED = 75  # EX_TEMPFAIL: another process holds the folder
 _LAST_QUERY_LIMIT_S = 5.0
 
 
@@ -52,7 +52,9 @@ async def _serve(session: EngineSession, credentials: Credentials) -> None:
     config.keep_alive_max_requests = 10**9
     config.graceful_timeout = _LAST_QUERY_LIMIT_S
     config.h11_max_incomplete_size = 2**18  # parameters travel in the URL
-    threading.Thread(target=_wait_for_end_of_input, args=(trio.lowlevel.current_trio_token(), stop), daemon=True).start()
+    threading.Thread(
+        target=_wait_for_end_of_input, args=(trio.lowlevel.current_trio_token(), stop), daemon=True
+    ).start()
     async with trio.open_nursery() as nursery:
         serve = partial(hypercorn.trio.serve, engine_app(session, credentials), config, shutdown_trigger=stop.wait)
         binds = await nursery.start(serve)

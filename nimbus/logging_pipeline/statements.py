@@ -26,9 +26,8 @@ _TOKEN = re.compile(
       | (?P<mark>[-+*/%=<>!,.()\[\]{}:?|&^~@;])""",
     re.VERBOSE | re.DOTALL,
 )
-_KINDS = frozenset(
-    "select with insert create alter drop show describe desc exists optimize truncate explain check delete".split()
-)
+READ_KINDS = frozenset({"select", "with", "show", "describe", "desc", "exists", "explain", "check"})
+_KINDS = READ_KINDS | {"insert", "create", "alter", "drop", "optimize", "truncate", "delete"}
 _CREATES = frozenset({"database", "table", "view", "materialized"})
 _ENGINES = frozenset({"atomic", "memory", "null"})  # and all of the MergeTree family
 _REFUSED_WORDS = frozenset({"outfile", "infile", "dictionary", "attach", "detach", "freeze", "fetch"})
