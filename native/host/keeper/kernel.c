@@ -1,0 +1,41 @@
+/* Thin wrappers; no decision is taken here. */
+#include "kernel.h"
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+struct failure fail(const char *step, const char *detail, int error)
+{
+    struct failure failure = {.error = error};
+    (void)snprintf(failure.step, sizeof failure.step, "%s", step);
+    (void)snprintf(failure.detail, sizeof failure.detail, "%s", detail);
+    return failure;
+}
+
+pid_t clone_process(uint64_t flags, int cgroup_fd, int *pidfd)
+{
+    struct clone_args args = {
+        .flags = flags | (cgroup_fd >= 0 ? CLONE_INTO_CGROUP : 0) | (pidfd ? CLONE_PIDFD : 0),
+        .pidfd = (uint64_t)(uintptr_t)pidfd,
+        .exit_signal = SIGCHLD,
+        .cgroup = cgroup_fd >= 0 ? (uint64_t)cgroup_fd : 0,
+    };
+    return (pid_t)syscall(SYS_clone3, &args, sizeof args);
+}
+
+int64_t boottime_ns(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_BOOTTIME, &now); /* cannot fail: the clock exists since 2.6.39 */
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+int open_folder(const char *path)
+{
+    return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}

@@ -1,0 +1,36 @@
+/* The few kernel calls that glibc has no wrapper for, and what the processes of a start tell each other. */
+#ifndef KEEPER_KERNEL_H
+#define KEEPER_KERNEL_H
+#include <stdint.h>
+#include <sys/types.h>
+
+/* What failed; error 0: nothing. Travels through pipes, so it holds no pointer. */
+struct failure {
+    int32_t error;
+    char step[16];
+    char detail[200];
+};
+
+/* The inner keeper's one message to the outer process. */
+struct started {
+    struct failure failure;
+    int32_t vmm_pid; /* as this host's /proc numbers it */
+    uint32_t degraded;
+};
+
+enum degradation {
+    DEGRADED_OOM_SCORE = 1, /* the kernel may choose the keeper when memory runs out */
+};
+
+struct failure fail(const char *step, const char *detail, int error);
+
+/* clone3(2) as a fork: flags of that call; returns as fork(2). With `cgroup_fd` (else -1) the child is in that
+ * cgroup from its first instruction on; both cgroups must be fresh (see join_cgroup in keeper.c). */
+pid_t clone_process(uint64_t flags, int cgroup_fd, int *pidfd);
+
+/* CLOCK_BOOTTIME in nanoseconds: it goes on while the host is suspended. */
+int64_t boottime_ns(void);
+
+int open_folder(const char *path);
+
+#endif

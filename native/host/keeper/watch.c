@@ -1,0 +1,327 @@
+/* The inner keeper's life: clone the VMM, then one poll loop until it is dead and the ending is on disk.
+ *
+ * It is PID 1 of its pid namespace, so its own death, however it comes, kills everything in there by the
+ * kernel's hand. It trusts nothing that the VMM prints and never waits for a client.
+ */
+#include "watch.h"
+
+#include "control.h"
+#include "ending.h"
+#include "vmm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { FIXED = 7 }; /* descriptors polled besides the clients */
+enum { LAST_WORDS_MS = 2000 }; /* how long stragglers may take to die before the ending is written without them */
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        (void)close(*fd);
+    *fd = -1;
+}
+
+void kill_vmm(struct keeper *keeper, const char *reason, const char *detail)
+{
+    if (keeper->kill_reason)
+        return;
+    keeper->kill_reason = reason;
+    (void)snprintf(keeper->kill_detail, sizeof keeper->kill_detail, "%s", detail);
+    /* All three: the cgroup catches what forks right now, the other two need no cgroup. Errors change nothing. */
+    (void)!write(keeper->kill_fd, "1", 1);
+    (void)syscall(SYS_pidfd_send_signal, keeper->vmm_pidfd, SIGKILL, NULL, 0);
+    (void)kill(-1, SIGKILL); /* as PID 1: everybody else in this namespace */
+}
+
+static int arm_timer(int timer_fd, int64_t deadline_ns)
+{
+    struct itimerspec when = {0};
+    if (deadline_ns != NO_DEADLINE) {
+        when.it_value.tv_sec = deadline_ns / 1000000000;
+        when.it_value.tv_nsec = deadline_ns % 1000000000;
+        if (deadline_ns == 0)
+            when.it_value.tv_nsec = 1; /* zero would disarm */
+    }
+    return timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &when, NULL) < 0 ? -errno : 0;
+}
+
+int move_deadline(struct keeper *keeper, int64_t deadline_ns)
+{
+    int64_t now = boottime_ns();
+    if (keeper->kill_reason || keeper->deadline_ns <= now || deadline_ns <= now)
+        return -ETIME;
+    if (arm_timer(keeper->timer_fd, deadline_ns) < 0)
+        return -ETIME;
+    keeper->deadline_ns = deadline_ns;
+    return 0;
+}
+
+static void report_start(const struct keeper *keeper, struct failure failure)
+{
+    struct started started = {.failure = failure, .vmm_pid = keeper->vmm_host_pid, .degraded = keeper->degraded};
+    (void)!write(keeper->report_fd, &started, sizeof started); /* nobody there: check_heard finds out */
+}
+
+/* The outer process confirms that our starter knows of us; if it ends without, nobody ever will. */
+static void check_heard(struct keeper *keeper)
+{
+    char confirmed;
+    ssize_t size = read(keeper->report_fd, &confirmed, 1);
+    close_fd(&keeper->report_fd);
+    if (size != 1)
+        kill_vmm(keeper, "orphan", "unheard");
+}
+
+/* What the child says on its way to exec; see vmm.h. */
+static void read_start(struct keeper *keeper)
+{
+    struct failure failure = {0};
+    ssize_t size = read(keeper->start_fd, &failure, sizeof failure);
+    if (size == (ssize_t)sizeof failure && !failure.error) {
+        keeper->at_exec = true;
+        size = read(keeper->start_fd, &failure, sizeof failure);
+    }
+    if (size < 0)
+        return;
+    close_fd(&keeper->start_fd);
+    if (size == 0 && keeper->kill_reason)
+        failure = fail(keeper->kill_reason, "killed before it ran", ETIME);
+    else if (size == 0 && !keeper->at_exec)
+        failure = fail("clone", "somebody killed it before it ran; is its cgroup a fresh one?", ECANCELED);
+    report_start(keeper, failure);
+    if (failure.error)
+        _exit(1); /* takes the child along; there is no ending to write, since nothing began */
+    keeper->phase = RUNNING;
+}
+
+/* At most one pipe's fill per round, so that a VMM that never stops printing cannot keep the deadline waiting. */
+static void drain_console(struct keeper *keeper)
+{
+    unsigned char bytes[16 * 1024];
+    for (int round = 0; round < 4 && keeper->console_fd >= 0; round++) {
+        ssize_t size = read(keeper->console_fd, bytes, sizeof bytes);
+        if (size > 0)
+            add_to_ring(&keeper->ring, bytes, (size_t)size);
+        else if (size == 0)
+            close_fd(&keeper->console_fd);
+        else
+            return;
+    }
+}
+
+/* Reaps all that is dead; returns whether anybody is left. */
+static int reap(struct keeper *keeper)
+{
+    struct signalfd_siginfo info;
+    int status;
+    pid_t pid;
+    (void)!read(keeper->signal_fd, &info, sizeof info);
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        if (pid != keeper->vmm)
+            continue;
+        if (keeper->phase == STARTING)
+            read_start(keeper);
+        keeper->phase = ENDED;
+        keeper->status = status;
+    }
+    return pid == 0;
+}
+
+static void check_orphan(struct keeper *keeper)
+{
+    char ignored[64];
+    ssize_t size = read(keeper->orphan_fd, ignored, sizeof ignored);
+    if (size > 0 || (size < 0 && (errno == EAGAIN || errno == EINTR)))
+        return;
+    close_fd(&keeper->orphan_fd);
+    kill_vmm(keeper, "orphan", "");
+}
+
+static void serve_round(struct keeper *keeper)
+{
+    struct pollfd polled[FIXED + MAX_CLIENTS] = {
+        {.fd = keeper->signal_fd, .events = POLLIN},  {.fd = keeper->timer_fd, .events = POLLIN},
+        {.fd = keeper->start_fd, .events = POLLIN},   {.fd = keeper->console_fd, .events = POLLIN},
+        {.fd = keeper->orphan_fd, .events = POLLIN},  {.fd = keeper->listen_fd, .events = POLLIN},
+        {.fd = keeper->report_fd, .events = POLLIN},
+    };
+    for (int i = 0; i < MAX_CLIENTS; i++)
+        polled[FIXED + i] = (struct pollfd){.fd = keeper->clients[i], .events = POLLIN};
+    if (poll(polled, FIXED + MAX_CLIENTS, -1) < 0)
+        return;
+    if (keeper->deadline_ns <= boottime_ns()) { /* first: nobody's message may come before it */
+        (void)arm_timer(keeper->timer_fd, NO_DEADLINE);
+        kill_vmm(keeper, "deadline", "");
+    }
+    if (polled[4].revents)
+        check_orphan(keeper);
+    if (polled[2].revents)
+        read_start(keeper);
+    if (polled[6].revents)
+        check_heard(keeper);
+    if (polled[3].revents)
+        drain_console(keeper);
+    if (polled[0].revents)
+        (void)reap(keeper);
+    for (int i = 0; i < MAX_CLIENTS && keeper->phase != ENDED; i++)
+        if (polled[FIXED + i].revents)
+            serve_client(keeper, &keeper->clients[i]);
+    if (polled[5].revents && keeper->phase != ENDED)
+        accept_client(keeper);
+}
+
+/* The VMM is dead: whatever it left in its cgroup or here dies too, and its last words are read. */
+static void gather_last_words(struct keeper *keeper)
+{
+    int64_t limit_ns = boottime_ns() + LAST_WORDS_MS * 1000000LL;
+    (void)!write(keeper->kill_fd, "1", 1);
+    (void)kill(-1, SIGKILL);
+    while (reap(keeper) && boottime_ns() < limit_ns) {
+        struct pollfd polled[2] = {{.fd = keeper->signal_fd, .events = POLLIN},
+                                   {.fd = keeper->console_fd, .events = POLLIN}};
+        (void)poll(polled, 2, 100);
+        drain_console(keeper);
+    }
+    drain_console(keeper); /* all writers are dead: one pipe's fill is all there can be */
+}
+
+static int finish(struct keeper *keeper)
+{
+    /* Killed by our hand only if it died of SIGKILL; a VMM that ended by itself at the last moment keeps its word. */
+    int ours = keeper->kill_reason && WIFSIGNALED(keeper->status) && WTERMSIG(keeper->status) == SIGKILL;
+    struct ending ending = {.status = keeper->status,
+                            .reason = ours ? keeper->kill_reason : "exit",
+                            .detail = ours ? keeper->kill_detail : "",
+                            .ended_ns = boottime_ns()};
+    gather_last_words(keeper);
+    int result = write_ending(&ending, &keeper->ring);
+    (void)unlink("keeper.sock");
+    return result < 0 ? 1 : 0;
+}
+
+static void protect_from_oom(struct keeper *keeper)
+{
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, "-1000", 5) != 5)
+        keeper->degraded |= DEGRADED_OOM_SCORE; /* EACCES without CAP_SYS_RESOURCE: reported, not fatal */
+    close_fd(&fd);
+}
+
+static void take_name(const char *dir)
+{
+    char name[16];
+    const char *last = strrchr(dir, '/');
+    (void)snprintf(name, sizeof name, "keeper-%.8s", last ? last + 1 : dir);
+    (void)prctl(PR_SET_NAME, name);
+}
+
+static struct failure become_keeper(struct keeper *keeper)
+{
+    static const int ignored[] = {SIGTERM, SIGINT, SIGHUP, SIGPIPE, SIGQUIT, SIGUSR1, SIGUSR2};
+    sigset_t children;
+    int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null_fd < 0 || dup2(null_fd, 0) < 0 || dup2(null_fd, 1) < 0 || dup2(null_fd, 2) < 0)
+        return fail("keeper", "/dev/null", errno);
+    close_fd(&null_fd);
+    (void)setsid();
+    (void)umask(0077);
+    take_name(keeper->options->dir);
+    protect_from_oom(keeper);
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
+        (void)!sigaction(ignored[i], &(struct sigaction){.sa_handler = SIG_IGN}, NULL);
+    sigemptyset(&children);
+    sigaddset(&children, SIGCHLD);
+    if (sigprocmask(SIG_SETMASK, &children, NULL) < 0)
+        return fail("keeper", "signal mask", errno);
+    keeper->signal_fd = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
+    keeper->timer_fd = timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (keeper->signal_fd < 0 || keeper->timer_fd < 0 || arm_timer(keeper->timer_fd, keeper->deadline_ns) < 0)
+        return fail("keeper", "timer and signals", errno);
+    keeper->listen_fd = open_control();
+    if (keeper->listen_fd < 0)
+        return fail("socket", "keeper.sock", -keeper->listen_fd);
+    if (keeper->orphan_fd >= 0 && fcntl(keeper->orphan_fd, F_SETFL, O_NONBLOCK) < 0)
+        return fail("keeper", "--orphan-fd", errno);
+    return (struct failure){0};
+}
+
+/* `Pid:` of a pidfd's fdinfo is numbered by the /proc that is read: the host's, though we live in a namespace. */
+static int read_host_pid(int pidfd)
+{
+    char path[64];
+    char line[64];
+    int pid = -1;
+    FILE *info;
+    (void)snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+    info = fopen(path, "re");
+    if (!info)
+        return -1;
+    while (fgets(line, sizeof line, info))
+        if (strncmp(line, "Pid:", 4) == 0)
+            pid = (int)strtol(line + 4, NULL, 10);
+    (void)fclose(info);
+    return pid;
+}
+
+static struct failure start_vmm(struct keeper *keeper, int vmm_cgroup_fd)
+{
+    const struct options *options = keeper->options;
+    int console[2];
+    int start[2];
+    if (pipe2(console, O_CLOEXEC) < 0 || pipe2(start, O_CLOEXEC) < 0)
+        return fail("keeper", "pipes", errno);
+    keeper->vmm = clone_process(options->jail ? CLONE_NEWNS | CLONE_NEWIPC : 0, vmm_cgroup_fd, &keeper->vmm_pidfd);
+    if (keeper->vmm < 0)
+        return fail("clone", "VMM", errno);
+    if (keeper->vmm == 0)
+        become_vmm(options, console[1], start[1]);
+    (void)close(console[1]);
+    (void)close(start[1]);
+    (void)close(vmm_cgroup_fd);
+    for (size_t i = 0; i < options->kept_count; i++)
+        (void)close(options->kept_fds[i]);
+    keeper->console_fd = console[0];
+    keeper->start_fd = start[0];
+    keeper->vmm_host_pid = read_host_pid(keeper->vmm_pidfd);
+    if (fcntl(console[0], F_SETFL, O_NONBLOCK) < 0 || fcntl(start[0], F_SETFL, O_NONBLOCK) < 0)
+        return fail("keeper", "pipes", errno);
+    return (struct failure){0};
+}
+
+int run_keeper(const struct options *options, int report_fd, int vmm_cgroup_fd, int kill_fd)
+{
+    static struct keeper keeper; /* static for its size only */
+    struct failure failure;
+    keeper = (struct keeper){.options = options, .phase = STARTING, .deadline_ns = options->deadline_ns};
+    keeper.report_fd = report_fd;
+    keeper.kill_fd = kill_fd;
+    keeper.orphan_fd = options->orphan_fd;
+    keeper.vmm_pidfd = keeper.start_fd = keeper.console_fd = -1;
+    keeper.timer_fd = keeper.signal_fd = keeper.listen_fd = -1;
+    for (int i = 0; i < MAX_CLIENTS; i++)
+        keeper.clients[i] = -1;
+    failure = become_keeper(&keeper);
+    if (!failure.error)
+        failure = start_vmm(&keeper, vmm_cgroup_fd);
+    if (failure.error) {
+        report_start(&keeper, failure);
+        return 1;
+    }
+    while (keeper.phase != ENDED)
+        serve_round(&keeper);
+    return finish(&keeper);
+}

@@ -1,0 +1,239 @@
+"""The agent's end of a keeper: start one, find one again, move its deadline, read its console, wait for its end.
+
+Holds no VM state: the keeper and its files do. Every question is a connection of its own, so one that is
+cancelled half-way leaves nothing behind that the next could mistake for its answer. Called by vmm/ and lifecycle.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+import trio
+
+from nimbus.host import native, process
+from nimbus.model.errors import Conflict, HostFault
+from nimbus.model.record import ProcessId
+from nimbus.wire import keeper as wire
+from nimbus.wire.keeper import ConsoleChunk, KeeperSpec, KeeperStatus, Started, VmmExit
+
+KEEPER_BINARY = Path(__file__).resolve().parent.parent / "host" / "bin" / "nimbus-keeper"
+SEE_OFF_LIMIT_S = 2.0  # the outer process ends once we have heard it, or was killed
+
+
+class KeeperGone(Conflict):
+    """The keeper has ended, and its VMM with it: `wait_exit` tells how."""
+
+
+class Keeper:
+    """One living (or just ended) keeper. Made by `spawn_keeper` and `connect_keeper`; close it after use."""
+
+    def __init__(self, identity: ProcessId, pidfd: int, folder_fd: int, degraded: tuple[str, ...] = ()) -> None:
+        self.identity = identity
+        self.degraded = degraded
+        self._pidfd = pidfd
+        self._folder_fd = folder_fd
+
+    async def __aenter__(self) -> Keeper:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    async def aclose(self) -> None:
+        """Lets go of the descriptors; keeper and VMM live on."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        for fd in (self._pidfd, self._folder_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._pidfd = self._folder_fd = -1
+
+    async def set_deadline(self, deadline_ns: int | None) -> None:
+        """Fenced where the old or the new one has passed; None takes the limit away."""
+        wire.parse_ok(await self._ask(wire.render_deadline(deadline_ns)))
+
+    async def kill(self, reason: str) -> None:
+        """Kills the VMM and all in its cgroup, now; a keeper that is gone is success. `wait_exit` sees the end."""
+        try:
+            wire.parse_ok(await self._ask(wire.render_kill(reason)))
+        except KeeperGone:
+            return
+
+    async def status(self) -> KeeperStatus:
+        return wire.parse_status(await self._ask(b"STATUS"))
+
+    async def version(self) -> int:
+        return int(await self._ask(b"VERSION"))
+
+    async def console(self, offset: int) -> ConsoleChunk:
+        """At most 32 KiB from `offset` on; after the end, `console.tail` in the VM's folder holds the same."""
+        return wire.parse_console(await self._ask(wire.render_console(offset)))
+
+    async def vmm_pidfd(self) -> int:
+        """A descriptor of the VMM; the caller's to close."""
+        with await self._connect() as sock:
+            try:
+                await sock.send(b"PIDFD")
+                reply, ancillary, _, _ = await sock.recvmsg(
+                    wire.REPLY_MAX_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+                )
+            except OSError as error:
+                raise self._gone(error) from error
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                return array.array("i", data)[0]
+        wire.parse_ok(reply)
+        raise HostFault("nimbus-keeper sent no descriptor of its VMM")
+
+    async def vmm_identity(self) -> ProcessId:
+        """Who the VMM is, for pinning and for the record; KeeperGone where it has just ended."""
+        pidfd = await self.vmm_pidfd()
+        try:
+            pid = process.pid_behind(pidfd)
+            if pid is None:
+                raise KeeperGone("the VMM has ended")
+            return process.identify(pid)
+        except ProcessLookupError as error:
+            raise KeeperGone("the VMM has ended") from error
+        finally:
+            os.close(pidfd)
+
+    async def wait_exit(self) -> VmmExit:
+        """Waits until the keeper is gone, then tells how its VMM ended. May be called by several tasks."""
+        own = os.dup(self._pidfd)  # Trio lets one task wait on a descriptor
+        try:
+            await trio.lowlevel.wait_readable(own)
+        finally:
+            os.close(own)
+        return await read_exit(Path(f"/proc/self/fd/{self._folder_fd}"))
+
+    async def _ask(self, message: bytes) -> bytes:
+        with await self._connect() as sock:
+            try:
+                await sock.send(message)
+                reply = await sock.recv(wire.REPLY_MAX_BYTES)
+            except OSError as error:
+                raise self._gone(error) from error
+        if not reply:
+            raise self._gone(None)
+        return reply
+
+    async def _connect(self) -> trio.socket.SocketType:
+        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            # through the folder's descriptor: the path itself may be longer than the 107 bytes of a socket address
+            await sock.connect(f"/proc/self/fd/{self._folder_fd}/{wire.SOCKET_NAME}")
+        except OSError as error:
+            sock.close()
+            raise self._gone(error) from error
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _gone(self, error: OSError | None) -> KeeperGone:
+        return KeeperGone(f"keeper {self.identity.pid} does not answer ({error or 'end of file'}): its VM has ended")
+
+
+async def spawn_keeper(spec: KeeperSpec, *, orphan_fd: int | None = None) -> Keeper:
+    """Starts the VMM under a new keeper and returns once it was executed.
+
+    Fenced where the deadline has passed, KeeperFailed where a step failed; then nothing is left running.
+    `orphan_fd` and `spec.keep_fds` stay the caller's to close. Cancelled: the keeper finds that nobody
+    listens and kills its VMM.
+    """
+    if not KEEPER_BINARY.exists():
+        raise HostFault(f"{KEEPER_BINARY} is not built: run `make build`")
+    folder_fd = os.open(spec.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        started, identity, pidfd = await _start(spec, orphan_fd)
+    except BaseException:
+        os.close(folder_fd)
+        raise
+    return Keeper(identity, pidfd, folder_fd, started.degraded)
+
+
+async def _start(spec: KeeperSpec, orphan_fd: int | None) -> tuple[Started, ProcessId, int]:
+    """Runs the short-lived outer process and takes hold of the keeper that it leaves."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    async with trio.lowlevel.FdStream(read_fd) as ready:
+        try:
+            outer = await _open_outer(spec, write_fd, orphan_fd)
+        finally:
+            os.close(write_fd)
+        heard = None
+        try:
+            line = await _read_line(ready)
+            started = wire.parse_ready(line, 0 if line else await outer.wait())
+            # No checkpoint from here on. The outer process lives until our end of the pipe is closed; while it
+            # does, even a keeper that has already ended keeps its pid (as a zombie).
+            heard = (started, process.identify(started.pid), native.pidfd_open(started.pid))
+            return heard
+        finally:
+            if not heard:
+                outer.kill()  # before the pipe is closed: so the keeper learns that nobody knows of it
+            with trio.move_on_after(SEE_OFF_LIMIT_S, shield=True):
+                await ready.aclose()
+                await outer.wait()
+
+
+async def _open_outer(spec: KeeperSpec, ready_fd: int, orphan_fd: int | None) -> trio.Process:
+    argv = wire.render_argv(spec, keeper=str(KEEPER_BINARY), ready_fd=ready_fd, orphan_fd=orphan_fd)
+    return await trio.lowlevel.open_process(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(ready_fd, *spec.keep_fds, *([] if orphan_fd is None else [orphan_fd])),
+        env={},
+        cwd="/",
+    )
+
+
+async def _read_line(stream: trio.lowlevel.FdStream) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = await stream.receive_some()
+        if not chunk:
+            break
+        line += chunk
+    return line
+
+
+async def connect_keeper(vm_folder: str | Path, identity: ProcessId) -> Keeper:
+    """Finds a keeper again after a restart. KeeperGone where it has ended: `read_exit` tells how its VMM did."""
+    try:
+        pidfd = process.open_pidfd(identity)
+    except ProcessLookupError as error:
+        raise KeeperGone(str(error)) from error
+    try:
+        folder_fd = os.open(vm_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(pidfd)
+        raise
+    keeper = Keeper(identity, pidfd, folder_fd)
+    try:
+        version = await keeper.version()
+        if version != wire.VERSION:
+            raise HostFault(f"keeper {identity.pid} speaks version {version}, this agent {wire.VERSION}")
+    except BaseException:
+        await keeper.aclose()
+        raise
+    return keeper
+
+
+async def read_exit(vm_folder: str | Path) -> VmmExit:
+    """What the keeper of this folder left; `vanished` where it left nothing."""
+    try:
+        return wire.parse_exit(await trio.Path(vm_folder, wire.EXIT_NAME).read_bytes())
+    except OSError:
+        return wire.VANISHED
