@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nimbus.host import cgroup, link, netns, nft, slots
@@ -78,10 +78,10 @@ class _Process:
     pid: int
     parent: int
     uid: int
+    dead: bool  # ended, not yet reaped by its parent
     argv: tuple[str, ...]
     cgroup: str
     netns: int | None
-    children: list[_Process] = field(default_factory=list, compare=False)
 
 
 def read_inventory(territory: Territory) -> Inventory:
@@ -159,10 +159,13 @@ def _vm_processes(
     yield from _describe(
         process
         for process in found.values()
-        if f"/{territory.prefix}" in process.cgroup
-        or process.uid in uids
-        or (process.netns is not None and process.netns in spaces)
-        or (_is_vmm(process.argv) and any(root in word for word in process.argv))
+        if not process.dead  # a dead orphan holds nothing, and reaping it is the duty of the host's init
+        and (
+            f"/{territory.prefix}" in process.cgroup
+            or process.uid in uids
+            or (process.netns is not None and process.netns in spaces)
+            or (_is_vmm(process.argv) and any(root in word for word in process.argv))
+        )
     )
 
 
@@ -201,6 +204,7 @@ def _read_process(pid: int) -> _Process:
         pid=pid,
         parent=int(status["PPid"]),
         uid=int(status["Uid"].split()[0]),
+        dead=status["State"].startswith("Z"),
         argv=tuple(word.decode(errors="replace") for word in (folder / "cmdline").read_bytes().split(b"\0") if word),
         cgroup=(folder / "cgroup").read_text(),
         netns=space,

@@ -1,0 +1,60 @@
+"""The leak oracle: a test that leaves anything of a VM on the host fails, and says what by name.
+
+`watch_leaks(territory)` around a piece of a test, or the fixture `leak_oracle` around all of it
+(`from tests.oracle import leak_oracle` in a conftest). The reading is nimbus.host.inventory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nimbus.host.disk import remove_tree
+from nimbus.host.inventory import Inventory, Leak, Territory, diff, read_inventory
+
+RUNTIME_DIR = Path("/run/nimbus")  # slots are host-wide: a test's VM must not share one with a neighbour's
+GRACE_S = 1.0  # the kernel lets go of a dead process and of its sockets a moment after the kill is seen
+_LOOK_AGAIN_S = 0.02
+
+
+def find_leaks(before: Inventory, territory: Territory, grace_s: float = GRACE_S) -> tuple[Leak, ...]:
+    """What stays when the grace is over; looks again until nothing is left, and returns at once then."""
+    deadline = time.monotonic() + grace_s
+    while leaks := diff(before, read_inventory(territory)):
+        if time.monotonic() >= deadline:
+            return leaks
+        time.sleep(_LOOK_AGAIN_S)
+    return ()
+
+
+@contextmanager
+def watch_leaks(territory: Territory) -> Iterator[None]:
+    """Fail when the block leaves something behind. A failure inside the block is the one that is shown."""
+    before = read_inventory(territory)
+    yield
+    leaks = find_leaks(before, territory)
+    assert not leaks, "left behind:\n" + "\n".join(f"  {leak}" for leak in leaks)
+
+
+@contextmanager
+def open_territory() -> Iterator[Territory]:
+    """A state root of one's own, with a path short enough for unix sockets in it."""
+    root = Path(tempfile.mkdtemp(prefix="nb", dir="/tmp"))
+    (root / "vms").mkdir()
+    (root / "ledger").mkdir()
+    try:
+        yield Territory(root, RUNTIME_DIR)
+    finally:
+        remove_tree(root)
+
+
+@pytest.fixture
+def leak_oracle() -> Iterator[Territory]:
+    """A territory for one test, which must leave nothing in it."""
+    with open_territory() as territory, watch_leaks(territory):
+        yield territory
