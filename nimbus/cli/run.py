@@ -30,7 +30,8 @@ from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.errors import HostFault, Refused
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Command, Shape
-from nimbus.storage.images import Image, ImageStore, resolve_image
+from nimbus.storage.content import ImageStore
+from nimbus.storage.images import Image, resolve_image
 
 _SIZE = re.compile(r"([0-9]+)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _UNITS = {"": 20, "k": 10, "m": 20, "g": 30, "t": 40}  # a bare number is MiB, as the VMMs read it

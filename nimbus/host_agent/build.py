@@ -5,29 +5,23 @@ The record that lists every claim is on disk before the first of these runs. Cal
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-import trio
 
 from nimbus.host import cgroup, slots
 from nimbus.host_agent.disks import acquire_disk
 from nimbus.host_agent.jail import acquire_jail
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.network import acquire_network
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import HostLayout, VmPlan, plan_vm
-from nimbus.host_agent.teardown import THREADS
 from nimbus.host_agent.vmm.choice import Choice
 from nimbus.host_agent.vmm.machine import Boot
 from nimbus.model.ids import object_name
 from nimbus.model.vm import Claim, Shape
 from nimbus.storage.images import Image, overlay_template
-
-T = TypeVar("T")
 
 CLAIMS = (Claim.SLOT, Claim.NETWORK, Claim.DISK, Claim.JAIL, Claim.CGROUP, Claim.VMM)
 FAKE_CLAIMS = (Claim.SLOT, Claim.JAIL, Claim.CGROUP, Claim.VMM)
@@ -47,11 +41,6 @@ class Host:
     def claims(self) -> tuple[Claim, ...]:
         """What every VM of this host will own."""
         return CLAIMS if self.choice.vmm.needs_guest_files else FAKE_CLAIMS
-
-
-async def in_thread(act: Callable[[], T]) -> T:
-    """Run a synchronous host act. Never abandoned: what it did must be known when it returns."""
-    return await trio.to_thread.run_sync(act, limiter=THREADS)
 
 
 async def build_vm(

@@ -85,9 +85,7 @@ class ControlPlane:
 
     async def _post_once(self, path: str, body: Json) -> httpx2.Response:
         with mapped_http_errors(SERVICE):
-            response = await self._http.post(
-                path, json=body, headers={"Authorization": f"Bearer {self._token.text}"}
-            )
+            response = await self._http.post(path, json=body, headers={"Authorization": f"Bearer {self._token.text}"})
         return check_status(response, SERVICE)
 
     async def _ensure_token(self) -> None:

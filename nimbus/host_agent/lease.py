@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import structlog
 import trio
 
-from nimbus.host_agent.build import in_thread
-from nimbus.host_agent.control import ControlPlane
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.errors import Conflict, Fenced, HostFault, NimbusError
@@ -35,10 +35,21 @@ def boottime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+class Renewer(Protocol):
+    """Where a lease is renewed."""
+
+    async def renew(self, request: RenewRequest) -> RenewReply:
+        """Raises Fenced where the lease belongs to another, Unavailable where nobody answers."""
+        ...
+
+
 class HeldLease:
     """The right to run one machine request. `lost` says why it ended early, if it did."""
 
-    def __init__(self, control: ControlPlane, key: LeaseKey, policy: LeasePolicy) -> None:
+    def __init__(
+        self, control: Renewer, key: LeaseKey, policy: LeasePolicy, now_ns: Callable[[], int] = boottime_ns
+    ) -> None:
+        self._now_ns = now_ns
         self.key = key
         self.stop = trio.Event()
         self.state = HeldState.BOOTING
@@ -57,14 +68,14 @@ class HeldLease:
 
     async def renew(self) -> None:
         """One renewal. Raises Fenced, or what stood in the way; the deadline moves only on a reply."""
-        sent_ns = boottime_ns()
+        sent_ns = self._now_ns()
         reply = await self._control.renew(RenewRequest(self.key, self.state))
         self._take(reply, sent_ns)
 
     def _take(self, reply: RenewReply, sent_ns: int) -> None:
         self._ttl_s = reply.ttl_s
         self._deadline_ns = self._policy.deadline_ns(sent_ns, reply.ttl_s)
-        self._scope.deadline = trio.current_time() + (self._deadline_ns - boottime_ns()) / 1e9
+        self._scope.deadline = trio.current_time() + (self._deadline_ns - self._now_ns()) / 1e9
         self.job = reply.job or self.job
         if reply.cancel:
             self.stop.set()
@@ -90,7 +101,7 @@ class HeldLease:
         wait_s = self._ttl_s * RENEW_EVERY
         while True:
             await trio.sleep(wait_s * random.uniform(0.8, 1.0))  # noqa: S311 - spreads agents, keeps no secret
-            if boottime_ns() >= self._deadline_ns:
+            if self._now_ns() >= self._deadline_ns:
                 self._give_up("the lease's deadline passed while this host was suspended")
                 return
             try:
@@ -114,13 +125,15 @@ class HeldLease:
 
 
 @asynccontextmanager
-async def open_lease(control: ControlPlane, key: LeaseKey, policy: LeasePolicy) -> AsyncIterator[HeldLease]:
+async def open_lease(
+    control: Renewer, key: LeaseKey, policy: LeasePolicy, now_ns: Callable[[], int] = boottime_ns
+) -> AsyncIterator[HeldLease]:
     """Hold a granted lease while the block runs; the block is cancelled when the lease is lost.
 
     Renews at once: a grant may be old when it arrives, so nothing is acquired before that first reply.
     Raises Fenced or Unavailable where there is none.
     """
-    lease = HeldLease(control, key, policy)
+    lease = HeldLease(control, key, policy, now_ns)
     await lease.renew()
     async with trio.open_nursery() as nursery:
         with lease.enter() as scope:

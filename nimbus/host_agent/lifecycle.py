@@ -17,8 +17,9 @@ import structlog
 import trio
 
 from nimbus.host import process
-from nimbus.host_agent.build import Host, build_vm, in_thread
+from nimbus.host_agent.build import Host, build_vm
 from nimbus.host_agent.guest import OutputSink
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import VmPaths, render_plan

@@ -14,9 +14,10 @@ from functools import partial
 import structlog
 import trio
 
-from nimbus.host_agent.build import Host, in_thread
+from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.guest import OutputSink
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.lease import HeldLease, open_lease
 from nimbus.host_agent.lifecycle import Order, Outcome, run_machine
 from nimbus.host_agent.logs import open_log_shipping
@@ -26,7 +27,8 @@ from nimbus.model.errors import NimbusError
 from nimbus.model.lease import LeasePolicy
 from nimbus.model.vm import Ending
 from nimbus.runtime.retry import Backoff
-from nimbus.storage.images import ImageStore, resolve_image
+from nimbus.storage.content import ImageStore
+from nimbus.storage.images import resolve_image
 from nimbus.wire.leaseapi import FinishRequest, Grant
 
 log = structlog.get_logger()

@@ -56,9 +56,7 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
         log.info("agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where)
         async with trio.open_nursery() as machines:
             serve = partial(run_leased, host, control, job_policy(settings, control))
-            machines.start_soon(
-                poll_leases, control, Room(capacity), LABELS, lease_retry(settings), serve, machines
-            )
+            machines.start_soon(poll_leases, control, Room(capacity), LABELS, lease_retry(settings), serve, machines)
             await stop.wait()
             log.info("agent.stopping", machines=len(machines.child_tasks) - 1)
             machines.cancel_scope.cancel()
@@ -85,9 +83,7 @@ def job_policy(settings: AgentSettings, control: ControlPlane) -> JobPolicy:
 
 def lease_retry(settings: AgentSettings) -> LeaseRetry:
     """Pure: how lease requests are retried."""
-    return LeaseRetry(
-        settings.agent_lease_retries, settings.agent_lease_retry_base, settings.agent_lease_retry_max
-    )
+    return LeaseRetry(settings.agent_lease_retries, settings.agent_lease_retry_base, settings.agent_lease_retry_max)
 
 
 @contextmanager
@@ -98,7 +94,7 @@ def single_instance(host: Host) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise HostFault(f"another agent runs on {host.layout.state}; stop it, or set another NIMBUS_STATE_DIR") from None
+        raise HostFault(f"an agent runs on {host.layout.state}: stop it, or set another NIMBUS_STATE_DIR") from None
     else:
         yield
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nimbus.host_agent.network import plan_network
 from nimbus.model.ids import VmId, object_name, state_root_id
-from nimbus.model.vm import Command, HostPort, NetPlan, Shape, Slot
+from nimbus.model.vm import HostPort, NetPlan, Shape, Slot
 
 DEFAULT_SUBNET = IPv4Network("172.30.0.0/16")
 
@@ -73,15 +73,6 @@ class VmPaths:
 
 
 @dataclass(frozen=True)
-class MachineRequest:
-    """What is asked of the host: one command in one fresh VM."""
-
-    command: Command
-    shape: Shape = Shape()
-    image: str = "base"
-
-
-@dataclass(frozen=True)
 class VmPlan:
     """All that is decided about one VM."""
 
@@ -96,9 +87,7 @@ class VmPlan:
     paths: VmPaths
 
 
-def plan_vm(
-    layout: HostLayout, vm: VmId, *, shape: Shape, image: str, backend: str, accel: str, slot: Slot
-) -> VmPlan:
+def plan_vm(layout: HostLayout, vm: VmId, *, shape: Shape, image: str, backend: str, accel: str, slot: Slot) -> VmPlan:
     """The plan of `vm` on this host."""
     name = object_name(layout.root_id, vm)
     net = plan_network(
@@ -121,6 +110,4 @@ def render_plan(shape: Shape, image: str, accel: str) -> dict[str, object]:
 def replan(layout: HostLayout, vm: VmId, *, backend: str, stored: Mapping[str, Any], slot: Slot) -> VmPlan:
     """The plan of a record that another process wrote."""
     shape = Shape(**stored["shape"])
-    return plan_vm(
-        layout, vm, shape=shape, image=stored["image"], backend=backend, accel=stored["accel"], slot=slot
-    )
+    return plan_vm(layout, vm, shape=shape, image=stored["image"], backend=backend, accel=stored["accel"], slot=slot)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 import trio
 
-from nimbus.host_agent.control import ControlPlane
 from nimbus.model.errors import NimbusError, Unavailable
 from nimbus.model.vm import Shape
 from nimbus.runtime.retry import Backoff
@@ -40,6 +40,14 @@ class LeaseRetry:
     retries: int
     base_s: float
     max_s: float
+
+
+class Lessor(Protocol):
+    """Where work is leased."""
+
+    async def lease(self, request: LeaseRequest) -> Grant | None:
+        """A grant, or None after the wait. Raises Unavailable where nobody answers."""
+        ...
 
 
 class Room:
@@ -76,7 +84,7 @@ class Room:
 
 
 async def poll_leases(
-    control: ControlPlane,
+    control: Lessor,
     room: Room,
     labels: tuple[str, ...],
     retry: LeaseRetry,

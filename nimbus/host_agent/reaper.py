@@ -18,7 +18,7 @@ import trio
 
 from nimbus.host import cgroup, link, netns, nft, process, slots
 from nimbus.host.disk import remove_tree
-from nimbus.host_agent.build import in_thread
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.teardown import teardown

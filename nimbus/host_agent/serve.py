@@ -17,8 +17,9 @@ import structlog
 import trio
 
 from nimbus.host import cgroup, slots
-from nimbus.host_agent.build import Host, in_thread
+from nimbus.host_agent.build import Host
 from nimbus.host_agent.guest import GuestEvent, GuestSession, OutputSink, run_guest
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import VmPlan
@@ -195,7 +196,10 @@ def _clear_cgroup(name: str) -> None:
 
 def _describe_end(life: Life, what: str) -> str:
     lines = life.console.decode(errors="replace").splitlines()[-8:]
-    ended = f"; VMM: {life.vmm_exit.describe()}" if life.vmm_exit else ""
+    ended = ""
+    if life.vmm_exit is not None:
+        told = life.vmm_exit
+        ended = f"; the VMM {told.kind} {told.code if told.code is not None else ''} ({told.reason or 'no word left'})"
     return f"{what}{ended}" + (f"; console ends: {' | '.join(lines)}" if lines else "")
 
 

@@ -21,6 +21,7 @@ import trio
 from nimbus.host import cgroup, native, process, slots
 from nimbus.host_agent.disks import release_disk
 from nimbus.host_agent.jail import release_jail
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.network import release_network
 from nimbus.host_agent.plan import HostLayout, VmPaths
@@ -33,8 +34,6 @@ log = structlog.get_logger()
 
 RELEASE_LIMIT_S = 10.0  # one release; a device stuck in the kernel must not hold the others back
 EMPTY_LIMIT_S = 5.0  # from cgroup.kill to an empty cgroup; a process in uninterruptible sleep needs longer
-
-THREADS = trio.CapacityLimiter(16)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ async def teardown(layout: HostLayout, record: OpenRecord) -> bool:
         if record.value.claims:
             log.error("vm.teardown_incomplete", vm=str(record.value.vm), left=list(record.value.claims))
             return False
-        await trio.to_thread.run_sync(record.ledger.remove, record.value.vm, limiter=THREADS)
+        await in_thread(partial(record.ledger.remove, record.value.vm))
         return True
 
 
@@ -73,9 +72,7 @@ async def _release(claim: Claim, target: Target, record: OpenRecord) -> None:
     try:
         with trio.fail_after(RELEASE_LIMIT_S):
             # Abandoned on its limit: the thread may sit in the kernel for good; the claim stays and is tried again.
-            await trio.to_thread.run_sync(
-                partial(RELEASES[claim], target), abandon_on_cancel=True, limiter=THREADS
-            )
+            await in_thread(partial(RELEASES[claim], target), abandon=True)
     except (Exception, trio.TooSlowError) as error:  # noqa: BLE001 - the next claim is released whatever this one did
         log.warning("claim.release_failed", vm=str(record.value.vm), claim=str(claim), error=str(error))
         record.note_failure(claim, error)

@@ -12,6 +12,7 @@ import trio
 
 from nimbus.host_agent.plan import VmPlan
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, LaunchSpec, Machine
+from nimbus.wire.keeper import VmmExit
 
 
 class Vmm(Protocol):
@@ -33,6 +34,6 @@ class Vmm(Protocol):
 
     async def launch(
         self, plan: VmPlan, boot: Boot, terms: KeeperTerms, *, task_status: trio.TaskStatus[Machine]
-    ) -> None:
-        """Start the VM, hand over its Machine, and return when the VM is gone. Raises HostFault."""
+    ) -> VmmExit:
+        """Start the VM, hand over its Machine, and return how it ended. Raises HostFault."""
         ...

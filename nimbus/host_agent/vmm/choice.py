@@ -51,5 +51,5 @@ def choose_vmm(name: str, accel: str) -> Choice:
         raise HostFault("NIMBUS_ACCEL=kvm but this host has no /dev/kvm; set NIMBUS_ACCEL=tcg or enable virtualisation")
     binary = shutil.which("qemu-system-x86_64")
     if binary is None:
-        raise HostFault("qemu-system-x86_64 is missing; install the Debian package qemu-system-x86, or run `make setup`")
+        raise HostFault("qemu-system-x86_64 is missing: install the Debian package qemu-system-x86 or run `make setup`")
     return Choice(BACKENDS[wanted], accel, Path(binary).resolve())

@@ -10,6 +10,7 @@ import trio
 
 from nimbus.host_agent.plan import VmPlan
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, LaunchSpec, Machine, open_machine
+from nimbus.wire.keeper import VmmExit
 
 
 class Fake:
@@ -24,8 +25,8 @@ class Fake:
 
     async def launch(
         self, plan: VmPlan, boot: Boot, terms: KeeperTerms, *, task_status: trio.TaskStatus[Machine]
-    ) -> None:
+    ) -> VmmExit:
         """Start the double under a keeper; return when it is gone."""
         async with open_machine(plan, self.describe(plan, boot), terms) as machine:
             task_status.started(machine)
-            await machine.wait_gone()
+            return await machine.wait_gone()

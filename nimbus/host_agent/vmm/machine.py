@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+import stat
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from nimbus.host.cgroup import cgroup_dir
-from nimbus.host_agent.keeper import Keeper, spawn_keeper
+from nimbus.host.netns import netns_path
+from nimbus.host_agent.keeper import Keeper, KeeperGone, spawn_keeper
 from nimbus.host_agent.plan import VmPlan
 from nimbus.model.errors import HostFault
 from nimbus.storage.images import Image
-from nimbus.wire.keeper import Bind, KeeperSpec, VmmExit
+from nimbus.wire.keeper import Bind, Jail, KeeperSpec, VmmExit
 
+CONSOLE_TAIL = "console.tail"
 KILL_LIMIT_S = 5.0  # a keeper that does not answer a kill within this is killed itself, by teardown
 
 
@@ -39,10 +43,10 @@ class LaunchSpec:
     """What to start, as data: the argv as seen inside the jail, and what the jail shows."""
 
     argv: tuple[str, ...]
-    jailed: bool = True
     binds: tuple[Bind, ...] = ()
     devices: tuple[str, ...] = ()  # names below /dev
-    rlimits: tuple[tuple[str, int], ...] = ()
+    rlimits: Mapping[str, int | None] = field(default_factory=dict)
+    jailed: bool = True  # own netns, own root, own uid; only the fake goes without
 
 
 @dataclass(frozen=True)
@@ -68,26 +72,44 @@ class Machine:
         """How the VMM ended, once it has."""
         return await self.keeper.wait_exit()
 
+    async def console_tail(self, limit_bytes: int) -> bytes:
+        """The end of what the VMM printed, from its keeper or, after both are gone, from the VM's folder."""
+        try:
+            total = (await self.keeper.console(1 << 62)).total
+            return (await self.keeper.console(max(0, total - limit_bytes))).data[-limit_bytes:]
+        except KeeperGone:
+            return await trio.to_thread.run_sync(_read_end, self.plan.paths.folder / CONSOLE_TAIL, limit_bytes)
+
     async def kill(self, reason: str) -> None:
         """Ask the keeper to kill the VM now; the next step is teardown, which does not depend on the answer."""
         with trio.move_on_after(KILL_LIMIT_S):
             await self.keeper.kill(reason)
 
 
+def _read_end(path: Path, limit_bytes: int) -> bytes:
+    try:
+        return path.read_bytes()[-limit_bytes:]
+    except FileNotFoundError:
+        return b""
+
+
 def render_keeper_spec(plan: VmPlan, spec: LaunchSpec, terms: KeeperTerms) -> KeeperSpec:
-    """Pure: the keeper's orders for one VM."""
-    return KeeperSpec(
-        vm_dir=str(plan.paths.folder),
+    """The keeper's orders for one VM."""
+    spec_for = partial(
+        KeeperSpec,
+        folder=str(plan.paths.folder),
         cgroup=str(cgroup_dir(plan.object)),
-        netns=f"/run/netns/{plan.net.name}" if spec.jailed else None,
-        uid=plan.slot.uid if spec.jailed else None,
-        gid=plan.slot.gid if spec.jailed else None,
-        deadline_ns=terms.deadline_ns,
-        jail=str(plan.paths.jail) if spec.jailed else None,
-        binds=spec.binds,
-        devices=spec.devices,
-        rlimits=spec.rlimits,
         argv=spec.argv,
+        deadline_ns=terms.deadline_ns,
+    )
+    if not spec.jailed:
+        return spec_for(uid=os.geteuid(), gid=os.getegid())
+    return spec_for(
+        uid=plan.slot.uid,
+        gid=plan.slot.gid,
+        netns=str(netns_path(plan.net.name)),
+        jail=Jail(str(plan.paths.jail), spec.binds, spec.devices),
+        rlimits=spec.rlimits,
     )
 
 
@@ -95,28 +117,26 @@ def render_keeper_spec(plan: VmPlan, spec: LaunchSpec, terms: KeeperTerms) -> Ke
 async def open_machine(plan: VmPlan, spec: LaunchSpec, terms: KeeperTerms) -> AsyncIterator[Machine]:
     """The VM while the block runs. Leaving closes the agent's ends only: teardown is what ends a VM."""
     keeper = await spawn_keeper(render_keeper_spec(plan, spec, terms), orphan_fd=terms.orphan_fd)
-    try:
+    async with keeper:
         yield Machine(plan, keeper)
-    finally:
-        with trio.move_on_after(1, shield=True):
-            await keeper.aclose()
 
 
 async def connect_unix(path: Path) -> trio.SocketStream:
     """A stream to the unix socket at `path`, however long that path is (sun_path holds 107 bytes).
 
-    The folder may belong to a VM's uid: the name itself is not followed where it is a symlink.
+    The folder belongs to a VM's uid, so the socket's own inode is opened, never a link's target, and
+    connected by its descriptor. Raises OSError while there is none.
     """
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        if path.is_symlink():
-            raise HostFault(f"{path} is a symlink: a VMM tried to lead the agent elsewhere")
+        if not stat.S_ISSOCK(os.fstat(found).st_mode):
+            raise HostFault(f"{path.name} of the VM is no socket: a VMM tried to lead the agent elsewhere")
         sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            await sock.connect(f"/proc/self/fd/{folder}/{path.name}")
+            await sock.connect(f"/proc/self/fd/{found}")
         except BaseException:
             sock.close()
             raise
         return trio.SocketStream(sock)
     finally:
-        os.close(folder)
+        os.close(found)

@@ -11,7 +11,7 @@ import trio
 from nimbus.host_agent.plan import VmPlan
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, LaunchSpec, Machine, open_machine
 from nimbus.model.errors import HostFault
-from nimbus.wire.keeper import Bind
+from nimbus.wire.keeper import Bind, VmmExit
 
 KERNEL_LINE = "console=ttyS0 reboot=t panic=-1 quiet loglevel=1 random.trust_cpu=on cryptomgr.notests"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -34,21 +34,21 @@ class Qemu:
         if plan.accel == "kvm":
             devices = (*devices, "kvm")
         binds = (
-            Bind("/usr", "/usr", "ro"),
-            Bind("/lib", "/lib", "ro"),
-            Bind("/lib64", "/lib64", "ro"),
-            Bind(str(image.kernel), "/boot/kernel", "ro"),
-            Bind(str(image.initramfs), "/boot/initramfs", "ro"),
-            Bind(str(image.rootfs), "/boot/rootfs", "ro"),
-            Bind(str(plan.paths.run), "/vm/run", "rw"),
-            Bind(str(plan.paths.disk), "/vm/disk", "rw"),
+            Bind("/usr", "/usr"),
+            Bind("/lib", "/lib"),
+            Bind("/lib64", "/lib64"),
+            Bind(str(image.kernel), "/boot/kernel"),
+            Bind(str(image.initramfs), "/boot/initramfs"),
+            Bind(str(image.rootfs), "/boot/rootfs"),
+            Bind(str(plan.paths.run), "/vm/run", writable=True),
+            Bind(str(plan.paths.disk), "/vm/disk", writable=True),
         )
         overlay_bytes = plan.shape.disk_mib << 20
         return LaunchSpec(
             argv=self._argv(plan, boot),
             binds=binds,
             devices=devices,
-            rlimits=(("nofile", 1024), ("fsize", overlay_bytes), ("core", 0)),
+            rlimits={"nofile": 1024, "fsize": overlay_bytes, "core": 0},
         )
 
     def _argv(self, plan: VmPlan, boot: Boot) -> tuple[str, ...]:
@@ -81,8 +81,8 @@ class Qemu:
 
     async def launch(
         self, plan: VmPlan, boot: Boot, terms: KeeperTerms, *, task_status: trio.TaskStatus[Machine]
-    ) -> None:
+    ) -> VmmExit:
         """Start QEMU under a keeper; return when it is gone."""
         async with open_machine(plan, self.describe(plan, boot), terms) as machine:
             task_status.started(machine)
-            await machine.wait_gone()
+            return await machine.wait_gone()

@@ -1,0 +1,145 @@
+"""A lease is a cancel scope with a moving deadline: fenced ends it now, silence ends it in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from nimbus.host_agent.lease import open_lease
+from nimbus.model.errors import Fenced, Unavailable
+from nimbus.model.lease import LeaseKey, LeasePolicy
+from nimbus.wire.leaseapi import JobLink, RenewReply, RenewRequest
+
+KEY = LeaseKey(7, "00000000-0000-4000-8000-000000000001", 3)
+POLICY = LeasePolicy(ttl_s=30, margin_s=5)
+Answer = Callable[[int], RenewReply]
+
+
+def virtual_ns() -> int:
+    return int(trio.current_time() * 1e9)
+
+
+class Plane:
+    """A control plane of one lease: answers the n-th renewal as told, and remembers when it was asked."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.asked_at: list[float] = []
+        self._answer = answer
+
+    async def renew(self, request: RenewRequest) -> RenewReply:
+        assert request.key == KEY
+        self.asked_at.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        return self._answer(len(self.asked_at))
+
+
+def always(reply: RenewReply) -> Answer:
+    return lambda _: reply
+
+
+def first_then_away(reply: RenewReply) -> Answer:
+    def answer(count: int) -> RenewReply:
+        if count > 1:
+            raise Unavailable("away")
+        return reply
+
+    return answer
+
+
+async def test_a_grant_that_was_given_to_another_meanwhile_acquires_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    def fenced(_: int) -> RenewReply:
+        raise Fenced("another has it")
+
+    with pytest.raises(Fenced):
+        async with open_lease(Plane(fenced), KEY, POLICY, virtual_ns):
+            pytest.fail("the block must not begin")
+
+
+async def test_a_lease_that_is_renewed_outlives_its_ttl_many_times(autojump_clock: trio.testing.MockClock) -> None:
+    plane = Plane(always(RenewReply(30, cancel=False)))
+    async with open_lease(plane, KEY, POLICY, virtual_ns) as lease:
+        await trio.sleep(300)
+    assert lease.lost == ""
+    assert len(plane.asked_at) > 25
+
+
+async def test_silence_cancels_the_block_before_the_ttl_is_over(autojump_clock: trio.testing.MockClock) -> None:
+    began = trio.current_time()
+    async with open_lease(Plane(first_then_away(RenewReply(30, cancel=False))), KEY, POLICY, virtual_ns) as lease:
+        await trio.sleep_forever()
+    assert trio.current_time() - began == pytest.approx(25)
+    assert "deadline" in lease.lost
+
+
+async def test_a_hung_renewal_is_no_longer_waited_for_than_the_deadline(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Hung(Plane):
+        async def renew(self, request: RenewRequest) -> RenewReply:
+            reply = await super().renew(request)
+            if len(self.asked_at) > 1:
+                await trio.sleep_forever()
+            return reply
+
+    began = trio.current_time()
+    async with open_lease(Hung(always(RenewReply(30, cancel=False))), KEY, POLICY, virtual_ns):
+        await trio.sleep_forever()
+    assert trio.current_time() - began == pytest.approx(25)
+
+
+async def test_a_fence_cancels_at_the_next_renewal(autojump_clock: trio.testing.MockClock) -> None:
+    def answer(count: int) -> RenewReply:
+        if count > 2:
+            raise Fenced("fence 4 is another's")
+        return RenewReply(30, cancel=False)
+
+    began = trio.current_time()
+    async with open_lease(Plane(answer), KEY, POLICY, virtual_ns) as lease:
+        await trio.sleep_forever()
+    assert trio.current_time() - began < 25
+    assert lease.lost == "fence 4 is another's"
+
+
+async def test_time_that_trio_did_not_see_counts(autojump_clock: trio.testing.MockClock) -> None:
+    """A suspended host: Trio's clock stood still while CLOCK_BOOTTIME went on for an hour."""
+    suspended_ns = 0
+
+    def boottime() -> int:
+        return virtual_ns() + suspended_ns
+
+    plane = Plane(first_then_away(RenewReply(30, cancel=False)))
+    async with open_lease(plane, KEY, POLICY, boottime) as lease:
+        suspended_ns = 3600 * 10**9
+        await trio.sleep_forever()
+    assert "suspended" in lease.lost
+    assert len(plane.asked_at) == 1
+
+
+async def test_a_cancel_in_a_reply_asks_for_a_polite_stop_and_keeps_the_lease(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_lease(Plane(always(RenewReply(30, cancel=True))), KEY, POLICY, virtual_ns) as lease:
+        assert lease.stop.is_set()
+        await trio.sleep(60)
+    assert lease.lost == ""
+
+
+async def test_the_job_link_of_a_reply_is_kept(autojump_clock: trio.testing.MockClock) -> None:
+    def answer(count: int) -> RenewReply:
+        return RenewReply(30, cancel=False, job=JobLink(5, None) if count == 2 else None)
+
+    async with open_lease(Plane(answer), KEY, POLICY, virtual_ns) as lease:
+        await trio.sleep(60)
+    assert lease.job == JobLink(5, None)
+
+
+async def test_a_longer_ttl_in_a_reply_moves_the_deadline_by_it(autojump_clock: trio.testing.MockClock) -> None:
+    began = trio.current_time()
+    async with open_lease(Plane(first_then_away(RenewReply(3600, cancel=False))), KEY, POLICY, virtual_ns):
+        await trio.sleep_forever()
+    assert trio.current_time() - began == pytest.approx(3595)

@@ -1,0 +1,101 @@
+"""Work is asked for only where there is room, and a plane that is away is asked again."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, poll_leases
+from nimbus.model.errors import Unavailable
+from nimbus.model.lease import LeaseKey
+from nimbus.model.vm import Command, Shape
+from nimbus.wire.leaseapi import Grant, GrantTimes, LeaseRequest, MachineKind
+
+RETRY = LeaseRetry(retries=3, base_s=1, max_s=15)
+
+
+def make_grant(machine_id: int, shape: Shape) -> Grant:
+    return Grant(
+        key=LeaseKey(machine_id, "00000000-0000-4000-8000-000000000001", 1),
+        ttl_s=300,
+        org_id=1,
+        kind=MachineKind.COMMAND,
+        shape=shape,
+        image="base",
+        labels=(),
+        command=Command(("true",)),
+        log_url=None,
+        log_token=None,
+        times_ms=GrantTimes(None, 0, 0),
+    )
+
+
+class Plane:
+    """Hands out what is in `grants`, then waits as a long poll does."""
+
+    def __init__(self, *grants: Grant | Unavailable) -> None:
+        self.requests: list[tuple[float, LeaseRequest]] = []
+        self._grants = list(grants)
+
+    async def lease(self, request: LeaseRequest) -> Grant | None:
+        self.requests.append((trio.current_time(), request))
+        await trio.lowlevel.checkpoint()
+        if not self._grants:
+            await trio.sleep(request.wait_s)
+            return None
+        grant = self._grants.pop(0)
+        if isinstance(grant, Unavailable):
+            raise grant
+        return grant
+
+
+async def poll(plane: Plane, room: Room, served: list[int], busy_s: float, for_s: float) -> None:
+    async def serve(grant: Grant) -> None:
+        served.append(grant.key.machine_id)
+        await trio.sleep(busy_s)
+
+    with trio.move_on_after(for_s):
+        async with trio.open_nursery() as machines:
+            await poll_leases(plane, room, ("nimbus",), RETRY, serve, machines)
+
+
+async def test_no_lease_is_asked_for_that_the_host_cannot_serve(autojump_clock: trio.testing.MockClock) -> None:
+    plane = Plane(*(make_grant(n, Shape(cpus=2)) for n in range(3)))
+    served: list[int] = []
+    await poll(plane, Room(Capacity(4, 65536, 8)), served, busy_s=100, for_s=50)
+    assert served == [0, 1]
+    assert [request.free_cpus for _, request in plane.requests] == [4, 2]
+
+
+async def test_a_machine_that_ends_makes_room_for_the_next_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    plane = Plane(*(make_grant(n, Shape()) for n in range(2)))
+    served: list[int] = []
+    await poll(plane, Room(Capacity(1, 1024, 8)), served, busy_s=10, for_s=11)
+    assert served == [0, 1]
+
+
+@pytest.mark.parametrize("capacity", [Capacity(0, 65536, 8), Capacity(8, 64, 8), Capacity(8, 65536, 0)])
+async def test_a_host_without_room_asks_nobody(capacity: Capacity, autojump_clock: trio.testing.MockClock) -> None:
+    plane = Plane()
+    await poll(plane, Room(capacity), [], busy_s=1, for_s=1000)
+    assert plane.requests == []
+
+
+async def test_a_plane_that_is_away_is_asked_less_and_less_and_then_served_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    away = [Unavailable("away", retry_after_s=0.0) for _ in range(6)]
+    plane = Plane(*away, make_grant(9, Shape()))
+    served: list[int] = []
+    await poll(plane, Room(Capacity(4, 4096, 4)), served, busy_s=1, for_s=120)
+    waits = [b[0] - a[0] for a, b in zip(plane.requests, plane.requests[1:], strict=False)]
+    assert served == [9]
+    assert all(0.5 <= wait <= 15 for wait in waits[:6])
+    assert waits[4] > waits[0]
+
+
+async def test_a_plane_that_says_when_to_come_again_is_obeyed(autojump_clock: trio.testing.MockClock) -> None:
+    plane = Plane(Unavailable("busy", retry_after_s=12.0), make_grant(1, Shape()))
+    await poll(plane, Room(Capacity(4, 4096, 4)), [], busy_s=1, for_s=60)
+    assert plane.requests[1][0] - plane.requests[0][0] == pytest.approx(12)
