@@ -24,8 +24,8 @@ void add_raw(struct json *json, const char *text)
 
 void add_key(struct json *json, const char *key)
 {
-    char last = json->used ? json->text[json->used - 1] : '{';
-    if (last != '{' && last != '[')
+    const char *last = json->used ? json->text + json->used - 1 : "{";
+    if (*last != '{' && *last != '[')
         add_raw(json, ", ");
     add_string(json, key);
     add_raw(json, ": ");

@@ -128,39 +128,28 @@ static int open_below(const char *folder, const char *name, int flags)
     return open(path, flags | O_CLOEXEC);
 }
 
-/* By a write, not by CLONE_INTO_CGROUP: Linux 6.18 kills at birth whoever is cloned from a cgroup that has ever
- * been killed into one that has not (or the other way round), and of the agent's cgroup we know nothing. Costs 6 ms. */
-static int join_cgroup(const char *folder)
-{
-    int result;
-    int fd = open_below(folder, "keeper/cgroup.procs", O_WRONLY);
-    if (fd < 0)
-        return -1;
-    result = write(fd, "0", 1) == 1 ? 0 : -1;
-    (void)close(fd);
-    return result;
-}
-
 /* Clones the keeper and reads what became of it. `*keeper` is its pid in our own numbering. */
 static struct failure launch(const struct options *options, pid_t *keeper, struct started *started, int *report_fd)
 {
     int report[2];
-    int vmm_cgroup = open_below(options->cgroup, "vmm", O_RDONLY | O_DIRECTORY);
+    int own_procs = open_below(options->cgroup, "keeper/cgroup.procs", O_WRONLY);
+    int vmm_procs = open_below(options->cgroup, "vmm/cgroup.procs", O_WRONLY);
     int kill_fd = open_below(options->cgroup, "vmm/cgroup.kill", O_WRONLY);
-    if (vmm_cgroup < 0 || kill_fd < 0 || join_cgroup(options->cgroup) < 0)
+    if (own_procs < 0 || vmm_procs < 0 || kill_fd < 0 || join_cgroup(own_procs) < 0)
         return fail("cgroup", options->cgroup, errno);
+    (void)close(own_procs);
     if (chdir(options->dir) < 0)
         return fail("dir", options->dir, errno);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, report) < 0)
         return fail("keeper", "socket pair", errno);
-    *keeper = clone_process(CLONE_NEWPID, -1, NULL);
+    *keeper = clone_process(CLONE_NEWPID, NULL);
     if (*keeper < 0)
         return fail("clone", "keeper", errno);
     if (*keeper == 0) {
         (void)close(report[0]);
         if (options->ready_fd > 2)
             (void)close(options->ready_fd);
-        _exit(run_keeper(options, report[1], vmm_cgroup, kill_fd));
+        _exit(run_keeper(options, report[1], vmm_procs, kill_fd));
     }
     (void)close(report[1]);
     *report_fd = report[0];

@@ -17,15 +17,16 @@ struct failure fail(const char *step, const char *detail, int error)
     return failure;
 }
 
-pid_t clone_process(uint64_t flags, int cgroup_fd, int *pidfd)
+pid_t clone_process(uint64_t flags, int *pidfd)
 {
     struct clone_args args = {
-        .flags = flags | (cgroup_fd >= 0 ? CLONE_INTO_CGROUP : 0) | (pidfd ? CLONE_PIDFD : 0),
-        .pidfd = (uint64_t)(uintptr_t)pidfd,
-        .exit_signal = SIGCHLD,
-        .cgroup = cgroup_fd >= 0 ? (uint64_t)cgroup_fd : 0,
-    };
+        .flags = flags | (pidfd ? CLONE_PIDFD : 0), .pidfd = (uint64_t)(uintptr_t)pidfd, .exit_signal = SIGCHLD};
     return (pid_t)syscall(SYS_clone3, &args, sizeof args);
+}
+
+int join_cgroup(int procs_fd)
+{
+    return write(procs_fd, "0", 1) == 1 ? 0 : -1;
 }
 
 int64_t boottime_ns(void)

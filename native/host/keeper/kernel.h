@@ -24,9 +24,12 @@ enum degradation {
 
 struct failure fail(const char *step, const char *detail, int error);
 
-/* clone3(2) as a fork: flags of that call; returns as fork(2). With `cgroup_fd` (else -1) the child is in that
- * cgroup from its first instruction on; both cgroups must be fresh (see join_cgroup in keeper.c). */
-pid_t clone_process(uint64_t flags, int cgroup_fd, int *pidfd);
+/* clone3(2) as a fork: flags of that call; `pidfd`, where not NULL, gets a descriptor; returns as fork(2). */
+pid_t clone_process(uint64_t flags, int *pidfd);
+
+/* Moves the calling process; `procs_fd` is a cgroup.procs. Not by CLONE_INTO_CGROUP: Linux 6.18 kills at birth
+ * whoever is cloned from a cgroup that was never killed into one that was. The first move costs 6 ms, the next 0.2. */
+int join_cgroup(int procs_fd);
 
 /* CLOCK_BOOTTIME in nanoseconds: it goes on while the host is suspended. */
 int64_t boottime_ns(void);

@@ -2,6 +2,7 @@
 #include "options.h"
 
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { MAX_FD = 1 << 20 };
@@ -107,12 +108,12 @@ static const char *parse_bind(const char *value, struct options *options)
 
 static const char *parse_device(const char *value, struct options *options)
 {
-    char path[256] = "/";
+    char path[256];
     if (options->device_count == MAX_DEVICES)
         return "too many devices";
     if (*value == '\0' || *value == '/' || strlen(value) > 200)
         return "a name below /dev is needed";
-    strcat(path, value);
+    (void)snprintf(path, sizeof path, "/%s", value);
     if (!is_clean_path(whole(path)))
         return "a name below /dev without .. is needed";
     options->devices[options->device_count++] = value;

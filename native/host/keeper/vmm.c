@@ -93,9 +93,12 @@ static struct failure drop_identity(uid_t uid, gid_t gid)
     return (struct failure){0};
 }
 
-static struct failure prepare(const struct options *options, int console_fd)
+static struct failure prepare(const struct options *options, int procs_fd, int console_fd)
 {
-    struct failure failure = join_netns(options->netns);
+    struct failure failure;
+    if (join_cgroup(procs_fd) < 0)
+        return fail("cgroup", "vmm", errno);
+    failure = join_netns(options->netns);
     if (!failure.error)
         failure = set_limits(options);
     reset_oom_score();
@@ -111,10 +114,10 @@ static struct failure prepare(const struct options *options, int console_fd)
     return failure;
 }
 
-void become_vmm(const struct options *options, int console_fd, int start_fd)
+void become_vmm(const struct options *options, int procs_fd, int console_fd, int start_fd)
 {
     char *const environment[] = {NULL};
-    struct failure failure = prepare(options, console_fd);
+    struct failure failure = prepare(options, procs_fd, console_fd);
     if (!failure.error) {
         reset_signals();
         (void)!write(start_fd, &failure, sizeof failure); /* no error yet: all that is left is exec */

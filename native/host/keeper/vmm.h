@@ -6,6 +6,6 @@
 
 /* Never returns. `start_fd` (CLOEXEC) gets a struct failure without error right before exec, then end of file;
  * or one with the error that stopped it. End of file alone: the child was killed on the way. */
-_Noreturn void become_vmm(const struct options *options, int console_fd, int start_fd);
+_Noreturn void become_vmm(const struct options *options, int procs_fd, int console_fd, int start_fd);
 
 #endif

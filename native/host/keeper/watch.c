@@ -101,7 +101,7 @@ static void read_start(struct keeper *keeper)
     if (size == 0 && keeper->kill_reason)
         failure = fail(keeper->kill_reason, "killed before it ran", ETIME);
     else if (size == 0 && !keeper->at_exec)
-        failure = fail("clone", "somebody killed it before it ran; is its cgroup a fresh one?", ECANCELED);
+        failure = fail("clone", "somebody killed it before it ran", ECANCELED);
     report_start(keeper, failure);
     if (failure.error)
         _exit(1); /* takes the child along; there is no ending to write, since nothing began */
@@ -277,21 +277,21 @@ static int read_host_pid(int pidfd)
     return pid;
 }
 
-static struct failure start_vmm(struct keeper *keeper, int vmm_cgroup_fd)
+static struct failure start_vmm(struct keeper *keeper, int vmm_procs_fd)
 {
     const struct options *options = keeper->options;
     int console[2];
     int start[2];
     if (pipe2(console, O_CLOEXEC) < 0 || pipe2(start, O_CLOEXEC) < 0)
         return fail("keeper", "pipes", errno);
-    keeper->vmm = clone_process(options->jail ? CLONE_NEWNS | CLONE_NEWIPC : 0, vmm_cgroup_fd, &keeper->vmm_pidfd);
+    keeper->vmm = clone_process(options->jail ? CLONE_NEWNS | CLONE_NEWIPC : 0, &keeper->vmm_pidfd);
     if (keeper->vmm < 0)
         return fail("clone", "VMM", errno);
     if (keeper->vmm == 0)
-        become_vmm(options, console[1], start[1]);
+        become_vmm(options, vmm_procs_fd, console[1], start[1]);
     (void)close(console[1]);
     (void)close(start[1]);
-    (void)close(vmm_cgroup_fd);
+    (void)close(vmm_procs_fd);
     for (size_t i = 0; i < options->kept_count; i++)
         (void)close(options->kept_fds[i]);
     keeper->console_fd = console[0];
@@ -302,7 +302,7 @@ static struct failure start_vmm(struct keeper *keeper, int vmm_cgroup_fd)
     return (struct failure){0};
 }
 
-int run_keeper(const struct options *options, int report_fd, int vmm_cgroup_fd, int kill_fd)
+int run_keeper(const struct options *options, int report_fd, int vmm_procs_fd, int kill_fd)
 {
     static struct keeper keeper; /* static for its size only */
     struct failure failure;
@@ -316,7 +316,7 @@ int run_keeper(const struct options *options, int report_fd, int vmm_cgroup_fd, 
         keeper.clients[i] = -1;
     failure = become_keeper(&keeper);
     if (!failure.error)
-        failure = start_vmm(&keeper, vmm_cgroup_fd);
+        failure = start_vmm(&keeper, vmm_procs_fd);
     if (failure.error) {
         report_start(&keeper, failure);
         return 1;

@@ -46,6 +46,6 @@ void kill_vmm(struct keeper *keeper, const char *reason, const char *detail);
 int move_deadline(struct keeper *keeper, int64_t deadline_ns);
 
 /* Runs until the VMM has ended and that is on disk; returns the process' exit status. */
-int run_keeper(const struct options *options, int report_fd, int vmm_cgroup_fd, int kill_fd);
+int run_keeper(const struct options *options, int report_fd, int vmm_procs_fd, int kill_fd);
 
 #endif
