@@ -49,7 +49,15 @@ class Bell:
         self._client = client
         self._prefix = prefix
         self._ears: dict[str, set[Ringing]] = {}
-        self.connected = False
+        self._up = trio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """True while rings travel between processes."""
+        return self._up.is_set()
+
+    async def wait_connected(self) -> None:
+        await self._up.wait()
 
     @contextmanager
     def listen(self, channel: str) -> Iterator[Ringing]:
@@ -89,7 +97,7 @@ class Bell:
                 if self.connected:
                     log.warning("bell.lost", reason=type(error).__name__)
                     delays = _BACKOFF.delays_s()
-                self.connected = False
+                    self._up = trio.Event()
             await trio.sleep(next(delays))
 
     async def _hear(self) -> None:
@@ -97,7 +105,7 @@ class Bell:
             await pubsub.psubscribe(self._prefix + "*")
             async for message in pubsub.listen():
                 if message["type"] == "psubscribe":
-                    self.connected = True
+                    self._up.set()
                     self._ring_everywhere_here()  # what was rung while we were away
                 elif message["type"] == "pmessage":
                     self._ring_here(message["channel"].decode().removeprefix(self._prefix))
@@ -110,11 +118,7 @@ class Bell:
 @asynccontextmanager
 async def open_bell(url: str, bridge: Bridge, prefix: str = "nimbus:bell:") -> AsyncIterator[Bell]:
     """A bell for as long as the body runs; opening it does not need Redis to be there."""
-
-    async def make() -> Redis:
-        return Redis.from_url(url, socket_connect_timeout=SOCKET_S, health_check_interval=30, retry=None)
-
-    client = await bridge.call(make)
+    client = Redis.from_url(url, socket_connect_timeout=SOCKET_S, health_check_interval=30, retry=None)
     bell = Bell(bridge, client, prefix)
     try:
         async with trio.open_nursery() as nursery:

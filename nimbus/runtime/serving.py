@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import cast
 
 import structlog
@@ -21,10 +22,11 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
-from quart import Response
+from quart import request
 from quart.wrappers import Request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers import TrioResponse
 from quart_trio.wrappers.request import TrioBody, TrioRequest
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
@@ -42,6 +44,8 @@ from nimbus.model.errors import (
 )
 
 log = structlog.get_logger()
+
+Response = TrioResponse  # what rooms return: stock quart.Response would need an asyncio loop
 
 LAST_MESSAGE_S = 10.0  # to hand the end of a response to the kernel and close or recycle the connection
 LINGER_S = 2.0  # to read on after an early answer, so that the client sees it and not a reset
@@ -122,9 +126,9 @@ class CarefulConnection(TrioASGIHTTPConnection):
     """One request: receives with backpressure, ends with a shield."""
 
     async def handle_messages(  # type: ignore[override]
-        self, nursery: trio.Nursery, request: Request, receive: ASGIReceiveCallable
+        self, nursery: trio.Nursery, asked: Request, receive: ASGIReceiveCallable
     ) -> None:
-        body = cast("GatedBody", request.body)
+        body = cast("GatedBody", asked.body)
         while True:
             await body.wait_room()
             message = await receive()
@@ -137,9 +141,9 @@ class CarefulConnection(TrioASGIHTTPConnection):
         nursery.cancel_scope.cancel()
 
     async def handle_request(  # type: ignore[override]
-        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
+        self, nursery: trio.Nursery, asked: Request, send: ASGISendCallable
     ) -> None:
-        body = cast("GatedBody", request.body)
+        body = cast("GatedBody", asked.body)
 
         async def send_message(message: ASGISendEvent) -> None:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -151,7 +155,7 @@ class CarefulConnection(TrioASGIHTTPConnection):
             else:
                 await send(message)
 
-        await super().handle_request(nursery, request, cast("ASGISendCallable", send_message))
+        await super().handle_request(nursery, asked, cast("ASGISendCallable", send_message))
 
 
 class App(QuartTrio):
@@ -190,11 +194,13 @@ def _headers_of(error: NimbusError) -> dict[str, str]:
 
 
 async def _answer_http_error(error: HTTPException) -> Response:
+    await trio.lowlevel.checkpoint()  # a sync handler would be run in a thread
     status = error.code or 500
     return error_response(status, (error.name or "error").lower().replace(" ", "_"), error.description or "", {})
 
 
 async def _answer_bug(error: Exception) -> Response:
+    await trio.lowlevel.checkpoint()  # a sync handler would be run in a thread
     log.error("request.crashed", kind=type(error).__name__, exc_info=error)
     return error_response(500, "internal", "a bug of ours: the log of the service says more", {})
 
@@ -207,6 +213,12 @@ def error_response(status: int, code: str, message: str, headers: dict[str, str]
 def json_response(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     text = json.dumps(body, separators=(",", ":"))
     return Response(text, status=status, headers=headers, content_type="application/json")
+
+
+async def read_body() -> bytes:
+    """The current request's whole body, up to the application's limit (413 beyond it)."""
+    body = await request.get_data(as_text=False)
+    return body if isinstance(body, bytes) else body.encode()
 
 
 async def serve_app(
@@ -226,7 +238,9 @@ async def serve_app(
     config.include_server_header = False
     config.server_names = []
     config.keep_alive_timeout = 30
-    await serve(app, config, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
+    async with trio.open_nursery() as nursery:
+        urls = await nursery.start(partial(serve, app, config, shutdown_trigger=stop.wait, mode="asgi"))
+        task_status.started(urls)
 
 
 class LazyApp:

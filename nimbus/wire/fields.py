@@ -122,6 +122,12 @@ class Fields:
     def child(self, name: str) -> Fields:
         return Fields(self._value.get(name), f"{self._what}: {name}")
 
+    def children(self, name: str, max_items: int) -> list[Fields]:
+        value = self._value.get(name)
+        if not isinstance(value, list) or len(value) > max_items:
+            raise self._wrong(name, f"a list of at most {max_items} objects")
+        return [Fields(item, f"{self._what}: {name}") for item in value]
+
     def _wrong(self, name: str, wanted: str) -> Refused:
         return Refused(f"{self._what}: {name} must be {wanted}")
 

@@ -35,12 +35,17 @@ class HeldState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class EnrolRequest:
-    """Who the agent is this time; `boot_id` tells one life of a host from the next."""
+    """Who the agent is this time; `boot_id` tells one life of a host from the next.
+
+    `held` None says nothing (a token is renewed). A tuple, sent once when an agent starts, is all that survived:
+    every other lease of this agent is given up at once, instead of when its deadline passes.
+    """
 
     version: str
     boot_id: str
     cpus: int
     mem_mib: int
+    held: tuple[LeaseKey, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,10 @@ class FinishReply:
 
 
 def render_enrol_request(request: EnrolRequest) -> Json:
-    return {"version": request.version, "boot_id": request.boot_id, "cpus": request.cpus, "mem_mib": request.mem_mib}
+    body = {"version": request.version, "boot_id": request.boot_id, "cpus": request.cpus, "mem_mib": request.mem_mib}
+    if request.held is None:
+        return body
+    return {**body, "held": [{"machine_id": key.machine_id, **_render_key(key)} for key in request.held]}
 
 
 def parse_enrol_request(body: bytes) -> EnrolRequest:
@@ -157,7 +165,12 @@ def parse_enrol_request(body: bytes) -> EnrolRequest:
         boot_id=fields.text("boot_id", 64),
         cpus=fields.integer("cpus", 1, 4096),
         mem_mib=fields.integer("mem_mib", 1, 2**30),
+        held=_parse_held(fields) if fields.has("held") else None,
     )
+
+
+def _parse_held(fields: Fields) -> tuple[LeaseKey, ...]:
+    return tuple(_parse_key(each, each.integer("machine_id", 1)) for each in fields.children("held", 4096))
 
 
 def render_enrol_reply(reply: EnrolReply) -> Json:

@@ -1,0 +1,70 @@
+"""The agents' routes: enrol, lease, renew, finish. Thin: reads the token and the body, calls leases.py, renders.
+
+The route that mints a runner is runners.py's. Bodies and replies are defined in wire/leaseapi.py.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from quart import Blueprint
+
+from nimbus.control_plane.access import MintLimit, read_agent, read_enrolment
+from nimbus.control_plane.leases import finish_lease, give_up_leases, renew_lease, wait_grant
+from nimbus.control_plane.services import Services
+from nimbus.control_plane.tokens import mint_agent_token
+from nimbus.runtime.postgres import Transaction, load_queries
+from nimbus.runtime.serving import Response, json_response, read_body
+from nimbus.wire import leaseapi
+from nimbus.wire.leaseapi import EnrolReply, EnrolRequest
+
+log = structlog.get_logger()
+_SQL = load_queries("nimbus.control_plane", "queries", "agents.sql")
+
+
+def build_agents_api(services: Services) -> Blueprint:
+    """The routes under /api/agents and the lease's part of /api/machines."""
+    blueprint = Blueprint("agents", __name__)
+    access = services.access
+    limit = MintLimit(access.agent_token_rate_limit, access.agent_token_rate_interval_s)
+
+    @blueprint.post("/api/agents/enrol")
+    async def enrol() -> Response:
+        agent_id = read_enrolment(access)
+        asked = leaseapi.parse_enrol_request(await read_body())
+        limit.count(agent_id, time.monotonic())
+        await services.database.run(_enrol, agent_id, asked)
+        if asked.held is not None:
+            await give_up_leases(services, agent_id, asked.held)
+        log.info("agent.enrolled", agent=agent_id, version=asked.version, cpus=asked.cpus, mem_mib=asked.mem_mib)
+        token = mint_agent_token(services.keys, agent_id, access.agent_token_ttl_s)
+        ttl_s = services.lease_terms.policy.ttl_s
+        return json_response(leaseapi.render_enrol_reply(EnrolReply(agent_id, access.agent_token_ttl_s, ttl_s, token)))
+
+    @blueprint.post("/api/agents/lease")
+    async def lease() -> Response:
+        agent_id = read_agent(services)
+        asked = leaseapi.parse_lease_request(await read_body())
+        grant = await wait_grant(services, agent_id, asked)
+        if grant is None:
+            return Response(status=204)
+        return json_response(leaseapi.render_grant(grant))
+
+    @blueprint.post("/api/machines/<int:machine_id>/renew")
+    async def renew(machine_id: int) -> Response:
+        agent_id = read_agent(services)
+        asked = leaseapi.parse_renew_request(await read_body(), machine_id)
+        return json_response(leaseapi.render_renew_reply(await renew_lease(services, agent_id, asked)))
+
+    @blueprint.post("/api/machines/<int:machine_id>/finish")
+    async def finish(machine_id: int) -> Response:
+        agent_id = read_agent(services)
+        asked = leaseapi.parse_finish_request(await read_body(), machine_id)
+        return json_response(leaseapi.render_finish_reply(await finish_lease(services, agent_id, asked)))
+
+    return blueprint
+
+
+async def _enrol(transaction: Transaction, agent_id: str, asked: EnrolRequest) -> None:
+    await transaction.execute(_SQL["enrol_agent"], agent_id, asked.version, asked.boot_id, asked.cpus, asked.mem_mib)

@@ -1,0 +1,138 @@
+"""The control plane put together: services opened, routes registered, sweepers running. No rule lives here.
+
+The sweepers are children of the nursery in `open_app`: if one crashes, the process ends. Called by main.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from quart import Blueprint
+
+from nimbus.control_plane.access import require_metrics_access
+from nimbus.control_plane.agents_api import build_agents_api
+from nimbus.control_plane.jobs import count_queue
+from nimbus.control_plane.jobs_api import build_jobs_api
+from nimbus.control_plane.leases import sweep_leases
+from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.migrate import migrate
+from nimbus.control_plane.services import MACHINES, AccessPolicy, JobRules, LeaseTerms, Services
+from nimbus.control_plane.settings import Settings
+from nimbus.control_plane.tokens import open_keyring
+from nimbus.model.lease import LeasePolicy
+from nimbus.runtime.postgres import Transaction, load_queries, open_database
+from nimbus.runtime.redis import open_bell
+from nimbus.runtime.serving import App, Response, build_app, json_response
+from nimbus.wire.tokens import hmac_key, render_jwks
+
+MAX_BODY_BYTES = 25 * 1024 * 1024  # GitHub's own limit for a webhook
+_SQL = load_queries("nimbus.control_plane", "queries", "agents.sql")
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterator[Services]:
+    """Database (migrated), keys and bell, for as long as the body runs."""
+    dsn = settings.database_url.get_secret_value()
+    async with open_database(dsn, settings.database_pool_size) as database:
+        await migrate(database)
+        given = settings.signing_key
+        keys = await open_keyring(database, None if given is None else given.get_secret_value())
+        async with open_bell(settings.redis_url.get_secret_value(), database.bridge) as bell:
+            yield Services(
+                database=database,
+                bell=bell,
+                keys=keys,
+                metrics=Metrics(),
+                access=plan_access(settings),
+                lease_terms=LeaseTerms(LeasePolicy(settings.job_lease_ttl), settings.job_in_progress_lease_ttl),
+                job_rules=JobRules(settings.org_job_rate_limit, settings.org_rate_interval, settings.default_image),
+                log_url=None if settings.log_public_url is None else ingest_url(settings.log_public_url),
+                stopping=stopping,
+            )
+
+
+def plan_access(settings: Settings) -> AccessPolicy:
+    """Pure: the part of the settings that decides who comes in."""
+    token = settings.metrics_token
+    return AccessPolicy(
+        admin_key=hmac_key(settings.jwt_secret.get_secret_value()),
+        enrolment_key=hmac_key(settings.agent_token_secret.get_secret_value()),
+        allowed_subjects=settings.allowed_subjects,
+        metrics_token=None if token is None else token.get_secret_value(),
+        agent_token_ttl_s=settings.agent_token_ttl,
+        agent_token_rate_limit=settings.agent_token_rate_limit,
+        agent_token_rate_interval_s=settings.agent_token_rate_interval,
+    )
+
+
+def ingest_url(public_url: str) -> str:
+    """Where agents send output: the logging pipeline's base address or its ingest route are both accepted."""
+    base = public_url.rstrip("/")
+    return base if base.endswith("/ingest") else f"{base}/ingest"
+
+
+@asynccontextmanager
+async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[App]:
+    """The application with its services open and its sweepers running."""
+    async with open_services(settings, stopping) as services, trio.open_nursery() as sweepers:
+        sweepers.start_soon(sweep_leases, services)
+        sweepers.start_soon(_end_polls, services)
+        yield build_control_plane(services)
+        sweepers.cancel_scope.cancel()
+
+
+def build_control_plane(services: Services) -> App:
+    """Every route of the control plane, on these services."""
+    app = build_app("nimbus.control_plane", max_body_bytes=MAX_BODY_BYTES)
+    app.register_blueprint(build_agents_api(services))
+    app.register_blueprint(build_jobs_api(services))
+    app.register_blueprint(build_health_api(services))
+    return app
+
+
+async def _end_polls(services: Services) -> None:
+    """Let waiting agents go as soon as the service is told to stop."""
+    await services.stopping.wait()
+    await services.bell.ring(MACHINES)
+
+
+def build_health_api(services: Services) -> Blueprint:
+    """Health, readiness, public keys and metrics."""
+    blueprint = Blueprint("health", __name__)
+
+    @blueprint.get("/healthz")
+    async def healthz() -> Response:
+        await trio.lowlevel.checkpoint()
+        return json_response({"status": "ok"})
+
+    @blueprint.get("/readyz")
+    async def readyz() -> Response:
+        await services.database.run(_ask)
+        return json_response({"status": "ready", "bell": "redis" if services.bell.connected else "polling"})
+
+    @blueprint.get("/.well-known/jwks.json")
+    async def jwks() -> Response:
+        await trio.lowlevel.checkpoint()
+        return json_response(render_jwks(services.keys.accepted), headers={"Cache-Control": "public, max-age=300"})
+
+    @blueprint.get("/metrics")
+    async def metrics() -> Response:
+        require_metrics_access(services.access)
+        counts = await count_queue(services, None)
+        for state, count in dict(counts["machines"]).items():  # type: ignore[call-overload]
+            services.metrics.machines.labels(state).set(count)
+        services.metrics.agents_seen.set(await services.database.run(_count_agents))
+        return Response(services.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return blueprint
+
+
+async def _ask(transaction: Transaction) -> None:
+    await transaction.fetchval("SELECT 1")
+
+
+async def _count_agents(transaction: Transaction) -> int:
+    count: int = await transaction.fetchval(_SQL["count_seen_agents"])
+    return count

@@ -1,0 +1,89 @@
+"""The routes of people and services: jobs, status. Thin: reads the token and the query, calls jobs.py, renders."""
+
+from __future__ import annotations
+
+from quart import Blueprint, request
+
+from nimbus.control_plane.access import read_caller, read_service
+from nimbus.control_plane.jobs import (
+    cancel_job,
+    count_queue,
+    find_job,
+    find_output,
+    parse_submission,
+    recent_jobs,
+    submit_job,
+)
+from nimbus.control_plane.services import Services
+from nimbus.model.errors import NotFound, Refused
+from nimbus.runtime.postgres import Transaction, load_queries
+from nimbus.runtime.serving import Response, json_response, read_body
+from nimbus.wire.fields import MAX_BIGINT
+from nimbus.wire.leaseapi import Json
+
+_SQL = load_queries("nimbus.control_plane", "queries", "agents.sql")
+_MAX_LISTED = 200
+
+
+def build_jobs_api(services: Services) -> Blueprint:
+    """The routes under /api/jobs, /api/status and /api/internal."""
+    blueprint = Blueprint("jobs", __name__)
+    access = services.access
+
+    @blueprint.post("/api/jobs")
+    async def submit() -> Response:
+        caller = read_caller(access)
+        caller.require_write()
+        submission = parse_submission(await read_body(), services.job_rules)
+        submitted = await submit_job(services, submission, caller.org_id)
+        body = {"job_id": submitted.job_id, "state": submitted.state, "machine_id": submitted.machine_id}
+        return json_response(body, 201 if submitted.created else 200)
+
+    @blueprint.get("/api/jobs/recent")
+    async def recent() -> Response:
+        caller = read_caller(access)
+        return json_response({"jobs": await recent_jobs(services, _read_limit(), caller.org_id)})
+
+    @blueprint.get("/api/jobs/<int:job_id>")
+    async def find(job_id: int) -> Response:
+        caller = read_caller(access)
+        return json_response(await find_job(services, _check_id(job_id), caller.org_id))
+
+    @blueprint.post("/api/jobs/<int:job_id>/cancel")
+    async def cancel(job_id: int) -> Response:
+        caller = read_caller(access)
+        caller.require_write()
+        return json_response(await cancel_job(services, _check_id(job_id), caller.org_id))
+
+    @blueprint.get("/api/status")
+    async def status() -> Response:
+        caller = read_caller(access)
+        counts = await count_queue(services, caller.org_id)
+        # hosts belong to the operator: a tenant's token does not see them
+        agents = await services.database.run(_list_agents) if caller.org_id is None else []
+        return json_response({**counts, "agents": agents})
+
+    @blueprint.get("/api/internal/jobs/<int:job_id>/machines")
+    async def output(job_id: int) -> Response:
+        read_service(access)
+        return json_response(await find_output(services, _check_id(job_id)))
+
+    return blueprint
+
+
+async def _list_agents(transaction: Transaction) -> list[Json]:
+    rows = await transaction.fetch(_SQL["list_agents"])
+    return [{**row, "last_seen": row["last_seen"].isoformat()} for row in map(dict, rows)]
+
+
+def _check_id(job_id: int) -> int:
+    if job_id > MAX_BIGINT:
+        raise NotFound(f"there is no job {job_id}")
+    return job_id
+
+
+def _read_limit() -> int:
+    text = request.args.get("limit", "20")
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= _MAX_LISTED):
+        raise Refused(f"limit must be a whole number from 1 to {_MAX_LISTED}")
+    return int(text)

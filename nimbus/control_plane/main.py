@@ -1,0 +1,65 @@
+"""The control plane's process: `python -m nimbus.control_plane.main`, or Hypercorn with `-k trio` on `main:app`.
+
+Reads the settings once, configures the logs, and holds the nursery: signals -> stop event -> serve until done.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from nimbus.control_plane.app import open_app
+from nimbus.control_plane.settings import Settings
+from nimbus.model.errors import NimbusError
+from nimbus.runtime.serving import App, LazyApp, serve_app
+from nimbus.runtime.settings import read_settings, unknown_variables
+from nimbus.runtime.signals import watch_signals
+from nimbus.runtime.telemetry import configure_logging
+
+log = structlog.get_logger()
+
+
+def _prepare() -> Settings:
+    settings = read_settings(Settings)
+    configure_logging(settings.log_level)
+    for name in unknown_variables([Settings]):
+        log.warning("setting.unknown", name=name)
+    return settings
+
+
+@asynccontextmanager
+async def _open_for_server() -> AsyncIterator[App]:
+    async with open_app(_prepare(), trio.Event()) as app:
+        yield app
+
+
+app = LazyApp(_open_for_server)
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = trio.Event()
+    async with open_app(settings, stop) as control_plane, trio.open_nursery() as nursery:
+        await nursery.start(watch_signals, stop)
+        binds = await nursery.start(serve_app, control_plane, [settings.control_plane_bind], stop)
+        log.info("control_plane.ready", binds=binds)
+    log.info("control_plane.stopped")
+
+
+def main() -> int:
+    """Exit 0 after a signal, 1 where a service is away, 2 where a setting is wrong."""
+    settings = _prepare()
+    try:
+        trio.run(run, settings)
+    except NimbusError as error:
+        print(f"control plane: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

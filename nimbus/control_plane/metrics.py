@@ -1,0 +1,31 @@
+"""The control plane's Prometheus metrics, under the documents' names. One registry for each application."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+
+class Metrics:
+    """Counted as gauges where the documented name carries no `_total`: the client would add it to a counter."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.webhook_replays_blocked = self._gauge(
+            "nimbus_control_plane_webhook_replays_blocked", "Deliveries that came again and changed nothing"
+        )
+        self.org_rate_limits_hit = self._gauge(
+            "nimbus_control_plane_org_rate_limits_hit", "Submissions refused because the org submits too often"
+        )
+        self.leases_granted = self._gauge("nimbus_control_plane_leases_granted", "Machine requests handed to an agent")
+        self.leases_fenced = self._gauge("nimbus_control_plane_leases_fenced", "Writes refused by lease, fence or time")
+        self.leases_expired = self._gauge("nimbus_control_plane_leases_expired", "Leases whose holder fell silent")
+        self.machines = Gauge(
+            "nimbus_control_plane_machines", "Machine requests by state", ["state"], registry=self.registry
+        )
+        self.agents_seen = self._gauge("nimbus_control_plane_agents_seen", "Agents heard of in the last minute")
+
+    def _gauge(self, name: str, documentation: str) -> Gauge:
+        return Gauge(name, documentation, registry=self.registry)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,63 @@
+"""What the control plane's routes and sweepers work with: opened by app.py, passed down, never global."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.tokens import KeyRing
+from nimbus.model.lease import LeasePolicy
+from nimbus.runtime.postgres import Database
+from nimbus.runtime.redis import Bell
+from nimbus.wire.tokens import SigningKey
+
+MACHINES = "machines"  # the bell's channel: there may be something to lease
+
+
+@dataclass(frozen=True)
+class LeaseTerms:
+    """How long leases last. A linked GitHub job in progress gets longer: GitHub gives it no second runner."""
+
+    policy: LeasePolicy = field(default_factory=LeasePolicy)
+    in_progress_ttl_s: float = 3600.0
+    max_attempts: int = 3  # hosts that may fail a machine request before it is given up
+    poll_s: float = 2.0  # a waiting agent looks this often even when no bell rings
+
+
+@dataclass(frozen=True)
+class AccessPolicy:
+    """Who may come in with what."""
+
+    admin_key: SigningKey = field(repr=False)
+    enrolment_key: SigningKey = field(repr=False)
+    allowed_subjects: frozenset[str] = frozenset()
+    metrics_token: str | None = field(default=None, repr=False)
+    agent_token_ttl_s: float = 3600.0
+    agent_token_rate_limit: int = 15
+    agent_token_rate_interval_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class JobRules:
+    """What a submission through our API meets."""
+
+    rate_limit: int = 100
+    rate_interval_s: float = 60.0
+    default_image: str = "default"
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything with a lifetime, and the small values below the settings."""
+
+    database: Database
+    bell: Bell
+    keys: KeyRing
+    metrics: Metrics
+    access: AccessPolicy
+    lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
+    job_rules: JobRules = field(default_factory=JobRules)
+    log_url: str | None = None
+    stopping: trio.Event = field(default_factory=trio.Event)  # long polls end when it is set
