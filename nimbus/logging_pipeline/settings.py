@@ -1,0 +1,50 @@
+"""The logging pipeline's variables, read once by `main`. Below it, small values are passed, never these classes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from nimbus.runtime.settings import RoomSettings, SigningSecret
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+
+def check_identifier(name: str) -> str:
+    """The name itself where it can stand in a statement as it is; ValueError otherwise."""
+    if not _IDENTIFIER.fullmatch(name) or not name.isascii():
+        raise ValueError("needs a plain name: letters, digits and underscores")
+    return name
+
+
+Identifier = Annotated[str, AfterValidator(check_identifier)]
+
+
+class StoreSettings(RoomSettings):
+    """Where rows are stored: a real ClickHouse server, or the embedded engine where no URL is given."""
+
+    clickhouse_url: str | None = None
+    clickhouse_database: Identifier = "nimbus"
+    clickhouse_table: Identifier = "ci_logs"
+    clickhouse_username: str | None = None
+    clickhouse_password: SecretStr | None = None
+    clickhouse_timeout: float = Field(default=10.0, gt=0, le=300)
+    logging_retention_days: int = Field(default=30, ge=1, le=3650)
+    state_dir: Path = Path("/var/lib/nimbus")
+
+
+class Settings(StoreSettings):
+    """Everything that `python -m nimbus.logging_pipeline.main` needs."""
+
+    control_plane_url: str
+    jwt_secret: SigningSecret
+    jwks_url: str | None = None  # none: the control plane's own
+    logging_bind: str = "127.0.0.1:8002"
+    metrics_token: SecretStr | None = None
+
+    @property
+    def key_set_url(self) -> str:
+        return self.jwks_url or f"{self.control_plane_url.rstrip('/')}/.well-known/jwks.json"

@@ -1,0 +1,251 @@
+"""The table of job output, through clickhouse-connect in threads: insert, ask what is there, read a page.
+
+Statements are fixed text with typed parameters; nothing of a tenant ever becomes SQL. The same code talks to a
+real server and to the embedded engine. Called by `writer` (inserts) and by the read routes; every failure is
+Unavailable, without the server's words (they may hold addresses or credentials).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+import structlog
+import trio
+from clickhouse_connect.driver import httputil
+from urllib3.exceptions import HTTPError
+
+from nimbus.logging_pipeline.engine import Endpoint
+from nimbus.logging_pipeline.rows import Row, Source
+from nimbus.model.errors import Refused, Unavailable
+from nimbus.runtime.threads import ThreadLane
+
+_COLUMNS = ("org_id", "machine_id", "fence", "seq", "agent_id", "stream", "level", "message", "ts")
+_CONNECT_S = 3
+_WIDTH = 4  # one for the writer, the others for readers
+_FAILURES = (clickhouse_connect.driver.exceptions.Error, HTTPError, OSError)
+T = TypeVar("T")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A row on its way into the table."""
+
+    source: Source
+    agent_id: str
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A reader's place in the output of one machine under one fence: everything up to `seq` was read."""
+
+    machine_id: int
+    fence: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadScope:
+    """What one reader may see: some machines of one org, under one fence or all."""
+
+    org_id: int
+    machines: tuple[int, ...]
+    fence: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRow:
+    """A row as readers get it."""
+
+    machine_id: int
+    fence: int
+    row: Row
+
+    @property
+    def place(self) -> Place:
+        return Place(self.machine_id, self.fence, self.row.seq)
+
+
+class LogTable:
+    """One table on one server. The server's address may change while the engine is started anew."""
+
+    def __init__(self, endpoint: Callable[[], Endpoint | None], database: str, table: str, read_s: float) -> None:
+        self._endpoint = endpoint
+        self._name = f"{database}.{table}"
+        self._read_s = read_s
+        self._lane = ThreadLane("clickhouse", _WIDTH)
+        self._connecting = trio.Lock()
+        self._client: Any = None
+        self._connected: Endpoint | None = None
+
+    async def insert(self, rows: Sequence[StoredRow]) -> None:
+        """Store rows: all of them are durable when this returns; Unavailable where that is not certain."""
+        body = "".join(_render(stored) for stored in rows).encode()
+        # a retry of the very same block is dropped by the server, should an earlier try have arrived after all
+        token = hashlib.sha256(body).hexdigest()
+        settings = {"async_insert": 0, "insert_deduplication_token": token, "wait_end_of_query": 1}
+
+        def insert(client: Any) -> None:
+            client.raw_insert(self._name, list(_COLUMNS), body, settings=settings, fmt="JSONEachRow")
+
+        await self._call(insert)
+
+    async def islands(self, source: Source) -> list[tuple[int, int]]:
+        """The ranges of row numbers that are stored for one machine and fence."""
+        where = "org_id = {org:UInt64} AND machine_id = {machine:UInt64} AND fence = {fence:UInt64}"
+        known = {"org": source.org_id, "machine": source.machine_id, "fence": source.fence}
+        ends = await self._select(
+            f"SELECT min(seq) AS low, max(seq) AS high, uniqExact(seq) AS n FROM {self._name} WHERE {where}",  # noqa: S608 - checked names
+            known,
+        )
+        low, high, count = (int(ends[0][name]) for name in ("low", "high", "n"))
+        if count == 0:
+            return []
+        if count == high - low + 1:
+            return [(low, high)]
+        found = await self._select(
+            "SELECT min(seq) AS low, max(seq) AS high "  # noqa: S608 - checked names
+            "FROM (SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island "
+            f"FROM (SELECT DISTINCT seq FROM {self._name} WHERE {where})) GROUP BY island ORDER BY low",
+            known,
+        )
+        return [(int(entry["low"]), int(entry["high"])) for entry in found]
+
+    async def page(self, scope: ReadScope, places: Sequence[Place], limit: int) -> list[ReadRow]:
+        """The next rows in this scope beyond the places read so far, in their order."""
+        if not scope.machines:
+            return []
+        where, parameters = _plan_where(scope.machines, places)
+        if scope.fence is not None:
+            where = f"({where}) AND fence = {{only:UInt64}}"
+            parameters["only"] = scope.fence
+        found = await self._select(
+            "SELECT machine_id, fence, seq, stream, level, message, toUnixTimestamp64Milli(ts) AS ts_ms "  # noqa: S608 - checked names, typed parameters
+            f"FROM {self._name} WHERE org_id = {{org:UInt64}} AND ({where}) "
+            "ORDER BY org_id, machine_id, fence, seq LIMIT 1 BY org_id, machine_id, fence, seq LIMIT {limit:UInt32}",
+            {**parameters, "org": scope.org_id, "limit": limit},
+        )
+        return [_parse_read(entry) for entry in found]
+
+    async def org_of(self, machine_id: int) -> int | None:
+        """Whose machine it is, for operators whose token names no org."""
+        found = await self._select(
+            f"SELECT org_id FROM {self._name} WHERE machine_id = {{machine:UInt64}} LIMIT 1",  # noqa: S608 - checked names
+            {"machine": machine_id},
+        )
+        return int(found[0]["org_id"]) if found else None
+
+    async def command(self, sql: str) -> None:
+        """One statement of our own (migrations)."""
+        await self._call(lambda client: client.command(sql))
+
+    async def rows_of(self, sql: str) -> list[dict[str, Any]]:
+        """The result of one statement of our own (migrations)."""
+        return await self._select(sql, {})
+
+    async def ping(self) -> None:
+        """Unavailable where the server does not answer."""
+        await self._select("SELECT 1 AS one", {})
+
+    async def close(self) -> None:
+        await self._lane.run(self._disconnect)
+
+    async def _select(self, sql: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
+        def select(client: Any) -> bytes:
+            # whole answers only: an error in the middle of a stream must not look like the end of it
+            settings = {"wait_end_of_query": 1, "max_execution_time": max(1, math.floor(self._read_s))}
+            body: bytes = client.raw_query(sql, parameters=parameters, settings=settings, fmt="JSONEachRow")
+            return body
+
+        body = await self._call(select)
+        try:
+            return [json.loads(line) for line in body.splitlines()]
+        except ValueError as error:
+            raise Unavailable("the log store gave an answer that cannot be read") from error
+
+    async def _call(self, function: Callable[[Any], T]) -> T:
+        client = await self._connect()
+        try:
+            return await self._lane.run(function, client)
+        except _FAILURES as error:
+            _log.warning("clickhouse.failed", kind=type(error).__name__, code=getattr(error, "code", None))
+            raise Unavailable("the log store is away or refuses: retry", retry_after_s=1.0) from None
+
+    async def _connect(self) -> Any:
+        endpoint = self._endpoint()
+        if endpoint is None:
+            raise Unavailable("the log store's engine is being started: retry", retry_after_s=1.0)
+        if endpoint is self._connected:
+            return self._client
+        async with self._connecting:
+            if endpoint is not self._connected:
+                try:
+                    self._client = await self._lane.run(self._reconnect, endpoint)
+                except _FAILURES as error:
+                    _log.warning("clickhouse.no_connection", kind=type(error).__name__)
+                    raise Unavailable("the log store cannot be reached: retry", retry_after_s=1.0) from None
+                self._connected = endpoint
+            return self._client
+
+    def _reconnect(self, endpoint: Endpoint) -> Any:
+        self._disconnect()
+        parts = urlsplit(endpoint.url)
+        if parts.scheme not in ("http", "https") or parts.hostname is None:
+            raise Refused("NIMBUS_CLICKHOUSE_URL must be an http(s) URL")
+        return clickhouse_connect.get_client(
+            interface=parts.scheme,
+            host=parts.hostname,
+            port=parts.port or (8443 if parts.scheme == "https" else 8123),
+            username=endpoint.username,
+            password=endpoint.password,
+            connect_timeout=_CONNECT_S,
+            send_receive_timeout=math.ceil(self._read_s),
+            autogenerate_session_id=False,  # one client serves several threads
+            query_retries=0,  # the callers know what may be repeated
+            pool_mgr=httputil.get_pool_manager(maxsize=_WIDTH, num_pools=1),
+            show_clickhouse_errors=False,
+        )
+
+    def _disconnect(self) -> None:
+        client, self._client, self._connected = self._client, None, None
+        if client is not None:
+            client.close_connections()
+            client.close()
+
+
+def _render(stored: StoredRow) -> str:
+    source, row = stored.source, stored.row
+    seconds, ms = divmod(row.ts_ms, 1000)
+    values = (source.org_id, source.machine_id, source.fence, row.seq, stored.agent_id, row.stream, row.level)
+    entry = dict(zip(_COLUMNS, (*values, row.message, f"{seconds}.{ms:03d}"), strict=True))
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _plan_where(machines: Sequence[int], places: Sequence[Place]) -> tuple[str, dict[str, object]]:
+    """A condition that the primary key can answer: one range per place, one for each machine's other fences."""
+    parts: list[str] = []
+    parameters: dict[str, object] = {}
+    for index, machine in enumerate(machines):
+        parameters[f"m{index}"] = machine
+        mine = [place for place in places if place.machine_id == machine]
+        parameters[f"known{index}"] = [place.fence for place in mine]
+        parts.append(f"(machine_id = {{m{index}:UInt64}} AND NOT has({{known{index}:Array(UInt64)}}, fence))")
+        for number, place in enumerate(mine):
+            name = f"{index}_{number}"
+            parameters |= {f"f{name}": place.fence, f"s{name}": place.seq}
+            of_place = f"fence = {{f{name}:UInt64}} AND seq > {{s{name}:UInt64}}"
+            parts.append(f"(machine_id = {{m{index}:UInt64}} AND {of_place})")
+    return " OR ".join(parts), parameters
+
+
+def _parse_read(entry: dict[str, Any]) -> ReadRow:
+    row = Row(int(entry["seq"]), int(entry["ts_ms"]), entry["stream"], entry["level"], entry["message"])
+    return ReadRow(int(entry["machine_id"]), int(entry["fence"]), row)
