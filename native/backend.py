@@ -14,7 +14,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import setuptools
 from setuptools import build_meta
@@ -31,16 +31,20 @@ class _WithBinaries(setuptools.Distribution):
     def has_ext_modules(self) -> bool:
         return True
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.package_data.setdefault("nimbus", []).append("host/*.so")
+    def parse_config_files(self, *args: Any, **kwargs: Any) -> None:
+        super().parse_config_files(*args, **kwargs)
+        self.package_data.setdefault("nimbus", []).append("host/*.so")  # the other results pyproject names itself
 
 
-class _Backend(build_meta._BuildMetaBackend):  # noqa: SLF001 - the only seam where a distclass can be given without a setup.py
+class _Backend(build_meta._BuildMetaBackend):  # noqa: SLF001 - the one seam for a distclass without a setup.py
     """setuptools' own backend with the distribution above."""
 
     def run_setup(self, setup_script: str = "setup.py") -> None:
-        setuptools.setup(distclass=_WithBinaries, options={"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}})
+        with (
+            tempfile.TemporaryDirectory() as scratch
+        ):  # a build folder that stays would put deleted modules into wheels
+            options = {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}, "build": {"build_base": scratch}}
+            setuptools.setup(distclass=_WithBinaries, options=options)
 
 
 _backend = _Backend()
