@@ -64,11 +64,11 @@ async def run_stack(
     report: Report,
     stop: trio.Event,
     *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Everything up, then wait for `stop` (set by us as well when a service cannot be kept), then everything down.
 
-    `started` is called when all are ready. Raises HostFault where a service made the stack stop.
+    Hands over True when all are ready, False when `stop` came first. Raises HostFault where a service failed.
     """
     stack = _Stack(state, report, stop)
     running: list[_Running] = []
@@ -77,8 +77,8 @@ async def run_stack(
             starter.start_soon(_cancel_on, stop, starter.cancel_scope)
             await _start_all(services, stack, running, nursery)
             starter.cancel_scope.cancel()
-        if not stop.is_set():
-            task_status.started()
+        if not stack.faults:
+            task_status.started(not stop.is_set())
         await stop.wait()
         for one in reversed(running):
             report(Told("stopping", one.service.name))
