@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from nimbus.host import link, native, netns
-from nimbus.host_agent.network import plan_network
+from nimbus.host import link, native, netns, nft
+from nimbus.host_agent.network import acquire_network, plan_network, release_network
 from nimbus.model.ids import new_vm_id
 from nimbus.model.vm import HostPort, NetPlan, Slot
 
@@ -77,6 +77,20 @@ def random_plan(
     slot = Slot(index, 290_000 + index, 290_000 + index, 3 + index)
     name = f"nb{secrets.token_hex(2)[:3]}-{new_vm_id()}"
     return plan_network(name, slot, subnet=SUBNET, tap_prefix="nimbus", host_ports=host_ports, nameserver=nameserver)
+
+
+@contextmanager
+def acquired(plan: NetPlan) -> Iterator[NetPlan]:
+    acquire_network(plan)
+    try:
+        yield plan
+    finally:
+        release_network(plan.name)
+
+
+def remains(plan: NetPlan) -> list[str]:
+    """Whatever on the host still bears the VM's name."""
+    return [*netns.list_netns(plan.name), *link.list_links(plan.name), *nft.list_tables(plan.name)]
 
 
 @contextmanager
