@@ -14,6 +14,7 @@ from nimbus.runtime.redis import Bell
 from nimbus.wire.tokens import SigningKey
 
 MACHINES = "machines"  # the bell's channel: there may be something to lease
+RUNNERS = "runners"  # and this one: a runner's registration may have become superfluous
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class JobRules:
 
     rate_limit: int = 100
     rate_interval_s: float = 60.0
-    default_image: str = "default"
+    default_image: str = "base"
 
 
 @dataclass(frozen=True)
