@@ -45,7 +45,7 @@ class Settings(DatabaseSettings):
     signing_key: SecretStr | None = None  # Ed25519 PEM; none: generated once and kept in the database
     database_pool_size: int = Field(default=8, ge=2, le=200)
     job_labels: str = "nimbus"  # comma-separated: a job that carries none of them is not ours
-    default_image: str = "default"
+    default_image: str = "base"
 
     @property
     def allowed_subjects(self) -> frozenset[str]:

@@ -1,0 +1,283 @@
+"""`nimbus jobs`: list, submit, watch and cancel jobs over the control plane's API. Holds no rule of the business.
+
+Output for people is an aligned table; `--json` gives the API's own objects. Errors say the next command.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+import click
+import httpx2
+import trio
+
+from nimbus.cli.access import choose_token
+from nimbus.cli.tables import cell, render_table, since
+from nimbus.model.errors import NotFound, Refused, Unavailable
+from nimbus.runtime.http import check_status, mapped_http_errors, open_http
+from nimbus.runtime.retry import Backoff, retry_unavailable
+from nimbus.wire.tokens import Audience
+
+SERVICE = "the control plane"
+DEFAULT_URL = "http://127.0.0.1:8000"
+POLL_S = 0.5
+ENDED = frozenset({"completed", "lost"})
+_MEMORY = re.compile(r"([0-9]{1,9})([MG]?)i?B?", re.IGNORECASE)
+T = TypeVar("T")
+Job = dict[str, Any]
+
+
+def connection_options(command: Callable[..., T]) -> Callable[..., T]:
+    """--base-url, --token and --json, the same on every command."""
+    command = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")(command)
+    command = click.option("--token", default=None, help="A JWT; left out, one is minted from NIMBUS_JWT_SECRET.")(
+        command
+    )
+    return click.option(
+        "--base-url", envvar="NIMBUS_CONTROL_PLANE_URL", default=DEFAULT_URL, show_default=True, help="Control plane."
+    )(command)
+
+
+@click.group()
+def jobs() -> None:
+    """List, submit and cancel jobs.
+
+    \b
+    Examples:
+      nimbus jobs submit --image base --cmd 'echo hello' --wait
+      nimbus jobs recent --limit 5
+      nimbus jobs show 12
+      nimbus jobs cancel 12
+    """
+
+
+@jobs.command()
+@connection_options
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many, newest first.")
+def recent(base_url: str, token: str | None, as_json: bool, limit: int) -> None:
+    """The newest jobs."""
+
+    async def ask(http: httpx2.AsyncClient) -> Job:
+        return await call(http, "GET", f"/api/jobs/recent?limit={limit}")
+
+    reply = run_with(base_url, choose_token(token, Audience.ADMIN), ask)
+    if as_json:
+        print_json(reply)
+    elif not reply["jobs"]:
+        click.echo("no job yet; try: nimbus jobs submit --cmd 'uname -a' --wait")
+    else:
+        click.echo(render_table(("JOB", "STATE", "SOURCE", "NAME", "QUEUED", "TOOK", "CAUSE"), map(row, reply["jobs"])))
+
+
+@jobs.command()
+@connection_options
+def status(base_url: str, token: str | None, as_json: bool) -> None:
+    """The queue's health: what waits, what runs, which hosts answer."""
+
+    async def ask(http: httpx2.AsyncClient) -> Job:
+        return await call(http, "GET", "/api/status")
+
+    reply = run_with(base_url, choose_token(token, Audience.ADMIN), ask)
+    if as_json:
+        print_json(reply)
+        return
+    counts = [("machines " + state, str(count)) for state, count in reply["machines"].items() if count]
+    counts += [("jobs " + state, str(count)) for state, count in reply["jobs"].items() if count]
+    if reply["oldest_queued_s"] is not None:
+        counts.append(("oldest in queue", f"{reply['oldest_queued_s']:.0f} s"))
+    click.echo(render_table(("QUEUE", ""), counts or [("empty", "")]))
+    agents = [(each["agent_id"], each["version"], f"{each['silent_s']:.0f} s ago") for each in reply["agents"]]
+    click.echo("")
+    click.echo(render_table(("AGENT", "VERSION", "SEEN"), agents or [("none has enrolled", "", "")]))
+
+
+@jobs.command()
+@connection_options
+@click.argument("job_id", type=click.IntRange(1))
+def show(base_url: str, token: str | None, as_json: bool, job_id: int) -> None:
+    """One job, by Nimbus' number or GitHub's."""
+
+    async def ask(http: httpx2.AsyncClient) -> Job:
+        return await find(http, job_id)
+
+    job = run_with(base_url, choose_token(token, Audience.ADMIN), ask)
+    if as_json:
+        print_json(job)
+        return
+    shown = ("job_id", "state", "conclusion", "source", "name", "queued_at", "started_at", "completed_at", "cause")
+    click.echo(render_table(("JOB", str(job["job_id"])), [(name, cell(job[name])) for name in shown[1:]]))
+    for machine in job["machines"]:
+        click.echo("")
+        lines = [(name, cell(machine[name])) for name in ("state", "fence", "agent_id", "ending", "exit_code", "cause")]
+        click.echo(render_table(("MACHINE", str(machine["machine_id"])), lines))
+
+
+@jobs.command()
+@connection_options
+@click.option("--image", default=None, help="What the VM boots; the control plane's default image when left out.")
+@click.option("--cmd", "line", default=None, help="A shell line; or give the words after --.")
+@click.option("--env", "-e", "pairs", multiple=True, metavar="K=V", help="Environment of the command; repeatable.")
+@click.option("--timeout", "timeout_s", type=float, default=None, metavar="S", help="Seconds until it is stopped.")
+@click.option("--cpus", type=click.IntRange(1), default=None, help="vCPUs.")
+@click.option("--memory", default=None, help="Guest memory, like 512M or 2G.")
+@click.option("--org-id", type=click.IntRange(1), default=None, help="The org it belongs to, for a token of all orgs.")
+@click.option("--name", default=None, help="What lists call it.")
+@click.option("--idempotency-key", default=None, help="The same key gives the same job; a fresh one when left out.")
+@click.option("--wait", is_flag=True, help="Wait for the end; the command's exit status is ours.")
+@click.argument("argv", nargs=-1)
+def submit(base_url: str, token: str | None, as_json: bool, argv: tuple[str, ...], **options: Any) -> int:
+    """Run a command in a microVM of its own, on any host.
+
+    \b
+    Examples:
+      nimbus jobs submit --image base --cmd 'echo $WHO' --env WHO=you --wait
+      nimbus jobs submit --memory 1G --timeout 600 -- make -C /src test
+    """
+    body = render_submission(argv, options)
+
+    async def act(http: httpx2.AsyncClient) -> Job:
+        # the key makes it safe to send again what may already have arrived
+        job = await retry_unavailable(lambda: call(http, "POST", "/api/jobs", body), Backoff(), attempts=3)
+        return await wait_end(http, job["job_id"]) if options["wait"] else job
+
+    job = run_with(base_url, choose_token(token, Audience.ADMIN, role="admin"), act)
+    if as_json:
+        print_json(job)
+    elif options["wait"]:
+        click.echo(f"job {job['job_id']} {job['state']}: {job['conclusion'] or job['cause'] or ''}".rstrip(": "))
+    else:
+        click.echo(f"job {job['job_id']} {job['state']}; watch it: nimbus logs --job-id {job['job_id']} --follow")
+    return exit_status(job) if options["wait"] else 0
+
+
+@jobs.command()
+@connection_options
+@click.argument("job_id", type=click.IntRange(1))
+def cancel(base_url: str, token: str | None, as_json: bool, job_id: int) -> None:
+    """Cancel a job: at once while it is queued, by asking its host to stop while it runs."""
+
+    async def ask(http: httpx2.AsyncClient) -> Job:
+        job = await find(http, job_id)
+        return await call(http, "POST", f"/api/jobs/{job['job_id']}/cancel")
+
+    reply = run_with(base_url, choose_token(token, Audience.ADMIN, role="admin"), ask)
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(f"job {job_id} {reply['state']}{': ' + reply['conclusion'] if reply['conclusion'] else ''}")
+
+
+# --- requests ----------------------------------------------------------------------------------------------------
+
+
+def run_with(base_url: str, token: str, act: Callable[[httpx2.AsyncClient], Awaitable[Job]]) -> Job:
+    """The answer of `act` with a client for the control plane."""
+
+    async def run() -> Job:
+        async with open_http(base_url, token=token) as http:
+            return await act(http)
+
+    return trio.run(run)
+
+
+async def call(http: httpx2.AsyncClient, method: str, path: str, body: Job | None = None) -> Job:
+    """One request; the JSON object that answers it."""
+    try:
+        with mapped_http_errors(SERVICE):
+            response = check_status(await http.request(method, path, json=body), SERVICE)
+    except Unavailable as error:
+        raise Unavailable(f"{error} ({http.base_url}; start one by: nimbus up)") from error
+    reply = response.json()
+    if not isinstance(reply, dict):
+        raise Unavailable(f"{SERVICE} gave an answer that is no object: is {http.base_url} really one?")
+    return reply
+
+
+async def find(http: httpx2.AsyncClient, job_id: int) -> Job:
+    try:
+        return await call(http, "GET", f"/api/jobs/{job_id}")
+    except NotFound as error:
+        raise NotFound(f"{error}; the newest are listed by: nimbus jobs recent") from error
+
+
+async def wait_end(http: httpx2.AsyncClient, job_id: int) -> Job:
+    """The job once it has ended, through restarts of the control plane."""
+    while True:
+        job = await retry_unavailable(lambda: find(http, job_id), Backoff(), attempts=8)
+        if job["state"] in ENDED:
+            return job
+        await trio.sleep(POLL_S)
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def render_submission(argv: Sequence[str], options: dict[str, Any]) -> Job:
+    """Pure: the request's body from the command line."""
+    if bool(argv) == bool(options["line"]):
+        raise Refused("give the command either as --cmd 'a shell line' or as words after --")
+    body: Job = {"argv": list(argv)} if argv else {"cmd": options["line"]}
+    body["idempotency_key"] = options["idempotency_key"] or str(uuid.uuid4())
+    # never the whole line: lists show the name, and a line may hold a secret
+    body["name"] = options["name"] or (PurePath(argv[0]).name if argv else "shell line")
+    if options["pairs"]:
+        body["env"] = dict(parse_pair(pair) for pair in options["pairs"])
+    if options["memory"] is not None:
+        body["mem_mib"] = parse_mib(options["memory"])
+    for name in ("image", "timeout_s", "cpus", "org_id"):
+        if options[name] is not None:
+            body[name] = options[name]
+    return body
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise Refused(f"--env takes NAME=VALUE, not {name!r}")
+    return name, value
+
+
+def parse_mib(text: str) -> int:
+    """MiB of `512M`, `2G` or a bare number of MiB."""
+    match = _MEMORY.fullmatch(text)
+    if match is None:
+        raise Refused(f"--memory {text!r}: write it like 512M or 2G")
+    return int(match[1]) * (1024 if match[2].upper() == "G" else 1)
+
+
+def exit_status(job: Job) -> int:
+    """The command's own status where it has one, else 125 for a host's fault and 1 for the rest."""
+    last = job["machines"][-1] if job["machines"] else {}
+    if job["conclusion"] == "success":
+        return 0
+    if last.get("ending") == "timed_out":
+        return 124
+    if last.get("exit_code"):
+        return int(last["exit_code"])
+    if last.get("signal"):
+        return 128 + int(last["signal"])
+    return 125 if last.get("ending") == "host_fault" else 1
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def row(job: Job) -> tuple[str, ...]:
+    """One line of the list."""
+    state = job["conclusion"] if job["state"] == "completed" and job["conclusion"] else job["state"]
+    queued = cell(job["queued_at"])[:19].replace("T", " ")
+    took = since(job["started_at"], job["completed_at"])
+    return (str(job["job_id"]), str(state), job["source"], cell(job["name"]), queued, took, cell(job["cause"]))
+
+
+if __name__ == "__main__":
+    from nimbus.__main__ import run_command
+
+    sys.exit(run_command(["jobs", *sys.argv[1:]]))
