@@ -97,13 +97,11 @@ async def mint_runner(
     if intent.earlier is not None:
         await _remove_by_name(github, intent.scope, intent.earlier)
     runner = await _register(github, intent)
-    try:
-        await services.database.run(_record, agent_id, key, runner.runner_id)
-    except Fenced:
+    if not await services.database.run(_record, agent_id, key, runner.runner_id):
+        services.metrics.leases_fenced.inc()
         with trio.move_on_after(UNDO_S):
             await github.delete_runner(intent.scope, runner.runner_id)
-        services.metrics.leases_fenced.inc()
-        raise
+        raise Fenced(f"the lease of machine {key.machine_id} ended while its runner was registered: stop it")
     log.info("runner.registered", machine=key.machine_id, fence=key.fence, runner=intent.name)
     return RunnerReply(intent.name, RUNNER_ARGV, {CONFIG_VARIABLE: runner.config})
 
@@ -139,9 +137,14 @@ def _scope(row: Row, default_installation_id: int | None) -> RunnerScope:
     return RunnerScope(installation_id, row["login"], row["repo"])
 
 
-async def _record(transaction: Transaction, agent_id: str, key: LeaseKey, runner_id: int) -> None:
-    await check_lease(transaction, agent_id, key)
+async def _record(transaction: Transaction, agent_id: str, key: LeaseKey, runner_id: int) -> bool:
+    """Whether the lease was still held."""
+    try:
+        await check_lease(transaction, agent_id, key)
+    except Fenced:
+        return False
     await transaction.execute(_SQL["record_runner"], key.machine_id, runner_id)
+    return True
 
 
 async def _register(github: GithubClient, intent: _Intent) -> JitRunner:

@@ -108,14 +108,17 @@ async def _store(transaction: Transaction, row: tuple[object, ...]) -> None:
 
 async def process_delivery(services: Services, guid: str, rules: DemandRules) -> Outcome:
     """Process one delivery of the inbox in one transaction; a failure is noted and comes out again."""
+    problem: Exception | None = None
     try:
         outcome = await services.database.run(_process, guid, rules)
     except Unavailable:
         raise  # the row stays as it is, for the sweeper
-    except Exception as error:
-        # whatever went wrong, the inbox must say so, or a redelivery would find it half done for ever
-        await services.database.run(_fail, guid, f"{type(error).__name__}: {error}"[:500])
-        raise
+    except Exception as error:  # noqa: BLE001 -- raised again below, once the inbox knows of it
+        problem = error
+    if problem is not None:
+        # whatever went wrong, the inbox says so for the operator; a redelivery or the sweeper tries again
+        await services.database.run(_fail, guid, f"{type(problem).__name__}: {problem}"[:500])
+        raise problem
     if outcome.again:
         services.metrics.webhook_replays_blocked.inc()
         log.info("webhook.seen_before", guid=guid)

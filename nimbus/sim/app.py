@@ -3,9 +3,13 @@
 `main.py` runs it from the settings; tests and the rehearsal run it inside their own nursery.
 """
 
+# Quart runs a handler that is not async in a thread, and the forge belongs to Trio's thread alone:
+# flake8: noqa: ASYNC124
+
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 from quart import Response
@@ -47,7 +51,10 @@ async def serve_sim(
     async with open_http(read_s=ANSWER_WITHIN_S) as client, trio.open_nursery() as nursery:
         nursery.start_soon(world.deliveries.run_sender, client)
         nursery.start_soon(_sweep, world)
-        await serve_app(create_app(world), binds, stop, graceful_s=GRACEFUL_S, task_status=task_status)
+        async with trio.open_nursery() as server:
+            serve = partial(serve_app, create_app(world), binds, stop, graceful_s=GRACEFUL_S)
+            urls: list[str] = await server.start(serve)
+            task_status.started(urls)
         nursery.cancel_scope.cancel()
 
 

@@ -5,6 +5,9 @@ the base image. Every request carries the token of the runner's JIT config; a ru
 only. The first word of an answer says what to do. `app.py` registers the blueprint.
 """
 
+# Quart runs a handler that is not async in a thread, and the forge belongs to Trio's thread alone:
+# flake8: noqa: ASYNC124
+
 from __future__ import annotations
 
 import shlex
