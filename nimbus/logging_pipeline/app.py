@@ -1,0 +1,101 @@
+"""The logging pipeline put together: store opened and migrated, writer running, routes registered. No rule lives here.
+
+The writer is a child of the nursery in `open_services`: if it crashes, the process ends. Called by main.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from quart import Blueprint, Response
+
+from nimbus.logging_pipeline.access import Access
+from nimbus.logging_pipeline.directory import Directory
+from nimbus.logging_pipeline.hub import Hub
+from nimbus.logging_pipeline.ingest_api import MAX_BODY_BYTES, build_ingest_api
+from nimbus.logging_pipeline.keys import KeySet
+from nimbus.logging_pipeline.metrics import Metrics
+from nimbus.logging_pipeline.migrate import migrate
+from nimbus.logging_pipeline.read_api import build_read_api
+from nimbus.logging_pipeline.services import Services
+from nimbus.logging_pipeline.settings import Settings
+from nimbus.logging_pipeline.store import open_store
+from nimbus.logging_pipeline.writer import Writer
+from nimbus.model.errors import Unavailable
+from nimbus.runtime.http import open_http
+from nimbus.runtime.retry import Backoff, retry_unavailable
+from nimbus.runtime.serving import App, build_app, json_response
+from nimbus.wire.tokens import hmac_key
+
+_MIGRATE_TRIES = 8  # a server that is being started beside us gets about a minute
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """The store with its schema, the writer, the keys and the directory, for as long as the body runs."""
+    key = hmac_key(settings.jwt_secret.get_secret_value())
+    token = settings.metrics_token
+    async with open_store(settings) as table, open_http() as client, trio.open_nursery() as nursery:
+
+        async def bring_up_to_date() -> None:
+            await migrate(table, settings)
+
+        await retry_unavailable(bring_up_to_date, Backoff(0.5, 15.0), _MIGRATE_TRIES)
+        hub, metrics = Hub(), Metrics()
+        writer = Writer(table, hub, metrics)
+        nursery.start_soon(writer.run)
+        yield Services(
+            table=table,
+            writer=writer,
+            hub=hub,
+            directory=Directory(client, settings.control_plane_url, key),
+            access=Access(
+                KeySet(client, settings.key_set_url), key, None if token is None else token.get_secret_value()
+            ),
+            metrics=metrics,
+        )
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_app(settings: Settings) -> AsyncIterator[App]:
+    """The application with its services open."""
+    async with open_services(settings) as services:
+        yield build_logging_pipeline(services)
+
+
+def build_logging_pipeline(services: Services) -> App:
+    """Every route of the logging pipeline, on these services."""
+    app = build_app("nimbus.logging_pipeline", max_body_bytes=MAX_BODY_BYTES)
+    app.register_blueprint(build_ingest_api(services))
+    app.register_blueprint(build_read_api(services))
+    app.register_blueprint(build_health_api(services))
+    return app
+
+
+def build_health_api(services: Services) -> Blueprint:
+    """Health, readiness and metrics."""
+    blueprint = Blueprint("health", __name__)
+
+    @blueprint.get("/healthz")
+    async def healthz() -> Response:
+        await trio.lowlevel.checkpoint()  # answers only while the loop turns
+        return json_response({"status": "ok"})
+
+    @blueprint.get("/readyz")
+    async def readyz() -> Response:
+        with trio.move_on_after(5):
+            await services.table.ping()
+            return json_response({"status": "ready"})
+        raise Unavailable("the log store does not answer")
+
+    @blueprint.get("/metrics")
+    async def metrics() -> Response:
+        await trio.lowlevel.checkpoint()
+        services.access.require_metrics()
+        services.metrics.followers.set(services.hub.followers)
+        return Response(services.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return blueprint

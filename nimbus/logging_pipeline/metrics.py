@@ -1,0 +1,24 @@
+"""The logging pipeline's Prometheus metrics. One registry for each application."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+
+class Metrics:
+    """What happened to rows, and who reads along."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.stored = self._counter("nimbus_logs_rows_stored", "Rows stored")
+        self.repeated = self._counter("nimbus_logs_rows_repeated", "Rows that came again and were passed over")
+        self.refused = self._counter("nimbus_logs_rows_refused", "Rows that could not be taken as they came")
+        self.failures = self._counter("nimbus_logs_insert_failures", "Inserts whose outcome was not certain")
+        self.insert_seconds = Histogram("nimbus_logs_insert_seconds", "Time of one insert", registry=self.registry)
+        self.followers = Gauge("nimbus_logs_followers", "Readers that follow output now", registry=self.registry)
+
+    def _counter(self, name: str, documentation: str) -> Counter:
+        return Counter(name, documentation, registry=self.registry)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

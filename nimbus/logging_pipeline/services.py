@@ -1,0 +1,28 @@
+"""What the logging pipeline's routes work with: opened by app.py, passed down, never global."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nimbus.logging_pipeline.access import Access
+from nimbus.logging_pipeline.directory import Directory
+from nimbus.logging_pipeline.follow import Follow, FollowRequest
+from nimbus.logging_pipeline.hub import Hub
+from nimbus.logging_pipeline.metrics import Metrics
+from nimbus.logging_pipeline.table import LogTable
+from nimbus.logging_pipeline.writer import Writer
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything with a lifetime."""
+
+    table: LogTable
+    writer: Writer
+    hub: Hub
+    directory: Directory
+    access: Access
+    metrics: Metrics
+
+    def follow(self, wanted: FollowRequest) -> Follow:
+        return Follow(self.table, self.hub, wanted)
