@@ -17,6 +17,26 @@ from typing import Any
 
 from nimbus.model.errors import HostFault, NotFound, Refused
 from nimbus.storage.content import Blob, ImageStore, hash_file, publish, staged_file
+from nimbus.storage.overlays import overlay_template
+
+# What the agent needs of the store, it finds here.
+__all__ = [
+    "BUILD_COMMAND",
+    "DEFAULT_IMAGE",
+    "ROLES",
+    "Image",
+    "ImageStore",
+    "Manifest",
+    "Package",
+    "Provenance",
+    "check_image_name",
+    "list_images",
+    "overlay_template",
+    "put_manifest",
+    "read_manifest",
+    "resolve_image",
+    "verify_image",
+]
 
 MANIFEST_VERSION = 1
 DEFAULT_IMAGE = "base"
