@@ -1,0 +1,111 @@
+"""Rule batches, namespaces and links: idempotent pairs that leave no process and no file behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nimbus.host import link, netns, nft
+from nimbus.model.errors import HostFault
+from nimbus.model.ids import new_vm_id
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = f"nbfff-{new_vm_id()}"
+    yield name
+    nft.remove_table(name)
+    netns.remove_netns(name)
+    assert nft.list_tables(name) == ()
+    assert netns.list_netns(name) == ()
+
+
+def children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
+def test_a_batch_with_one_bad_line_changes_nothing_and_says_which(name: str) -> None:
+    before = children()
+    with pytest.raises(HostFault, match="rejected an nftables batch: "):
+        nft.apply_ruleset(f"add table inet {name}\nadd rule inet {name} no_such_chain drop\n")
+    assert nft.list_tables(name) == ()
+    assert children() == before
+
+
+def test_a_failure_beside_a_loading_batch_is_the_one_that_is_raised(name: str) -> None:
+    before = children()
+    with pytest.raises(LookupError, match="beside"), nft.applying_ruleset(f"add table inet {name}\n"):
+        raise LookupError("beside")
+    assert children() == before
+
+
+def test_removing_a_table_that_is_absent_is_success(name: str) -> None:
+    nft.remove_table(name)
+    nft.apply_ruleset(f"add table inet {name}\n")
+    nft.remove_table(name)
+    nft.remove_table(name)
+    assert nft.list_tables(name) == ()
+
+
+def test_a_table_inside_a_namespace_is_not_one_of_the_host(name: str) -> None:
+    path = netns.ensure_netns(name)
+    nft.apply_ruleset(f"add table inet {name}\n", netns=path)
+    assert nft.list_tables(name, netns=path) == (name,)
+    assert nft.list_tables(name) == ()
+
+
+def test_a_namespace_that_is_made_again_is_empty(name: str) -> None:
+    path = netns.ensure_netns(name)
+    nft.apply_ruleset(f"add table inet {name}\n", netns=path)
+    netns.ensure_netns(name)
+    assert nft.list_tables(name, netns=path) == ()
+
+
+def test_the_file_of_a_namespace_that_was_never_bound_is_replaced_and_removed(name: str) -> None:
+    netns.NETNS_DIR.mkdir(exist_ok=True)
+    netns.netns_path(name).touch()
+    netns.ensure_netns(name)
+    with netns.open_netns(name) as fd:
+        assert os.fstat(fd).st_ino != os.stat("/proc/self/ns/net").st_ino
+    netns.remove_netns(name)
+    netns.netns_path(name).touch()
+    netns.remove_netns(name)
+    netns.remove_netns(name)
+
+
+@pytest.mark.parametrize("bad", ["", "..", "a/b", "../etc/passwd"])
+def test_a_name_that_leaves_the_folder_of_namespaces_is_refused(bad: str) -> None:
+    with pytest.raises(HostFault, match="cannot name"):
+        netns.remove_netns(bad)
+
+
+def test_the_calling_thread_stays_in_its_own_namespace(name: str) -> None:
+    before = os.readlink("/proc/thread-self/ns/net")
+    netns.ensure_netns(name)
+    with netns.open_netns(name) as fd, link.open_netlink(fd) as route:
+        assert [m.get_attr("IFLA_IFNAME") for m in route.get_links()] == ["lo"]
+    assert os.readlink("/proc/thread-self/ns/net") == before
+
+
+def test_a_link_that_is_absent_is_lowered_and_removed_with_success() -> None:
+    with link.open_netlink() as route:
+        link.lower_link(route, "nbfff-absent")
+        link.remove_link(route, "nbfff-absent")
+        assert link.find_address(route, "nbfff-absent") is None
+        with pytest.raises(HostFault, match="not found"):
+            link.link_index(route, "nbfff-absent")
+
+
+def test_a_leftover_tap_goes_to_the_new_owner(name: str) -> None:
+    netns.ensure_netns(name)
+    with netns.open_netns(name) as fd:
+        link.ensure_tap(fd, "tap0", uid=290_000, gid=290_000)
+        link.ensure_tap(fd, "tap0", uid=290_001, gid=290_001)
+        with link.open_netlink(fd) as route:
+            data = next(iter(route.get_links(ifname="tap0"))).get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+            assert data.get_attr("IFLA_TUN_OWNER") == 290_001
