@@ -165,24 +165,25 @@ async def spawn_keeper(spec: KeeperSpec, *, orphan_fd: int | None = None) -> Kee
 async def _start(spec: KeeperSpec, orphan_fd: int | None) -> tuple[Started, ProcessId, int]:
     """Runs the short-lived outer process and takes hold of the keeper that it leaves."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    async with trio.lowlevel.FdStream(read_fd) as ready:
+    ready = trio.lowlevel.FdStream(read_fd)
+    outer = heard = None
+    try:
         try:
             outer = await _open_outer(spec, write_fd, orphan_fd)
         finally:
             os.close(write_fd)
-        heard = None
-        try:
-            line = await _read_line(ready)
-            started = wire.parse_ready(line, 0 if line else await outer.wait())
-            # No checkpoint from here on. The outer process lives until our end of the pipe is closed; while it
-            # does, even a keeper that has already ended keeps its pid (as a zombie).
-            heard = (started, process.identify(started.pid), native.pidfd_open(started.pid))
-            return heard
-        finally:
-            if not heard:
-                outer.kill()  # before the pipe is closed: so the keeper learns that nobody knows of it
-            with trio.move_on_after(SEE_OFF_LIMIT_S, shield=True):
-                await ready.aclose()
+        line = await _read_line(ready)
+        started = wire.parse_ready(line, 0 if line else await outer.wait())
+        # From here on no checkpoint that a cancellation could reach, or the keeper would be lost again. The outer
+        # process lives until our end of the pipe is closed; until then even an ended keeper keeps its pid (a zombie).
+        heard = (started, process.identify(started.pid), native.pidfd_open(started.pid))
+        return heard
+    finally:
+        if outer is not None and heard is None:
+            outer.kill()  # before the pipe is closed: so the keeper learns that nobody knows of it
+        with trio.move_on_after(SEE_OFF_LIMIT_S, shield=True):
+            await ready.aclose()
+            if outer is not None:
                 await outer.wait()
 
 

@@ -91,8 +91,12 @@ static int attach(int root, int tree, const char *target, uint64_t attributes)
     int into;
     int result;
     int error;
-    if (set_attributes(tree, attributes) < 0 || fstat(tree, &status) < 0)
+    if (fstat(tree, &status) < 0 || set_attributes(tree, attributes) < 0)
         return -1;
+    if (S_ISLNK(status.st_mode)) { /* a writable source that is a link: not followed, so not bound */
+        errno = ELOOP;
+        return -1;
+    }
     into = open_target(root, target, S_ISDIR(status.st_mode));
     if (into < 0)
         return -1;
