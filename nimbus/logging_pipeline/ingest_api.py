@@ -23,7 +23,7 @@ def build_ingest_api(services: Services) -> Blueprint:
     @blueprint.post("/ingest")
     async def ingest() -> Response:
         machine = await services.access.read_machine()
-        body = await request.get_data(as_text=False)
+        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
         encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding == "gzip":
             plain = inflate(body)

@@ -79,7 +79,7 @@ class LogTable:
 
     def __init__(self, endpoint: Callable[[], Endpoint | None], database: str, table: str, read_s: float) -> None:
         self._endpoint = endpoint
-        self._name = f"{database}.{table}"
+        self.name = f"{database}.{table}"
         self._read_s = read_s
         self._lane = ThreadLane("clickhouse", _WIDTH)
         self._connecting = trio.Lock()
@@ -94,7 +94,7 @@ class LogTable:
         settings = {"async_insert": 0, "insert_deduplication_token": token, "wait_end_of_query": 1}
 
         def insert(client: Any) -> None:
-            client.raw_insert(self._name, list(_COLUMNS), body, settings=settings, fmt="JSONEachRow")
+            client.raw_insert(self.name, list(_COLUMNS), body, settings=settings, fmt="JSONEachRow")
 
         await self._call(insert)
 
@@ -103,7 +103,7 @@ class LogTable:
         where = "org_id = {org:UInt64} AND machine_id = {machine:UInt64} AND fence = {fence:UInt64}"
         known = {"org": source.org_id, "machine": source.machine_id, "fence": source.fence}
         ends = await self._select(
-            f"SELECT min(seq) AS low, max(seq) AS high, uniqExact(seq) AS n FROM {self._name} WHERE {where}",  # noqa: S608 - checked names
+            f"SELECT min(seq) AS low, max(seq) AS high, uniqExact(seq) AS n FROM {self.name} WHERE {where}",  # noqa: S608 - checked names
             known,
         )
         low, high, count = (int(ends[0][name]) for name in ("low", "high", "n"))
@@ -114,7 +114,7 @@ class LogTable:
         found = await self._select(
             "SELECT min(seq) AS low, max(seq) AS high "  # noqa: S608 - checked names
             "FROM (SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island "
-            f"FROM (SELECT DISTINCT seq FROM {self._name} WHERE {where})) GROUP BY island ORDER BY low",
+            f"FROM (SELECT DISTINCT seq FROM {self.name} WHERE {where})) GROUP BY island ORDER BY low",
             known,
         )
         return [(int(entry["low"]), int(entry["high"])) for entry in found]
@@ -129,7 +129,7 @@ class LogTable:
             parameters["only"] = scope.fence
         found = await self._select(
             "SELECT machine_id, fence, seq, stream, level, message, toUnixTimestamp64Milli(ts) AS ts_ms "  # noqa: S608 - checked names, typed parameters
-            f"FROM {self._name} WHERE org_id = {{org:UInt64}} AND ({where}) "
+            f"FROM {self.name} WHERE org_id = {{org:UInt64}} AND ({where}) "
             "ORDER BY org_id, machine_id, fence, seq LIMIT 1 BY org_id, machine_id, fence, seq LIMIT {limit:UInt32}",
             {**parameters, "org": scope.org_id, "limit": limit},
         )
@@ -138,7 +138,7 @@ class LogTable:
     async def org_of(self, machine_id: int) -> int | None:
         """Whose machine it is, for operators whose token names no org."""
         found = await self._select(
-            f"SELECT org_id FROM {self._name} WHERE machine_id = {{machine:UInt64}} LIMIT 1",  # noqa: S608 - checked names
+            f"SELECT org_id FROM {self.name} WHERE machine_id = {{machine:UInt64}} LIMIT 1",  # noqa: S608 - checked names
             {"machine": machine_id},
         )
         return int(found[0]["org_id"]) if found else None

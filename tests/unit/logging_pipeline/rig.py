@@ -1,0 +1,203 @@
+"""A running logging pipeline for tests: real engine, real HTTP, and a control plane of our own making beside it.
+
+The control plane here knows only what a test tells it: keys, jobs and their machines.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import httpx2
+import trio
+from pydantic import SecretStr
+from quart import Response, request
+
+from nimbus.logging_pipeline.app import build_logging_pipeline, open_services
+from nimbus.logging_pipeline.engine import USERNAME, Endpoint
+from nimbus.logging_pipeline.services import Services
+from nimbus.logging_pipeline.settings import Settings
+from nimbus.runtime.serving import build_app, json_response, serve_app
+from nimbus.wire.tokens import (
+    Audience,
+    SigningKey,
+    hmac_key,
+    new_ed25519_key,
+    parse_bearer,
+    render_jwks,
+    render_token,
+    verify_token,
+)
+
+SECRET = "a-secret-that-is-long-enough-for-hs256-0123456789"
+
+
+@contextmanager
+def run_engine(folder: Path) -> Iterator[Endpoint]:
+    """The engine's child process without its supervisor."""
+    argv = [sys.executable, "-m", "nimbus.logging_pipeline.engine_main", str(folder)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"engine-password\n")
+        process.stdin.flush()
+        port = json.loads(process.stdout.readline())["port"]
+        yield Endpoint(f"http://127.0.0.1:{port}", USERNAME, "engine-password")
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+@dataclass
+class ControlPlane:
+    """What the pipeline asks the control plane for."""
+
+    signing_key: SigningKey = field(default_factory=new_ed25519_key)
+    published: list[SigningKey] = field(default_factory=list)
+    jobs: dict[int, dict[str, object]] = field(default_factory=dict)
+    key_set_fetches: int = 0
+    away: bool = False
+
+    def __post_init__(self) -> None:
+        self.published.append(self.signing_key)
+
+    def add_job(self, job_id: int, org_id: int, state: str, machines: list[tuple[int, int]]) -> None:
+        listed = [{"machine_id": machine, "fence": fence} for machine, fence in machines]
+        self.jobs[job_id] = {"job_id": job_id, "org_id": org_id, "repo_id": None, "state": state, "machines": listed}
+
+
+@dataclass
+class Rig:
+    """One pipeline, its address and who may talk to it."""
+
+    url: str
+    control: ControlPlane
+    services: Services
+    client: httpx2.AsyncClient
+
+    def machine_token(self, org: int = 1, machine: int = 7, fence: int = 1, **other: object) -> str:
+        claims = {"org_id": org, "machine_id": machine, "fence": fence, "agent_id": "agent-1"} | other
+        return render_token(
+            self.control.signing_key, subject="machine", audience=Audience.LOGS, now_s=time.time(), ttl_s=600,
+            claims=claims,
+        )  # fmt: skip
+
+    def read_token(self, org: int | None = 1, ttl_s: float = 600) -> str:
+        claims: dict[str, object] = {"role": "read"} | ({} if org is None else {"org_id": org})
+        return render_token(
+            hmac_key(SECRET), subject="tester", audience=Audience.LOGS_READ, now_s=time.time(), ttl_s=ttl_s,
+            claims=claims,
+        )  # fmt: skip
+
+    async def ingest(self, rows: object, **token: int) -> httpx2.Response:
+        """Post rows as a machine."""
+        return await self.client.post(
+            f"{self.url}/ingest", json={"rows": rows}, headers=bearer(self.machine_token(**token))
+        )
+
+    async def read(self, path: str, org: int | None = 1, **params: str) -> httpx2.Response:
+        return await self.client.get(f"{self.url}{path}", params=params, headers=bearer(self.read_token(org)))
+
+    async def messages(self, path: str, org: int | None = 1, **params: str) -> list[str]:
+        reply = await self.read(path, org, **params)
+        assert reply.status_code == 200, reply.text
+        return [row["message"] for row in reply.json()["rows"]]
+
+    @asynccontextmanager
+    async def follow(
+        self, path: str, *, after: str | None = None, org: int | None = 1, ttl_s: float = 600
+    ) -> AsyncIterator[AsyncIterator[dict[str, object]]]:
+        """The events of a stream, each with its kind in `event` and its id in `id`."""
+        headers = bearer(self.read_token(org, ttl_s)) | ({"Last-Event-ID": after} if after else {})
+        async with self.client.stream("GET", f"{self.url}{path}", headers=headers) as response:
+            assert response.status_code == 200
+            yield Events(response.aiter_lines())
+
+
+class Events:
+    """Server-sent events as dicts."""
+
+    def __init__(self, lines: AsyncIterator[str]) -> None:
+        self._lines = lines
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> dict[str, object]:
+        event: dict[str, object] = {}
+        kind, event_id = "message", ""
+        while True:
+            line = await anext(self._lines)
+            if line.startswith("event: "):
+                kind = line[7:]
+            elif line.startswith("id: "):
+                event_id = line[4:]
+            elif line.startswith("data: "):
+                event = json.loads(line[6:])
+            elif not line and event:
+                return event | {"event": kind, "id": event_id}
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def row(seq: int, message: str = "", stream: str = "stdout") -> dict[str, object]:
+    """A row that is in order."""
+    return {"seq": seq, "ts_ms": int(time.time() * 1000), "stream": stream, "message": message or f"line {seq}"}
+
+
+@asynccontextmanager
+async def open_rig(state: Path, endpoint: Endpoint | None = None) -> AsyncIterator[Rig]:
+    """A pipeline on `endpoint` with a database of its own, or on an engine of its own below `state`."""
+    control = ControlPlane()
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        binds = await nursery.start(serve_app, _control_app(control), ["127.0.0.1:0"], stop)
+        settings = Settings(
+            control_plane_url=binds[0],
+            jwt_secret=SecretStr(SECRET),
+            state_dir=state,
+            clickhouse_database=f"t{uuid.uuid4().hex[:12]}",
+            clickhouse_url=endpoint.url if endpoint else None,
+            clickhouse_username=endpoint.username if endpoint else None,
+            clickhouse_password=SecretStr(endpoint.password) if endpoint else None,
+        )
+        async with open_services(settings) as services, httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+            app = build_logging_pipeline(services)
+            async with trio.open_nursery() as serving:
+                serve = partial(serve_app, graceful_s=0.5)
+                served = await serving.start(serve, app, ["127.0.0.1:0"], stop)
+                yield Rig(served[0], control, services, client)
+                await client.aclose()
+                stop.set()
+
+
+def _control_app(control: ControlPlane):  # type: ignore[no-untyped-def]
+    app = build_app("control_plane_of_tests")
+
+    @app.get("/.well-known/jwks.json")
+    async def jwks() -> Response:
+        await trio.lowlevel.checkpoint()
+        control.key_set_fetches += 1
+        if control.away:
+            return Response("", status=503)
+        return json_response(render_jwks([key.verify_key() for key in control.published]))
+
+    @app.get("/api/internal/jobs/<int:job_id>/machines")
+    async def machines(job_id: int) -> Response:
+        await trio.lowlevel.checkpoint()
+        token = parse_bearer(request.headers.get("Authorization"))
+        verify_token(token, [hmac_key(SECRET).verify_key()], audience=Audience.INTERNAL, now_s=time.time())
+        if job_id not in control.jobs:
+            return json_response({"error": "not_found", "message": f"there is no job {job_id}"}, 404)
+        return json_response(control.jobs[job_id])
+
+    return app
