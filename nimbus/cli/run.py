@@ -49,7 +49,7 @@ class LocalLease:
     def terms(self) -> KeeperTerms:
         return KeeperTerms(deadline_ns=None, orphan_fd=self._orphan_fd)
 
-    async def follow(self, machine: Machine, record: OpenRecord) -> None:  # noqa: ARG002 - nothing to renew
+    async def follow(self, machine: Machine, record: OpenRecord) -> None:
         await trio.sleep_forever()
 
 
@@ -70,7 +70,7 @@ class TerminalSink:
     def __init__(self, stdout_fd: int, stderr_fd: int) -> None:
         self._fds = {"stdout": stdout_fd, "stderr": stderr_fd}
 
-    async def write(self, stream: str, offset: int, data: bytes) -> None:  # noqa: ARG002 - a terminal has no offsets
+    async def write(self, stream: str, offset: int, data: bytes) -> None:
         """Returns when the kernel has taken every byte. A closed pipe raises BrokenPipeError, which ends the run."""
         await trio.to_thread.run_sync(partial(_write_all, self._fds[stream], data), abandon_on_cancel=True)
 
@@ -115,7 +115,7 @@ def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the command's output on stderr.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but what the command says.")
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(
+def run(  # noqa: PLR0913, PLR0917 - one parameter for each option: click's own shape
     image: str,
     cpus: int,
     memory: str,
@@ -211,7 +211,7 @@ async def _run(
         return command
 
     @asynccontextmanager
-    async def open_sink(paths: VmPaths) -> AsyncIterator[OutputSink]:  # noqa: ARG001 - a terminal needs no folder
+    async def open_sink(paths: VmPaths) -> AsyncIterator[OutputSink]:
         yield TerminalSink(2 if as_json else 1, 2)
 
     with open_local_lease() as lease:

@@ -44,9 +44,8 @@ def list_vms(as_json: bool) -> None:
         return
     click.echo(f"{'VM':<10}{'STATE':<14}{'BACKEND':<10}{'LEASE':<12}{'AGE':>8}  CLAIMS")
     for row in rows:
-        click.echo(
-            f"{row['vm']:<10}{row['state']:<14}{row['backend']:<10}{row['lease']:<12}{row['age_s']:>7}s  {row['claims']}"
-        )
+        head = f"{row['vm']:<10}{row['state']:<14}{row['backend']:<10}{row['lease']:<12}"
+        click.echo(f"{head}{row['age_s']:>7}s  {row['claims']}")
 
 
 @vms.command()

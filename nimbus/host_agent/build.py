@@ -21,7 +21,9 @@ from nimbus.host_agent.vmm.choice import Choice
 from nimbus.host_agent.vmm.machine import Boot
 from nimbus.model.ids import object_name
 from nimbus.model.vm import Claim, Shape
-from nimbus.storage.images import Image, overlay_template
+from nimbus.storage.content import ImageStore
+from nimbus.storage.images import Image
+from nimbus.storage.overlays import overlay_template
 
 CLAIMS = (Claim.SLOT, Claim.NETWORK, Claim.DISK, Claim.JAIL, Claim.CGROUP, Claim.VMM)
 FAKE_CLAIMS = (Claim.SLOT, Claim.JAIL, Claim.CGROUP, Claim.VMM)
@@ -68,7 +70,7 @@ async def build_vm(
         with phases.span("network"):
             await in_thread(partial(acquire_network, plan.net))
         with phases.span("disk"):
-            overlay = await in_thread(partial(overlay_template, layout.images, shape.disk_mib))
+            overlay = await in_thread(partial(overlay_template, ImageStore(layout.images), shape.disk_mib))
             await in_thread(partial(acquire_disk, plan, overlay))
     with phases.span("jail"):
         await in_thread(partial(acquire_jail, plan))

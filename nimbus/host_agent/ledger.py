@@ -37,11 +37,6 @@ class OpenRecord:
         self.ledger.write(value, fsync=fsync)
         self.value = value
 
-    def note_failure(self, claim: Claim, error: BaseException) -> None:
-        """Keep what could not be released, for the reaper's next round and for the operator."""
-        line = f"{claim}: {type(error).__name__}: {error}"
-        self.write(replace(self.value, failures=(*self.value.failures[-9:], line)))
-
 
 @dataclass(frozen=True)
 class Ledger:

@@ -18,7 +18,7 @@ import trio
 
 from nimbus.host import cgroup, slots
 from nimbus.host_agent.build import Host
-from nimbus.host_agent.guest import GuestEvent, GuestSession, OutputSink, run_guest
+from nimbus.host_agent.guest import GuestEvent, GuestHello, GuestJobStarted, GuestSession, OutputSink, run_guest
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.phases import Phases

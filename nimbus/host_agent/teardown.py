@@ -60,11 +60,12 @@ async def teardown(layout: HostLayout, record: OpenRecord) -> bool:
     with trio.CancelScope(shield=True):  # each step below carries its own limit
         for claim in reversed(record.value.claims):
             await _release(claim, Target(layout, record.value), record)
-        if record.value.claims:
+        clean = not record.value.claims
+        if clean:
+            await in_thread(partial(record.ledger.remove, record.value.vm))
+        else:
             log.error("vm.teardown_incomplete", vm=str(record.value.vm), left=list(record.value.claims))
-            return False
-        await in_thread(partial(record.ledger.remove, record.value.vm))
-        return True
+    return clean
 
 
 async def _release(claim: Claim, target: Target, record: OpenRecord) -> None:
@@ -75,10 +76,19 @@ async def _release(claim: Claim, target: Target, record: OpenRecord) -> None:
             await in_thread(partial(RELEASES[claim], target), abandon=True)
     except (Exception, trio.TooSlowError) as error:  # noqa: BLE001 - the next claim is released whatever this one did
         log.warning("claim.release_failed", vm=str(record.value.vm), claim=str(claim), error=str(error))
-        record.note_failure(claim, error)
+        _note(record, record.value.with_failure(f"{claim}: {type(error).__name__}: {error}"))
         return
-    record.write(record.value.strike(claim))
+    _note(record, record.value.strike(claim))
     log.debug("claim.released", vm=str(record.value.vm), claim=str(claim), ms=_ms_since(started))
+
+
+def _note(record: OpenRecord, value: Record) -> None:
+    """Write the record; a disk that refuses must not end a teardown: releasing twice is harmless."""
+    try:
+        record.write(value)
+    except HostFault as error:
+        record.value = value
+        log.warning("ledger.write_failed", vm=str(value.vm), error=str(error))
 
 
 def _ms_since(started: float) -> float:
@@ -127,7 +137,13 @@ def _release_network(target: Target) -> None:
 
 
 def _release_slot(target: Target) -> None:
-    """The slot of the record, and any that was claimed for it just before its supervisor died."""
+    """The slot of the record, and any that was claimed for it just before its supervisor died.
+
+    Its uid and addresses go to the next tenant, so never before the exit barrier and the network's end.
+    """
+    held = {Claim.VMM, Claim.CGROUP, Claim.NETWORK} & set(target.record.claims)
+    if held:
+        raise HostFault(f"the slot is kept while {', '.join(sorted(held))} of VM {target.record.vm} is not released")
     slots.release_slots_of(target.layout.runtime, target.object)
 
 

@@ -45,3 +45,7 @@ class Record:
     def strike(self, claim: Claim) -> Record:
         """The record after `claim` was released."""
         return replace(self, claims=tuple(c for c in self.claims if c is not claim))
+
+    def with_failure(self, line: str) -> Record:
+        """The record with what could not be released; the last ten are kept."""
+        return replace(self, failures=(*self.failures[-9:], line))
