@@ -106,7 +106,12 @@ class GatedBody(TrioBody):
         await self._complete.wait()
 
     async def __anext__(self) -> bytes:
-        data = await super().__anext__()
+        try:
+            data = await super().__anext__()
+        except StopAsyncIteration:
+            if self._must_raise is not None:  # it was refused while we waited: not the end, an error
+                raise self._must_raise from None
+            raise
         self._room.set()
         return data
 
