@@ -7,6 +7,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,18 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_network_that_cannot_be_made_leaves_nothing(fault: str) -> None:
+def test_a_network_that_cannot_be_made_leaves_nothing(fault: str, request: pytest.FixtureRequest) -> None:
     plan = replace(random_plan(), **BROKEN[fault])
+    request.addfinalizer(partial(release_network, plan.name))  # whatever this test finds, the host stays clean
     with pytest.raises(HostFault):
         acquire_network(plan)
     assert remains(plan) == []
 
 
-def test_a_host_whose_rules_are_rejected_gets_no_network() -> None:
+def test_a_host_whose_rules_are_rejected_gets_no_network(request: pytest.FixtureRequest) -> None:
     """Port 70000 never leaves the planner; here it stands for any rule that this kernel refuses."""
     plan = replace(random_plan(), host_ports=(HostPort(70000, LOOPBACK, 1),))
+    request.addfinalizer(partial(release_network, plan.name))
     with pytest.raises(HostFault, match="rejected"):
         acquire_network(plan)
     assert remains(plan) == []

@@ -33,16 +33,20 @@ def territory() -> Iterator[Territory]:
 @contextmanager
 def plant_child_process(territory: Territory) -> Iterator[Leak]:
     with subprocess.Popen(["sleep", "600"]) as child:
-        yield Leak("processes", f"pid {child.pid} sleep 600")
-        child.kill()
+        try:
+            yield Leak("processes", f"pid {child.pid} sleep 600")
+        finally:
+            child.kill()
 
 
 @contextmanager
 def plant_zombie(territory: Territory) -> Iterator[Leak]:
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    yield Leak("processes", f"pid {child.pid} (no command line)")
-    child.wait()
+    try:
+        yield Leak("processes", f"pid {child.pid} (no command line)")
+    finally:
+        child.wait()
 
 
 @contextmanager
@@ -55,16 +59,20 @@ def plant_orphan_in_our_cgroup(territory: Territory) -> Iterator[Leak]:
     )
     pid = int(told.stdout)
     (cgroup.cgroup_dir(name) / "vmm" / "cgroup.procs").write_text(str(pid))
-    yield Leak("processes", f"pid {pid} {_command_line(pid)}")
-    cgroup.remove_cgroup(name, 5.0)
+    try:
+        yield Leak("processes", f"pid {pid} {_command_line(pid)}")
+    finally:
+        cgroup.remove_cgroup(name, 5.0)
 
 
 @contextmanager
 def plant_fd(territory: Territory) -> Iterator[Leak]:
     path = territory.state_root / "open"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    yield Leak("fds", f"fd {fd} -> {path}")
-    os.close(fd)
+    try:
+        yield Leak("fds", f"fd {fd} -> {path}")
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -72,25 +80,31 @@ def plant_thread(territory: Territory) -> Iterator[Leak]:
     done = threading.Event()
     thread = threading.Thread(target=done.wait, name="forgotten")
     thread.start()
-    yield Leak("threads", f"thread {thread.native_id} forgotten")
-    done.set()
-    thread.join()
+    try:
+        yield Leak("threads", f"thread {thread.native_id} forgotten")
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextmanager
 def plant_netns(territory: Territory) -> Iterator[Leak]:
     name = territory.prefix + VM
     netns.ensure_netns(name)
-    yield Leak("netns", name)
-    netns.remove_netns(name)
+    try:
+        yield Leak("netns", name)
+    finally:
+        netns.remove_netns(name)
 
 
 @contextmanager
 def plant_mount_of_a_netns(territory: Territory) -> Iterator[Leak]:
     name = territory.prefix + VM
     path = netns.ensure_netns(name)
-    yield Leak("mounts", str(path))
-    netns.remove_netns(name)
+    try:
+        yield Leak("mounts", str(path))
+    finally:
+        netns.remove_netns(name)
 
 
 @contextmanager
@@ -98,9 +112,11 @@ def plant_link(territory: Territory) -> Iterator[Leak]:
     name = territory.prefix + VM
     with link.open_netlink() as route:
         route.link("add", ifname=name, kind="veth", peer={"ifname": territory.prefix + "peer"})
-    yield Leak("links", name)
-    with link.open_netlink() as route:
-        link.remove_link(route, name)
+    try:
+        yield Leak("links", name)
+    finally:
+        with link.open_netlink() as route:
+            link.remove_link(route, name)
 
 
 @contextmanager
@@ -124,16 +140,20 @@ def plant_route(territory: Territory) -> Iterator[Leak]:
 def plant_nft_table(territory: Territory) -> Iterator[Leak]:
     name = territory.prefix + VM
     nft.apply_ruleset(f"add table inet {name}\n")
-    yield Leak("nft_tables", name)
-    nft.remove_table(name)
+    try:
+        yield Leak("nft_tables", name)
+    finally:
+        nft.remove_table(name)
 
 
 @contextmanager
 def plant_cgroup(territory: Territory) -> Iterator[Leak]:
     name = territory.prefix + VM
     cgroup.ensure_leaf(name, cgroup.Limits(cpus=1, mem_mib=64, pids=8))
-    yield Leak("cgroups", name)
-    cgroup.remove_cgroup(name, 5.0)
+    try:
+        yield Leak("cgroups", name)
+    finally:
+        cgroup.remove_cgroup(name, 5.0)
 
 
 @contextmanager
@@ -141,9 +161,11 @@ def plant_mount(territory: Territory) -> Iterator[Leak]:
     point = territory.state_root / "vms" / "a jail"
     point.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", str(point)], check=True)
-    yield Leak("mounts", str(point))
-    subprocess.run(["umount", str(point)], check=True)
-    point.rmdir()
+    try:
+        yield Leak("mounts", str(point))
+    finally:
+        subprocess.run(["umount", str(point)], check=True)
+        point.rmdir()
 
 
 @contextmanager
@@ -156,9 +178,11 @@ def plant_loop_device(territory: Territory) -> Iterator[Leak]:
     if made.returncode != 0:
         pytest.skip(f"this host gives no loop device: {made.stderr.strip()}")
     device = made.stdout.strip()
-    yield Leak("loop_devices", f"{device} on {backing}")
-    subprocess.run(["losetup", "--detach", device], check=True)
-    backing.unlink()
+    try:
+        yield Leak("loop_devices", f"{device} on {backing}")
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+        backing.unlink()
 
 
 @contextmanager
@@ -177,24 +201,30 @@ def plant_socket(territory: Territory) -> Iterator[Leak]:
 def plant_file(territory: Territory) -> Iterator[Leak]:
     path = territory.state_root / "vms" / "overlay.img"
     path.write_bytes(b"left")
-    yield Leak("files", str(path))
-    path.unlink()
+    try:
+        yield Leak("files", str(path))
+    finally:
+        path.unlink()
 
 
 @contextmanager
 def plant_ledger_record(territory: Territory) -> Iterator[Leak]:
     path = territory.state_root / "ledger" / f"{VM}.json"
     path.write_text("{}")
-    yield Leak("ledger", str(path))
-    path.unlink()
+    try:
+        yield Leak("ledger", str(path))
+    finally:
+        path.unlink()
 
 
 @contextmanager
 def plant_slot(territory: Territory) -> Iterator[Leak]:
     owner = territory.prefix + VM
     slot = slots.claim_slot(territory.runtime_dir, owner, 4096)
-    yield Leak("slots", f"{slot.index} held by {owner}")
-    slots.release_slot(territory.runtime_dir, slot.index, owner)
+    try:
+        yield Leak("slots", f"{slot.index} held by {owner}")
+    finally:
+        slots.release_slot(territory.runtime_dir, slot.index, owner)
 
 
 PLANTS: list[Plant] = [
