@@ -84,5 +84,14 @@ async def wait_console(keeper: Keeper, needle: bytes) -> bytes:
             await trio.sleep(0.005)
 
 
+async def wait_printed(keeper: Keeper, total: int) -> None:
+    """Until the VMM has printed that much."""
+    with trio.fail_after(10):
+        while True:
+            if (await keeper.status()).console_total >= total:
+                return
+            await trio.sleep(0.005)
+
+
 def boottime_ns(after_s: float = 0.0) -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(after_s * 1e9)

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -20,9 +21,10 @@ int open_control(void)
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    if (unlink(address.sun_path) == 0 || errno == ENOENT) /* umask is 0077: no window in which others could connect */
-        if (bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, MAX_CLIENTS) == 0)
-            return fd;
+    (void)unlink(address.sun_path); /* of a keeper that was killed; any other error shows at bind */
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && chmod(address.sun_path, 0600) == 0 &&
+        listen(fd, MAX_CLIENTS) == 0)
+        return fd;
     error = errno;
     (void)close(fd);
     return -error;
