@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nimbus.host import cgroup, link, netns, nft, slots
 from nimbus.host.mountinfo import parse_mountinfo
+from nimbus.model.errors import HostFault
 from nimbus.model.ids import state_root_id
 
 # Folders below the state root whose content belongs to VMs; images, logs and databases live on.
@@ -34,6 +35,10 @@ class Territory:
     state_root: Path
     runtime_dir: Path
     uid_base: int = slots.UID_BASE
+
+    def __post_init__(self) -> None:
+        if not self.state_root.is_absolute():  # names are made of the path's text: another text, another owner
+            raise HostFault(f"state root {self.state_root} must be an absolute path, as the agent was given it")
 
     @property
     def prefix(self) -> str:

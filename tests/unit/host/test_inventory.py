@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nimbus.host.inventory import Inventory, Leak, Territory, diff, parse_unix_sockets
+from nimbus.model.errors import HostFault
 from nimbus.model.ids import state_root_id
 
 
@@ -27,6 +28,11 @@ def test_every_kind_takes_part_in_the_diff(kind: str) -> None:
 def test_a_territory_is_known_by_the_id_of_its_state_root() -> None:
     territory = Territory(Path("/var/lib/nimbus"), Path("/run/nimbus"))
     assert territory.prefix == f"nb{state_root_id('/var/lib/nimbus')}-"
+
+
+def test_a_relative_state_root_is_refused_instead_of_being_found_clean() -> None:
+    with pytest.raises(HostFault, match="absolute"):
+        Territory(Path("state"), Path("/run/nimbus"))
 
 
 def test_unix_sockets_are_read_with_spaces_and_without_the_abstract_ones() -> None:
