@@ -13,6 +13,7 @@ from quart import Blueprint
 
 from nimbus.control_plane.access import require_metrics_access
 from nimbus.control_plane.agents_api import build_agents_api
+from nimbus.control_plane.forge import open_forge
 from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
 from nimbus.control_plane.leases import sweep_leases
@@ -76,10 +77,17 @@ def ingest_url(public_url: str) -> str:
 @asynccontextmanager
 async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[App]:
     """The application with its services open and its sweepers running."""
-    async with open_services(settings, stopping) as services, trio.open_nursery() as sweepers:
+    async with (
+        open_services(settings, stopping) as services,
+        open_forge(settings) as forge,
+        trio.open_nursery() as sweepers,
+    ):
         sweepers.start_soon(sweep_leases, services)
+        sweepers.start_soon(forge.sweep, services)
         sweepers.start_soon(_end_polls, services)
-        yield build_control_plane(services)
+        app = build_control_plane(services)
+        forge.register(app, services)
+        yield app
         sweepers.cancel_scope.cancel()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import NoDecode
@@ -44,6 +44,9 @@ class Settings(DatabaseSettings):
     org_rate_interval: float = Field(default=60.0, gt=0)
     signing_key: SecretStr | None = None  # Ed25519 PEM; none: generated once and kept in the database
     database_pool_size: int = Field(default=8, ge=2, le=200)
+    webhook_timestamp_required: bool = False  # GitHub sends none: only behind a relay that adds it
+    webhook_timestamp_tolerance: float = Field(default=300.0, gt=0)
+    runner_level: Literal["repo", "org"] = "repo"  # where runners register
     job_labels: str = "nimbus"  # comma-separated: a job that carries none of them is not ours
     default_image: str = "base"
 

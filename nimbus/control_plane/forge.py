@@ -1,0 +1,72 @@
+"""GitHub's side of the control plane put together: client, rules, routes, sweepers. No rule lives here.
+
+app.py opens it beside the services; tests do the same with a fake GitHub's address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from nimbus.control_plane.demand import DemandRules, RunnerLevel, sweep_demand
+from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
+from nimbus.control_plane.runners import build_runners_api, sweep_runners
+from nimbus.control_plane.services import Services
+from nimbus.control_plane.settings import Settings
+from nimbus.control_plane.webhooks import WebhookRules, build_webhooks, sweep_deliveries
+from nimbus.runtime.serving import App
+
+
+@dataclass(frozen=True)
+class Forge:
+    """What the routes and sweepers need besides the services."""
+
+    github: GithubClient
+    webhooks: WebhookRules
+    demand: DemandRules
+
+    def register(self, app: App, services: Services) -> None:
+        """Add GitHub's routes to the application."""
+        app.register_blueprint(build_webhooks(services, self.webhooks, self.demand))
+        app.register_blueprint(build_runners_api(services, self.github, self.demand))
+
+    async def sweep(self, services: Services) -> None:
+        """Run the three sweepers until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sweep_deliveries, services, self.demand)
+            nursery.start_soon(sweep_demand, services, self.demand)
+            nursery.start_soon(sweep_runners, services, self.github, self.demand)
+
+
+def plan_webhooks(settings: Settings) -> WebhookRules:
+    """Pure: which signatures are believed."""
+    previous = settings.github_webhook_secret_previous
+    return WebhookRules(
+        secrets=tuple(
+            secret.get_secret_value() for secret in (settings.github_webhook_secret, previous) if secret is not None
+        ),
+        timestamp_required=settings.webhook_timestamp_required,
+        timestamp_tolerance_s=settings.webhook_timestamp_tolerance,
+    )
+
+
+def plan_demand(settings: Settings) -> DemandRules:
+    """Pure: which jobs are ours and what machine they get."""
+    return DemandRules(
+        labels=settings.labels,
+        image=settings.default_image,
+        level=RunnerLevel(settings.runner_level),
+        default_installation_id=settings.github_app_installation_id,
+    )
+
+
+@asynccontextmanager
+async def open_forge(settings: Settings) -> AsyncIterator[Forge]:
+    """GitHub, as the settings describe it, for as long as the body runs. Opening it sends nothing."""
+    pem = settings.github_app_private_key.get_secret_value().replace("\\n", "\n")  # as environment files write it
+    credentials = AppCredentials(str(settings.github_app_id), pem)
+    async with open_github(settings.github_api_url, credentials) as github:
+        yield Forge(github, plan_webhooks(settings), plan_demand(settings))
