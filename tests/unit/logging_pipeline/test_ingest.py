@@ -28,7 +28,9 @@ async def test_a_repeated_and_an_overlapping_batch_store_nothing_twice(tmp_path:
             await rig.ingest([row(0), row(1)])
             assert (await rig.ingest([row(0), row(1)])).json() == {"acked_seq": 1}
             assert (await rig.ingest([row(1), row(2), row(2, "again"), row(3)])).json() == {"acked_seq": 3}
-            counted = await rig.services.table.rows_of(f"SELECT count() AS n FROM {rig.services.table.name}")
+            counted = await rig.services.table.rows_of(
+                f"SELECT count() AS n FROM {rig.services.table.name}"  # noqa: S608 - our own name
+            )
             assert int(counted[0]["n"]) == 4
             assert await rig.messages("/logs/machines/7") == ["line 0", "line 1", "line 2", "line 3"]
 
@@ -66,7 +68,14 @@ async def test_a_bad_row_is_refused_alone_and_leaves_a_note_in_its_place(tmp_pat
 
 
 async def test_what_a_body_claims_beside_its_rows_changes_nothing(tmp_path: Path, engine: Endpoint) -> None:
-    claimed = row(0, "mine") | {"org_id": 2, "machine_id": 8, "fence": 9, "job_id": 3, "agent_id": "other", "level": "x"}
+    claimed = row(0, "mine") | {
+        "org_id": 2,
+        "machine_id": 8,
+        "fence": 9,
+        "job_id": 3,
+        "agent_id": "other",
+        "level": "x",
+    }
     with trio.fail_after(60):
         async with open_rig(tmp_path, engine) as rig:
             body = {"rows": [claimed], "org_id": 2, "machine_id": 8}
