@@ -13,6 +13,7 @@ from nimbus.model.errors import HostFault
 
 BLOCK_BYTES = 4096
 INODE_BYTES = 256
+_BYTES_PER_INODE = 16384  # mke2fs' own usual ratio, without its configuration file
 # Every clock, seed and id that would differ between two builds is pinned; the moment itself means nothing.
 EPOCH_S = 1_700_000_000
 FIXED_ENVIRONMENT = {
@@ -33,7 +34,7 @@ _EXTENDED = f"root_owner=0:0,lazy_itable_init=0,nodiscard,hash_seed={_HASH_SEED}
 def make_ext4(path: Path, size_bytes: int, *, uuid: str, label: str, inodes: int | None = None) -> None:
     """Make `path` (an existing empty file) an empty file system of `size_bytes`."""
     os.truncate(path, size_bytes)
-    count = () if inodes is None else ("-N", str(inodes))
+    count = ("-i", str(_BYTES_PER_INODE)) if inodes is None else ("-N", str(inodes))
     run_e2fs(
         *("mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK_BYTES), "-I", str(INODE_BYTES), "-m", "0", *count),
         *("-L", label, "-U", uuid, "-O", _FEATURES, "-E", _EXTENDED, str(path)),

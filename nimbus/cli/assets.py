@@ -1,0 +1,142 @@
+"""`nimbus assets`: build, list and verify what guests boot from. Decides nothing; `rootfs/` builds, `storage/` keeps.
+
+Also `python -m nimbus.cli.assets`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nimbus.model.errors import NimbusError
+from nimbus.storage.content import ImageStore
+from nimbus.storage.images import DEFAULT_IMAGE, Manifest, list_images, read_manifest, verify_image
+
+_MIB = 1 << 20
+_SHORT_DIGEST = 12
+
+EPILOG = """\
+\b
+Examples:
+  nimbus assets build            fetch a kernel and busybox, make the image `base`; needs no root
+  nimbus assets build --force    make everything anew: repairs a damaged store
+  nimbus assets list
+  nimbus assets verify base      read every byte and compare it with the manifest
+\b
+Environment:
+  NIMBUS_STATE_DIR    the images lie in its folder images/ (/var/lib/nimbus for root,
+                      ~/.local/share/nimbus otherwise)
+"""
+
+
+@click.group(epilog=EPILOG)
+def assets() -> None:
+    """Build, list and verify what guests boot from: kernel, initramfs and root file system.
+
+    Everything comes from the distribution's own packages, through apt, and from Nimbus itself. Images are
+    stored by the sha256 of their content; a build with nothing new to do does nothing.
+    """
+
+
+@assets.command()
+@click.option("--name", default=DEFAULT_IMAGE, show_default=True, help="Name of the image.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
+@click.option("--force", is_flag=True, help="Make every part anew, though nothing has changed.")
+def build(name: str, as_json: bool, force: bool) -> None:
+    """Make the image, or find that it is there already.
+
+    \b
+    nimbus assets build
+    nimbus assets build --name base --json | jq .files.rootfs
+    """
+    # Here and not above: `list` and `verify` start quicker without the builder.
+    from nimbus.rootfs.build import Build, build_image
+
+    started = time.monotonic()
+    built = build_image(Build(_store(), _say_since(started), name, force=force))
+    if as_json:
+        print(json.dumps(_describe(built.manifest) | {"changed": built.changed}))
+        return
+    what = "built" if built.changed else "up to date"
+    print(f"image {name}: {what} in {time.monotonic() - started:.2f} s")
+    _print_files(built.manifest)
+
+
+@assets.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of manifests.")
+def list_(as_json: bool) -> None:
+    """Show the images of this host."""
+    store = _store()
+    manifests = [read_manifest(store, name) for name in list_images(store)]
+    if as_json:
+        print(json.dumps([_describe(manifest) for manifest in manifests]))
+    elif not manifests:
+        print(f"no image in {store.root}; `nimbus assets build` makes one")
+    else:
+        print(f"{'NAME':<20} {'KERNEL':<28} {'MIB':>6}  CREATED")
+        for manifest in manifests:
+            size = sum(blob.bytes for blob in manifest.files.values()) / _MIB
+            print(f"{manifest.name:<20} {manifest.kernel_release:<28} {size:>6.1f}  {manifest.created}")
+
+
+@assets.command()
+@click.argument("name", default=DEFAULT_IMAGE)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
+def verify(name: str, as_json: bool) -> None:
+    """Read every byte of the image NAME and compare it with the manifest."""
+    manifest = verify_image(_store(), name)
+    if as_json:
+        print(json.dumps(_describe(manifest) | {"verified": True}))
+        return
+    print(f"image {name}: every byte is as its manifest says")
+    _print_files(manifest)
+
+
+def _store() -> ImageStore:
+    return ImageStore(_state_dir().absolute() / "images")
+
+
+def _state_dir() -> Path:
+    named = os.environ.get("NIMBUS_STATE_DIR")
+    if named:
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/nimbus")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "nimbus"
+
+
+def _say_since(started: float) -> Callable[[str], None]:
+    """Progress goes to stderr: stdout is the result."""
+    return lambda line: click.echo(f"{time.monotonic() - started:7.2f} s  {line}", err=True)
+
+
+def _describe(manifest: Manifest) -> dict[str, Any]:
+    return asdict(manifest)
+
+
+def _print_files(manifest: Manifest) -> None:
+    for role, blob in sorted(manifest.files.items()):
+        print(f"  {role:<10} {blob.bytes / _MIB:8.2f} MiB  sha256:{blob.sha256[:_SHORT_DIGEST]}")
+    packages = ", ".join(f"{package.name} {package.version}" for package in manifest.provenance.packages)
+    print(f"  from {packages}")
+
+
+def main() -> None:
+    """As `nimbus` does: an error is one line and the exit code of whoever must act."""
+    try:
+        assets()
+    except NimbusError as error:
+        click.echo(f"nimbus: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
