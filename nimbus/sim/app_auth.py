@@ -47,7 +47,7 @@ class AppAuth:
         self.installation_id = installation_id
         self.suspended = False
         self._now_s = now_s
-        self._tokens: dict[str, InstallationToken] = {}
+        self.tokens: dict[str, InstallationToken] = {}
 
     def check_app(self, token: str) -> None:
         """Unauthorized unless the token is a JWT of the App that GitHub would take."""
@@ -85,12 +85,12 @@ class AppAuth:
             raise Refused(f"There are more than {MAX_REPOSITORIES} repositories")
         token = f"ghs_{secrets.token_hex(20)}"
         minted = InstallationToken(token, self._now_s() + TOKEN_LIFE_S, _narrow(permissions))
-        self._tokens = {text: each for text, each in self._tokens.items() if each.expires_at_s > self._now_s()}
-        self._tokens[token] = minted
+        self.tokens = {text: each for text, each in self.tokens.items() if each.expires_at_s > self._now_s()}
+        self.tokens[token] = minted
         return minted
 
     def check_token(self, token: str) -> InstallationToken:
-        known = self._tokens.get(token)
+        known = self.tokens.get(token)
         if known is None or known.expires_at_s <= self._now_s():
             raise Unauthorized("Bad credentials")
         if self.suspended:
