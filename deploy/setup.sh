@@ -245,7 +245,7 @@ ensure_environment() {
 
 project_hash() {
   { cat pyproject.toml; .venv/bin/python -c 'import sys; print(sys.version)'
-    find native -name build -prune -o -type f -not -name '*.o' -print | LC_ALL=C sort | xargs -d '\n' sha256sum; } | sha256sum | cut -c1-16
+    find native \( -name build -o -name __pycache__ \) -prune -o -type f -not -name '*.o' -print | LC_ALL=C sort | xargs -d '\n' sha256sum; } | sha256sum | cut -c1-16
 }
 
 ensure_project() {
