@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$(command -v uv || echo .setup/uv/bin/uv)
+export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1}
 lock=("$uv" pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --universal --python-version 3.11
   --custom-compile-command "make lock")
 "${lock[@]}" pyproject.toml -o requirements.txt

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$(command -v uv || echo .setup/uv/bin/uv)
-export UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_LINK_MODE=${UV_LINK_MODE:-copy}
+export UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1}
 own=$(.venv/bin/python -c 'import sys; print(sys.version_info[1])')
 tested=()
 for minor in $(seq "$((own + 1))" 15); do
@@ -14,6 +14,7 @@ for minor in $(seq "$((own + 1))" 15); do
   echo "== Python 3.$minor ($("$python" -c 'import sys; print(sys.version.split()[0])'))"
   "$uv" venv --quiet --clear --python "$python" "$environment"
   VIRTUAL_ENV=$environment "$uv" pip sync --quiet --require-hashes requirements-dev.txt
+  VIRTUAL_ENV=$environment "$uv" pip install --quiet --no-deps --no-build-isolation --editable .
   "$environment/bin/python" -m pytest -q -p no:cacheprovider tests/unit
   tested+=("3.$minor")
 done
