@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import SecretStr
 
+from nimbus.model.errors import Refused
 from nimbus.runtime.settings import RoomSettings
 from nimbus.sim.deliveries import WebhookTarget
 from nimbus.sim.forge import ForgePolicy
 from nimbus.sim.world import WorldPlan
+
+
+def check_public_key(pem: str) -> str:
+    """The key itself; Refused where it is no RSA public key."""
+    try:
+        key = load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, RSAPublicKey):
+        raise Refused("NIMBUS_SIM_APP_PUBLIC_KEY: a PEM of the App's RSA public key is needed")
+    return pem
 
 
 class SimSettings(RoomSettings):
@@ -31,14 +46,15 @@ class SimSettings(RoomSettings):
         """The values that the rest of the room is given."""
         webhook = None
         if self.sim_webhook_url is not None:
-            secret = self.sim_webhook_secret
-            webhook = WebhookTarget(self.sim_webhook_url, secret.get_secret_value() if secret is not None else "")
+            if self.sim_webhook_secret is None:
+                raise Refused("NIMBUS_SIM_WEBHOOK_SECRET: is needed beside NIMBUS_SIM_WEBHOOK_URL")
+            webhook = WebhookTarget(self.sim_webhook_url, self.sim_webhook_secret.get_secret_value())
         token = self.sim_control_token
         return WorldPlan(
             owner=self.sim_owner,
             repo=self.sim_repo,
             app_id=self.sim_app_id,
-            app_public_key_pem=self.sim_app_public_key.replace("\\n", "\n"),
+            app_public_key_pem=check_public_key(self.sim_app_public_key.replace("\\n", "\n")),
             installation_id=self.sim_installation_id,
             public_url=self.sim_public_url,
             webhook=webhook,

@@ -14,6 +14,7 @@ from nimbus.control_plane.runners import deregister_ended, release_idle
 from nimbus.sim.jobs import Conclusion, Runner
 from nimbus.sim.workflow import parse_workflow
 from nimbus.wire.github import decode_jit_config
+from tests.runner_script import needs_busybox, open_script_folder
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 
 pytestmark = pytest.mark.services
@@ -234,3 +235,26 @@ async def test_the_whole_github_line_from_the_sims_webhook_to_a_completed_job(gi
     assert (job["forge_job_id"], job["conclusion"], machine["job_id"]) == (run.jobs[0].job_id, "success", job["job_id"])
     assert (await github.plane.finish(agent, grant)).json()["state"] == "done"
     assert await sweep(github) == (1, 0)
+
+
+@needs_busybox
+@pytest.mark.parametrize(("step", "conclusion"), [("echo it works", "success"), ("exit 3", "failure")])
+async def test_a_workflow_runs_from_the_signed_webhook_to_its_conclusion_by_the_guests_own_script(
+    github: GithubPlane, step: str, conclusion: str
+) -> None:
+    agent = await github.plane.enrol()
+    workflow = f"jobs: {{a: {{runs-on: nimbus, steps: [{{run: {step}}}]}}}}"
+    run = github.sim.world.forge.start_run(parse_workflow(workflow), "hello")
+    grant = await github.plane.lease(agent, wait_s=20.0)
+    assert grant is not None
+    config = (await github.mint(agent, grant)).json()["env"]["ACTIONS_RUNNER_INPUT_JITCONFIG"]
+    with open_script_folder() as script:
+        ended = await script.run(config)
+    assert ended.status == 0, ended.err
+    assert run.conclusion == conclusion
+    while [job["conclusion"] for job in await github.jobs()] != [conclusion]:  # noqa: ASYNC110 -- as above
+        await trio.sleep(0.05)
+    [job], [machine] = await github.jobs(), await github.machines()
+    assert (machine["job_id"], job["runner_name"]) == (job["job_id"], machine["runner_name"])
+    assert (await github.plane.finish(agent, grant)).json()["state"] == "done"
+    assert (await sweep(github), registered(github)) == ((1, 0), {})

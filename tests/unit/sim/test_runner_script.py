@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,52 +12,32 @@ from typing import Any
 import pytest
 import trio
 
-import nimbus.rootfs
 from nimbus.wire.github import encode_jit_config
 from tests.forge import Sim, open_sim
+from tests.runner_script import Ended, ScriptFolder, needs_busybox, open_script_folder
 
-SCRIPT = Path(nimbus.rootfs.__file__).parent / "base/usr/local/bin/nimbus-runner"
 JIT = "/repos/octo-org/hello/actions/runners/generate-jitconfig"
-BUSYBOX = shutil.which("busybox")
-pytestmark = pytest.mark.skipif(BUSYBOX is None, reason="busybox is not installed (Debian: busybox-static)")
+pytestmark = needs_busybox
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How the script ended and what it printed."""
-
-    status: int
-    out: str
-    err: str
-
-
 class Guest:
-    """A folder with busybox's tools only, and the script run in it."""
+    """A live sim and a folder to run the script in."""
 
-    def __init__(self, sim: Sim, folder: Path) -> None:
-        self.sim = sim
-        self.folder = folder
-        self.tools = folder / "bin"
-        self.tools.mkdir()
-        assert BUSYBOX is not None
-        subprocess.run([BUSYBOX, "--install", "-s", str(self.tools)], check=True)
-        (folder / "home").mkdir()
+    sim: Sim
+    script: ScriptFolder
+
+    @property
+    def folder(self) -> Path:
+        return self.script.folder
 
     async def jit_config(self) -> str:
         body = {"name": "nimbus-1-1", "runner_group_id": 1, "labels": ["nimbus"]}
         answer = await self.sim.http.post(JIT, headers=await self.sim.token_headers(), json=body)
         return str(answer.json()["encoded_jit_config"])
 
-    def environment(self, config: str, **more: str) -> dict[str, str]:
-        home = str(self.folder / "home")
-        return {"PATH": str(self.tools), "HOME": home, "ACTIONS_RUNNER_INPUT_JITCONFIG": config, **more}
-
     async def run(self, config: str, **more: str) -> Ended:
-        command = [str(self.tools / "sh"), str(SCRIPT)]
-        done = await trio.run_process(
-            command, env=self.environment(config, **more), capture_stdout=True, capture_stderr=True, check=False
-        )
-        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return await self.script.run(config, **more)
 
     async def start(self, workflow: str) -> int:
         answer = await self.sim.http.post("/sim/workflows", content=workflow)
@@ -77,18 +54,16 @@ class Guest:
 
 
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that other users can enter, unlike tmp_path."""
-    with tempfile.TemporaryDirectory(prefix="nimbus-guest-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
+def script() -> Iterator[ScriptFolder]:
+    with open_script_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
-async def guest(open_folder: Path) -> AsyncIterator[Guest]:
+async def guest(script: ScriptFolder) -> AsyncIterator[Guest]:
     with trio.fail_after(120):
         async with open_sim() as sim:
-            yield Guest(sim, open_folder)
+            yield Guest(sim, script)
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
@@ -239,10 +214,9 @@ async def test_a_runner_told_to_stop_takes_its_step_along_and_goes_offline(guest
     run_id = await guest.start(
         f"jobs: {{a: {{runs-on: nimbus, steps: [{{run: 'echo $$ > {mark}.new; mv {mark}.new {mark}; sleep 600'}}]}}}}"
     )
-    command = [str(guest.tools / "sh"), str(SCRIPT)]
-    environment = guest.environment(await guest.jit_config())
+    environment = guest.script.environment(await guest.jit_config())
     async with trio.open_nursery() as nursery:
-        start = partial(trio.run_process, command, env=environment, capture_stdout=True, check=False)
+        start = partial(trio.run_process, guest.script.command, env=environment, capture_stdout=True, check=False)
         process: trio.Process = await nursery.start(start)
         await wait_until(mark.exists)
         process.terminate()
