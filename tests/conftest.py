@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.guests import VARIABLE, read_boots
 from tests.services import (  # noqa: F401 - fixtures are found by being here
     database_dsn,
     empty_database_dsn,
@@ -10,3 +17,19 @@ from tests.services import (  # noqa: F401 - fixtures are found by being here
     redis_url,
     shared_redis,
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One file for the session, in which all its processes count the guests that they boot."""
+    if VARIABLE not in os.environ:
+        handle, path = tempfile.mkstemp(prefix="nimbus-boots-")
+        os.close(handle)
+        os.environ[VARIABLE] = path
+        config.add_cleanup(lambda: Path(path).unlink(missing_ok=True))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many guests were real."""
+    boots = read_boots()
+    fake = f", {boots['fake']} doubles of a guest ran" if boots["fake"] else ""
+    terminalreporter.write_line(f"{boots['qemu']} Linux guests really booted under QEMU{fake}")

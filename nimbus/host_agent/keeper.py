@@ -16,12 +16,13 @@ from types import TracebackType
 import trio
 
 from nimbus.host import native, process
-from nimbus.model.errors import Conflict, HostFault
+from nimbus.model.errors import Conflict, HostFault, Unavailable
 from nimbus.model.record import ProcessId
 from nimbus.wire import keeper as wire
 from nimbus.wire.keeper import ConsoleChunk, KeeperSpec, KeeperStatus, Started, VmmExit
 
 KEEPER_BINARY = Path(__file__).resolve().parent.parent / "host" / "bin" / "nimbus-keeper"
+GONE_LIMIT_S = 3.0  # between closing its socket and its end a keeper waits at most 2 s for stragglers to die
 SEE_OFF_LIMIT_S = 2.0  # the outer process ends once we have heard it, or was killed
 
 
@@ -87,7 +88,7 @@ class Keeper:
                     wire.REPLY_MAX_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
                 )
             except OSError as error:
-                raise self._gone(error) from error
+                raise await self._failed(error) from error
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 return array.array("i", data)[0]
@@ -109,12 +110,15 @@ class Keeper:
 
     async def wait_exit(self) -> VmmExit:
         """Waits until the keeper is gone, then tells how its VMM ended. May be called by several tasks."""
+        await self._wait_gone()
+        return await read_exit(Path(f"/proc/self/fd/{self._folder_fd}"))
+
+    async def _wait_gone(self) -> None:
         own = os.dup(self._pidfd)  # Trio lets one task wait on a descriptor
         try:
             await trio.lowlevel.wait_readable(own)
         finally:
             os.close(own)
-        return await read_exit(Path(f"/proc/self/fd/{self._folder_fd}"))
 
     async def _ask(self, message: bytes) -> bytes:
         with await self._connect() as sock:
@@ -122,9 +126,9 @@ class Keeper:
                 await sock.send(message)
                 reply = await sock.recv(wire.REPLY_MAX_BYTES)
             except OSError as error:
-                raise self._gone(error) from error
+                raise await self._failed(error) from error
         if not reply:
-            raise self._gone(None)
+            raise await self._failed(None)
         return reply
 
     async def _connect(self) -> trio.socket.SocketType:
@@ -134,14 +138,19 @@ class Keeper:
             await sock.connect(f"/proc/self/fd/{self._folder_fd}/{wire.SOCKET_NAME}")
         except OSError as error:
             sock.close()
-            raise self._gone(error) from error
+            raise await self._failed(error) from error
         except BaseException:
             sock.close()
             raise
         return sock
 
-    def _gone(self, error: OSError | None) -> KeeperGone:
-        return KeeperGone(f"keeper {self.identity.pid} does not answer ({error or 'end of file'}): its VM has ended")
+    async def _failed(self, error: OSError | None) -> KeeperGone | Unavailable:
+        """Gone or only silent: the process decides, for a socket error alone can mean either."""
+        with trio.move_on_after(GONE_LIMIT_S):
+            await self._wait_gone()
+            return KeeperGone(f"keeper {self.identity.pid} has ended, and its VM with it")
+        said = "end of file" if error is None else error.strerror
+        return Unavailable(f"keeper {self.identity.pid} lives and does not answer: {said}", retry_after_s=1.0)
 
 
 async def spawn_keeper(spec: KeeperSpec, *, orphan_fd: int | None = None) -> Keeper:
@@ -153,13 +162,20 @@ async def spawn_keeper(spec: KeeperSpec, *, orphan_fd: int | None = None) -> Kee
     """
     if not KEEPER_BINARY.exists():
         raise HostFault(f"{KEEPER_BINARY} is not built: run `make build`")
-    folder_fd = os.open(spec.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder_fd = _open_folder(spec.folder)
     try:
         started, identity, pidfd = await _start(spec, orphan_fd)
     except BaseException:
         os.close(folder_fd)
         raise
     return Keeper(identity, pidfd, folder_fd, started.degraded)
+
+
+def _open_folder(path: str | Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostFault(f"the VM's folder {path} cannot be opened: {error.strerror}") from error
 
 
 async def _start(spec: KeeperSpec, orphan_fd: int | None) -> tuple[Started, ProcessId, int]:
@@ -217,7 +233,7 @@ async def connect_keeper(vm_folder: str | Path, identity: ProcessId) -> Keeper:
     except ProcessLookupError as error:
         raise KeeperGone(str(error)) from error
     try:
-        folder_fd = os.open(vm_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder_fd = _open_folder(vm_folder)
     except BaseException:
         os.close(pidfd)
         raise

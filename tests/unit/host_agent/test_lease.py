@@ -14,6 +14,7 @@ from nimbus.model.lease import LeaseKey, LeasePolicy
 from nimbus.wire.leaseapi import JobLink, RenewReply, RenewRequest
 
 KEY = LeaseKey(7, "00000000-0000-4000-8000-000000000001", 3)
+FOREVER_S = 1e6  # beyond any deadline here; `sleep_forever` would tell mypy that the block never ends
 POLICY = LeasePolicy(ttl_s=30, margin_s=5)
 Answer = Callable[[int], RenewReply]
 
@@ -71,7 +72,7 @@ async def test_a_lease_that_is_renewed_outlives_its_ttl_many_times(autojump_cloc
 async def test_silence_cancels_the_block_before_the_ttl_is_over(autojump_clock: trio.testing.MockClock) -> None:
     began = trio.current_time()
     async with open_lease(Plane(first_then_away(RenewReply(30, cancel=False))), KEY, POLICY, virtual_ns) as lease:
-        await trio.sleep_forever()
+        await trio.sleep(FOREVER_S)
     assert trio.current_time() - began == pytest.approx(25)
     assert "deadline" in lease.lost
 
@@ -83,12 +84,12 @@ async def test_a_hung_renewal_is_no_longer_waited_for_than_the_deadline(
         async def renew(self, request: RenewRequest) -> RenewReply:
             reply = await super().renew(request)
             if len(self.asked_at) > 1:
-                await trio.sleep_forever()
+                await trio.sleep(FOREVER_S)
             return reply
 
     began = trio.current_time()
     async with open_lease(Hung(always(RenewReply(30, cancel=False))), KEY, POLICY, virtual_ns):
-        await trio.sleep_forever()
+        await trio.sleep(FOREVER_S)
     assert trio.current_time() - began == pytest.approx(25)
 
 
@@ -100,7 +101,7 @@ async def test_a_fence_cancels_at_the_next_renewal(autojump_clock: trio.testing.
 
     began = trio.current_time()
     async with open_lease(Plane(answer), KEY, POLICY, virtual_ns) as lease:
-        await trio.sleep_forever()
+        await trio.sleep(FOREVER_S)
     assert trio.current_time() - began < 25
     assert lease.lost == "fence 4 is another's"
 
@@ -115,7 +116,7 @@ async def test_time_that_trio_did_not_see_counts(autojump_clock: trio.testing.Mo
     plane = Plane(first_then_away(RenewReply(30, cancel=False)))
     async with open_lease(plane, KEY, POLICY, boottime) as lease:
         suspended_ns = 3600 * 10**9
-        await trio.sleep_forever()
+        await trio.sleep(FOREVER_S)
     assert "suspended" in lease.lost
     assert len(plane.asked_at) == 1
 
@@ -141,5 +142,5 @@ async def test_the_job_link_of_a_reply_is_kept(autojump_clock: trio.testing.Mock
 async def test_a_longer_ttl_in_a_reply_moves_the_deadline_by_it(autojump_clock: trio.testing.MockClock) -> None:
     began = trio.current_time()
     async with open_lease(Plane(first_then_away(RenewReply(3600, cancel=False))), KEY, POLICY, virtual_ns):
-        await trio.sleep_forever()
+        await trio.sleep(FOREVER_S)
     assert trio.current_time() - began == pytest.approx(3595)

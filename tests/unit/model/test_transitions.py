@@ -69,7 +69,7 @@ def test_a_strangers_name_is_nobodys_vm(name: str) -> None:
         "pull:org-1 ",
         "pull:org-1/x",
         "push:org--1",
-        "pull:org-１",
+        "pull:org-\uff11",
     ],
 )
 def test_any_other_spelling_of_a_scope_is_refused(text: str) -> None:
