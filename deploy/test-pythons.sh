@@ -7,9 +7,18 @@ uv=$(command -v uv || echo .setup/uv/bin/uv)
 export UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1}
 own=$(.venv/bin/python -c 'import sys; print(sys.version_info[1])')
 tested=()
+
+# PATH first, then where pyenv keeps those that it does not put there.
+find_python() {
+  local candidate
+  for candidate in "python3.$1" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3."$1".*/bin/python; do
+    if [ "$("$candidate" -c 'import sys; print(sys.version_info[1])' 2>/dev/null)" = "$1" ]; then command -v "$candidate"; return 0; fi
+  done
+  return 1
+}
+
 for minor in $(seq "$((own + 1))" 15); do
-  python=$("$uv" python find --no-project "3.$minor" 2>/dev/null) || continue
-  "$python" -c '' 2>/dev/null || continue
+  python=$(find_python "$minor") || continue
   environment=$PWD/.setup/python3.$minor
   echo "== Python 3.$minor ($("$python" -c 'import sys; print(sys.version.split()[0])'))"
   "$uv" venv --quiet --clear --python "$python" "$environment"
