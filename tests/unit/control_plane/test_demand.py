@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -214,3 +215,20 @@ async def test_other_labels_can_be_configured(database_dsn: str, redis_url: str)
         await github.tell("queued", 1, labels=["GPU"])
         await github.tell("queued", 2, labels=["nimbus"])
         assert [row["image"] for row in await github.machines()] == ["special"]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["queued", "in_progress", "completed"])))
+async def test_any_order_of_a_jobs_events_told_twice_ends_alike_and_leaves_no_machine_waiting(
+    github: GithubPlane, order: tuple[str, ...]
+) -> None:
+    told: dict[str, dict[str, Any]] = {
+        "queued": {},
+        "in_progress": {"runner_name": "theirs", **RUNNER},
+        "completed": {"runner_name": "theirs", **COMPLETED},
+    }
+    for action in (*order, *order):
+        await github.tell(action, **told[action])
+    [job] = await github.jobs()
+    assert (job["state"], job["conclusion"], job["runner_name"]) == ("completed", "success", "theirs")
+    assert job["started_at"].second == 9
+    assert set(await github.states()) <= {"cancelled!"}

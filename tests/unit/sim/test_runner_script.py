@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+import nimbus.sim
 from nimbus.wire.github import encode_jit_config
 from tests.forge import Sim, open_sim
 from tests.runner_script import Ended, ScriptFolder, needs_busybox, open_script_folder
@@ -237,3 +238,11 @@ async def test_steps_of_a_root_runner_run_as_the_runners_user_and_cannot_enter_i
     ended = await guest.run(await guest.jit_config(), NIMBUS_RUNNER_USER="nobody")
     assert ended.out.splitlines()[3:5] == ["65534", "1"], (ended.out, ended.err)
     assert (await guest.report(run_id))["conclusion"] == "success"
+
+
+async def test_the_bundled_workflow_succeeds_with_busyboxs_tools_alone(guest: Guest) -> None:
+    text = (Path(nimbus.sim.__file__).parent / "workflows" / "hello.yml").read_text()
+    ended, job = await guest.run_workflow(text)
+    assert (ended.status, job["conclusion"]) == (0, "success"), (ended.out, ended.err)
+    assert "Hello from a throw-away microVM" in ended.out
+    assert "step 10 of 10: total 55" in ended.out
