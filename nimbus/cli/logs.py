@@ -114,7 +114,7 @@ async def _follow(url: str, wanted: Wanted) -> None:
     """Print until the stream says that this was all, connecting again where it breaks."""
     cursor, tries, delays = "", 0, Backoff(base_s=0.3, max_s=10).delays_s()
     while True:
-        before = cursor
+        before, complete = cursor, False
         try:
             async with (
                 open_http(url, token=choose_token(wanted.token, Audience.LOGS_READ), read_s=SILENCE_S) as http,
@@ -122,9 +122,10 @@ async def _follow(url: str, wanted: Wanted) -> None:
             ):
                 async for kind, event_id, data in events:
                     cursor = event_id or cursor
-                    if kind == "end" and data.get("why") == "complete":
-                        return
+                    complete = complete or (kind == "end" and data.get("why") == "complete")
                     _print_event(kind, data, wanted.as_json)
+            if complete:
+                return
             if wanted.token is not None and wanted.token.count(".") == 2:
                 raise Unauthorized("the token given by --token ran out: mint a new one to read on")
         except Unavailable:
@@ -142,8 +143,8 @@ async def _stream(http: httpx2.AsyncClient, wanted: Wanted, cursor: str) -> Asyn
             if response.status_code >= 400:
                 await response.aread()
                 check_status(response, SERVICE)
-            kind, event_id, data = "row", "", ""
-            async for line in response.aiter_lines():
+            kind, event_id, data, ended = "row", "", "", False
+            async for line in response.aiter_lines():  # to its end: an iterator left early is never closed
                 name, _, value = line.partition(": ")
                 if name == "event":
                     kind = value
@@ -153,10 +154,10 @@ async def _stream(http: httpx2.AsyncClient, wanted: Wanted, cursor: str) -> Asyn
                     data = value
                 elif not line and data:
                     yield kind, event_id, json.loads(data)
-                    if kind == "end":
-                        return
+                    ended = ended or kind == "end"
                     kind, event_id, data = "row", "", ""
-    raise Unavailable(f"{SERVICE} closed the stream")
+    if not ended:
+        raise Unavailable(f"{SERVICE} closed the stream")
 
 
 class _explained:  # noqa: N801 - reads as what it does in a with statement

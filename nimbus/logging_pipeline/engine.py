@@ -24,7 +24,7 @@ EXIT_LOCKED = 75  # EX_TEMPFAIL: another process holds the folder
 _READY_LIMIT_S = 60.0  # importing the library takes 1 s on a quiet machine, ten and more on a busy one
 _STOP_LIMIT_S = 8.0  # more than the engine's own limit for its last query
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_LOCK_PATIENCE = 6  # starts that may find the folder locked: the engine of a killed pipeline needs moments to end
+_LOCK_PATIENCE = 5  # starts that may find the folder locked: the engine of a killed pipeline needs moments to end
 _log = structlog.get_logger()
 
 

@@ -83,7 +83,7 @@ def _scan(text: bytes) -> tuple[list[_Token], bytes | None]:
     position, depth, words = 0, 0, []
     while position < len(text):
         match = _TOKEN.match(text, position)
-        if match is None:
+        if match is None or text.startswith(b"/*", position) != (match.lastgroup == "comment" and match[0][:1] == b"/"):
             raise Refused("the query holds an open quote or a character that is not accepted outside of quotes")
         position, kind = match.end(), match.lastgroup or ""
         if match[0] == b";":

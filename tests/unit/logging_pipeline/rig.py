@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import h11
 import httpx2
 import trio
 from pydantic import SecretStr
@@ -113,36 +115,60 @@ class Rig:
     @asynccontextmanager
     async def follow(
         self, path: str, *, after: str | None = None, org: int | None = 1, ttl_s: float = 600
-    ) -> AsyncIterator[AsyncIterator[dict[str, object]]]:
+    ) -> AsyncIterator[Events]:
         """The events of a stream, each with its kind in `event` and its id in `id`."""
         headers = bearer(self.read_token(org, ttl_s)) | ({"Last-Event-ID": after} if after else {})
-        async with self.client.stream("GET", f"{self.url}{path}", headers=headers) as response:
-            assert response.status_code == 200
-            yield Events(response.aiter_lines())
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        stream = await trio.open_tcp_stream(host, int(port))
+        async with stream:
+            events = Events(stream)
+            await events.ask(f"{path}/follow", {"Host": host, **headers})
+            yield events
 
 
 class Events:
-    """Server-sent events as dicts."""
+    """Server-sent events of one connection as dicts. (httpx2's iterators cannot be left before their end.)"""
 
-    def __init__(self, lines: AsyncIterator[str]) -> None:
-        self._lines = lines
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._http = h11.Connection(h11.CLIENT)
+        self._text = b""
+
+    async def ask(self, target: str, headers: dict[str, str]) -> None:
+        request = h11.Request(method="GET", target=target, headers=list(headers.items()))
+        await self._stream.send_all((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+        response = await self._next_part()
+        assert isinstance(response, h11.Response)
+        assert response.status_code == 200
+
+    async def _next_part(self) -> object:
+        while (part := self._http.next_event()) is h11.NEED_DATA:
+            self._http.receive_data(bytes(await self._stream.receive_some(65536)))
+        return part
 
     def __aiter__(self) -> Events:
         return self
 
-    async def __anext__(self) -> dict[str, object]:
-        event: dict[str, object] = {}
-        kind, event_id = "message", ""
+    async def __anext__(self) -> dict[str, Any]:
         while True:
-            line = await anext(self._lines)
-            if line.startswith("event: "):
-                kind = line[7:]
-            elif line.startswith("id: "):
-                event_id = line[4:]
-            elif line.startswith("data: "):
-                event = json.loads(line[6:])
-            elif not line and event:
-                return event | {"event": kind, "id": event_id}
+            block, separator, rest = self._text.partition(b"\n\n")
+            if not separator:
+                part = await self._next_part()
+                if not isinstance(part, h11.Data):
+                    raise StopAsyncIteration
+                self._text += part.data
+                continue
+            self._text = rest
+            fields = dict(line.split(": ", 1) for line in block.decode().split("\n") if not line.startswith(":"))
+            if "data" in fields:
+                told = {"event": fields.get("event", "message"), "id": fields.get("id", "")}
+                return {**json.loads(fields["data"]), **told}
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds; for what another process or connection does in its own time."""
+    while not condition():  # noqa: ASYNC110 - nothing of ours is told of it
+        await trio.sleep(0.01)
 
 
 def bearer(token: str) -> dict[str, str]:
