@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import array
 import os
+import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -63,11 +65,17 @@ class Keeper:
         wire.parse_ok(await self._ask(wire.render_deadline(deadline_ns)))
 
     async def kill(self, reason: str) -> None:
-        """Kills the VMM and all in its cgroup, now; a keeper that is gone is success. `wait_exit` sees the end."""
+        """Kills the VMM and all in its cgroup, now; a keeper that is gone is success. `wait_exit` sees the end.
+
+        A keeper that lives and refuses to talk is killed itself: its VMM dies with it, and the end is `vanished`.
+        """
         try:
             wire.parse_ok(await self._ask(wire.render_kill(reason)))
         except KeeperGone:
             return
+        except Unavailable:
+            with suppress(ProcessLookupError):
+                native.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def status(self) -> KeeperStatus:
         return wire.parse_status(await self._ask(b"STATUS"))

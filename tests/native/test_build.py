@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,3 +83,11 @@ def test_the_keeper_needs_no_library() -> None:
     assert "NEEDED" not in ran.stdout
     assert "BIND_NOW" in ran.stdout or "NOW" in ran.stdout
     assert os.access(ROOT / "nimbus/host/bin/nimbus-keeper", os.X_OK)
+
+
+def test_every_option_of_the_keeper_is_documented_and_no_other() -> None:
+    documented = set(
+        re.findall(r"^\| `(--[a-z-]+)|`, `(--[a-z-]+)", (ROOT / "docs/keeper.md").read_text(), re.MULTILINE)
+    )
+    parsed = set(re.findall(r'strcmp\(name, "(--[a-z-]+)"\)', (ROOT / "native/host/keeper/options.c").read_text()))
+    assert {first or second for first, second in documented} == parsed

@@ -17,7 +17,7 @@ import trio
 
 from nimbus.host import process
 from nimbus.host_agent.keeper import KEEPER_BINARY, KeeperGone, connect_keeper, read_exit, spawn_keeper
-from nimbus.model.errors import Fenced
+from nimbus.model.errors import Fenced, HostFault
 from nimbus.model.record import ProcessId
 from nimbus.wire.keeper import VANISHED, KeeperFailed
 from tests.native.conftest import NOBODY_UID, Room, boottime_ns, wait_console
@@ -240,6 +240,21 @@ async def test_a_step_that_fails_is_named_and_nothing_is_left(room: Room) -> Non
     assert steps == list(failing)
     assert room.is_empty()
     assert os.listdir(room.folder) == ["keeper.sock"] or os.listdir(room.folder) == []
+
+
+async def test_a_vm_without_its_folder_is_a_fault_of_the_host(room: Room) -> None:
+    with pytest.raises(HostFault, match="no-such-folder"):
+        await spawn_keeper(replace(room.spec, folder=str(room.folder / "no-such-folder")))
+
+
+async def test_a_vmm_that_is_stopped_or_frozen_dies_at_its_deadline_all_the_same(room: Room) -> None:
+    async with await spawn_keeper(room.spec) as keeper:
+        vmm = await keeper.vmm_identity()
+        os.kill(vmm.pid, signal.SIGSTOP)
+        Path(room.spec.cgroup, "vmm", "cgroup.freeze").write_text("1")  # noqa: ASYNC240 - a cgroup file never blocks
+        await keeper.set_deadline(boottime_ns(after_s=0.1))
+        assert (await keeper.wait_exit()).reason == "deadline"
+    assert room.is_empty()
 
 
 async def test_the_last_words_of_a_vmm_are_kept(room: Room) -> None:

@@ -13,7 +13,8 @@ import trio
 
 from nimbus.host import process
 from nimbus.host_agent.keeper import Keeper, spawn_keeper
-from nimbus.wire.keeper import RING_BYTES, SOCKET_NAME
+from nimbus.model.errors import Unavailable
+from nimbus.wire.keeper import RING_BYTES, SOCKET_NAME, VANISHED
 from tests.native.conftest import Room, boottime_ns, wait_console, wait_printed
 
 pytestmark = pytest.mark.root
@@ -70,14 +71,30 @@ async def test_an_empty_message_ends_only_its_own_client(room: Room) -> None:
         assert await keeper.version() == 1
 
 
-async def test_clients_beyond_the_sixteenth_are_told_to_come_back(room: Room) -> None:
+async def test_a_kill_gets_through_though_others_hold_every_place(room: Room) -> None:
     async with await spawn_keeper(room.spec) as keeper:
         with ExitStack() as held:
-            for _ in range(CLIENTS_MAX):
-                assert ask(held.enter_context(closing(connect(room))), b"VERSION") == b"1"
-            with closing(connect(room)) as refused:
-                assert refused.recv(64) == b"ERR busy"
-        assert await keeper.version() == 1
+            first, *_ = [held.enter_context(closing(connect(room))) for _ in range(CLIENTS_MAX)]
+            assert ask(first, b"VERSION") == b"1"
+            await keeper.kill("fenced")
+            assert first.recv(64) == b""
+            assert (await keeper.wait_exit()).detail == "fenced"
+
+
+async def test_a_keeper_that_lives_and_is_silent_is_not_taken_for_dead(room: Room) -> None:
+    async with await spawn_keeper(room.spec) as keeper:
+        (room.folder / SOCKET_NAME).unlink()
+        with pytest.raises(Unavailable):
+            await keeper.status()
+        assert process.is_alive(keeper.identity)
+
+
+async def test_a_kill_ends_the_vm_though_its_keeper_cannot_be_asked(room: Room) -> None:
+    async with await spawn_keeper(room.spec) as keeper:
+        (room.folder / SOCKET_NAME).unlink()
+        await keeper.kill("test")
+        assert await keeper.wait_exit() == VANISHED
+    assert room.is_empty()
 
 
 async def test_a_client_that_never_reads_is_dropped_and_nobody_waits_for_it(room: Room) -> None:

@@ -37,31 +37,33 @@ static int is_allowed(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && (peer.uid == 0 || peer.uid == geteuid());
 }
 
-static int *find_free_client(struct keeper *keeper)
+static void drop_client(int *client)
 {
+    (void)close(*client);
+    *client = -1;
+}
+
+/* A free place, or that of whoever has held one for longest: a KILL must get through whatever others hold open. */
+static int *make_place(struct keeper *keeper)
+{
+    int *place;
     for (int i = 0; i < MAX_CLIENTS; i++)
         if (keeper->clients[i] < 0)
             return &keeper->clients[i];
-    return NULL;
+    place = &keeper->clients[keeper->next_dropped++ % MAX_CLIENTS];
+    drop_client(place);
+    return place;
 }
 
 void accept_client(struct keeper *keeper)
 {
-    int *place = find_free_client(keeper);
-    const char *refusal = NULL;
     int fd = accept4(keeper->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0)
         return;
-    if (!is_allowed(fd))
-        refusal = "ERR forbidden";
-    else if (!place)
-        refusal = "ERR busy";
-    if (refusal) {
-        (void)send(fd, refusal, strlen(refusal), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (is_allowed(fd))
+        *make_place(keeper) = fd;
+    else
         (void)close(fd);
-        return;
-    }
-    *place = fd;
 }
 
 static ssize_t send_text(int client, const char *text)
@@ -159,8 +161,6 @@ void serve_client(struct keeper *keeper, int *client)
         sent = send_text(*client, "ERR malformed");
     else
         sent = -1; /* gone (or an empty datagram, which is as good as gone) */
-    if (sent < 0) {
-        (void)close(*client);
-        *client = -1;
-    }
+    if (sent < 0)
+        drop_client(client);
 }

@@ -23,7 +23,9 @@ static int write_all(int fd, const unsigned char *bytes, size_t size)
     return 0;
 }
 
-/* Whole or not at all: a new file, synced, then renamed over the name. */
+/* Whole or not at all: a new file, renamed over the name. Not synced: what a SIGKILL of anybody leaves is in the
+ * page cache, and after a host crash the VM is gone anyway and only its files are swept; a sync could take as
+ * long as the disk has guests' writes to flush. */
 static int replace_file(const char *name, const unsigned char *bytes, size_t size)
 {
     char fresh[64];
@@ -34,9 +36,8 @@ static int replace_file(const char *name, const unsigned char *bytes, size_t siz
     if (fd < 0)
         return -errno;
     result = write_all(fd, bytes, size);
-    if (result == 0 && fsync(fd) < 0)
+    if (close(fd) < 0 && result == 0)
         result = -errno;
-    (void)close(fd);
     if (result == 0 && rename(fresh, name) < 0)
         result = -errno;
     if (result < 0)

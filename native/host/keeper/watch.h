@@ -36,6 +36,7 @@ struct keeper {
     int orphan_fd;
     int listen_fd;
     int clients[MAX_CLIENTS];
+    unsigned int next_dropped; /* which of them makes place when all are taken */
     struct ring ring;
 };
 
