@@ -1,0 +1,110 @@
+"""Any sequence of what runners, people and time can do leaves the fake GitHub in a lawful state."""
+
+from __future__ import annotations
+
+import contextlib
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from nimbus.model.errors import NimbusError
+from nimbus.model.job import RANK, JobState
+from nimbus.sim.forge import Forge, ForgePolicy
+from nimbus.sim.jobs import Conclusion, Job
+from nimbus.sim.workflow import parse_workflow
+from nimbus.wire.github import runner_serves
+
+LABELS = st.sampled_from([("nimbus",), ("nimbus", "gpu")])
+PICK = st.integers(0, 5)
+
+
+class ForgeMachine(RuleBasedStateMachine):
+    """Jobs come, runners register, accept, complete, fall silent, are deleted; jobs are cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 1_800_000_000.0
+        self.forge = Forge("octo-org", ForgePolicy(), lambda: self.now_s)
+        self.forge.tell = self.hear
+        self.told: dict[int, list[str]] = {}
+
+    def hear(self, job: Job, action: str) -> None:
+        self.told.setdefault(job.job_id, []).append(action)
+
+    @rule(labels=LABELS)
+    def job_comes(self, labels: tuple[str, ...]) -> None:
+        text = f"jobs: {{a: {{runs-on: [{', '.join(labels)}], steps: [{{run: x}}]}}}}"
+        self.forge.start_run(parse_workflow(text), "hello")
+
+    @rule(labels=LABELS, number=PICK)
+    def runner_comes(self, labels: tuple[str, ...], number: int) -> None:
+        with contextlib.suppress(NimbusError):
+            self.forge.register("octo-org/hello", f"nimbus-{number}-1", labels, 1, "_work")
+
+    @rule(number=PICK, what=st.sampled_from(["online", "offline", "accept", "complete", "fail", "delete"]))
+    def runner_acts(self, number: int, what: str) -> None:
+        for runner in self.forge.runners_of("octo-org/hello", f"nimbus-{number}-1"):
+            offered = self.forge.offer(runner)
+            with contextlib.suppress(NimbusError):
+                self.forge.authenticate(runner.token)
+                if what == "online":
+                    self.forge.go_online(runner)
+                elif what == "offline":
+                    self.forge.go_offline(runner)
+                elif what == "accept" and offered is not None:
+                    self.forge.accept(runner, offered.job_id)
+                elif what in {"complete", "fail"} and runner.job is not None:
+                    word = Conclusion.SUCCESS if what == "complete" else Conclusion.FAILURE
+                    self.forge.complete(runner, runner.job.job_id, word)
+                elif what == "delete":
+                    self.forge.delete_runner(runner.scope, runner.runner_id)
+
+    @rule(number=PICK)
+    def job_is_cancelled(self, number: int) -> None:
+        for job in list(self.forge.jobs.values())[number : number + 1]:
+            with contextlib.suppress(NimbusError):
+                self.forge.cancel(job.job_id)
+
+    @rule(seconds=st.sampled_from([1.0, 61.0, 301.0, 601.0, 86_401.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.forge.sweep()
+
+    @invariant()
+    def no_runner_has_two_jobs_and_no_job_two_runners(self) -> None:
+        held = [job for job in self.forge.jobs.values() if job.state is JobState.IN_PROGRESS]
+        assert {id(job.runner) for job in held} == {id(r) for r in self.forge.runners.values() if r.busy}
+        assert len({id(job.runner) for job in held}) == len(held)
+        offered = [job.offered_to for job in self.forge.jobs.values() if job.offered_to is not None]
+        assert len({id(runner) for runner in offered}) == len(offered)
+
+    @invariant()
+    def an_offer_is_to_a_registered_idle_runner_with_all_labels(self) -> None:
+        for job in self.forge.jobs.values():
+            if job.offered_to is not None:
+                assert job.state is JobState.QUEUED
+                assert job.offered_to.runner_id in self.forge.runners
+                assert not job.offered_to.busy
+                assert runner_serves(job.offered_to.labels, job.spec.labels)
+
+    @invariant()
+    def a_runner_that_ran_a_completed_job_is_gone(self) -> None:
+        for job in self.forge.jobs.values():
+            if job.state is JobState.COMPLETED and job.runner is not None:
+                assert job.runner.runner_id not in self.forge.runners
+
+    @invariant()
+    def each_job_is_told_of_in_order_and_once(self) -> None:
+        for actions in self.told.values():
+            ranks = [RANK[JobState(action)] for action in actions]
+            assert ranks == sorted(set(ranks))
+
+    @invariant()
+    def a_completed_job_has_a_conclusion_and_no_other_has_one(self) -> None:
+        for job in self.forge.jobs.values():
+            assert (job.conclusion is not None) == (job.state is JobState.COMPLETED)
+
+
+TestForgeModel = ForgeMachine.TestCase
+TestForgeModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
