@@ -16,7 +16,7 @@ from nimbus.sim.workflow import parse_workflow
 from nimbus.wire.github import runner_serves
 
 LABELS = st.sampled_from([("nimbus",), ("nimbus", "gpu")])
-PICK = st.integers(0, 5)
+PICK = st.integers(0, 2)  # few, so that most steps meet somebody
 
 
 class ForgeMachine(RuleBasedStateMachine):
@@ -37,10 +37,12 @@ class ForgeMachine(RuleBasedStateMachine):
         text = f"jobs: {{a: {{runs-on: [{', '.join(labels)}], steps: [{{run: x}}]}}}}"
         self.forge.start_run(parse_workflow(text), "hello")
 
-    @rule(labels=LABELS, number=PICK)
-    def runner_comes(self, labels: tuple[str, ...], number: int) -> None:
+    @rule(labels=LABELS, number=PICK, online=st.booleans())
+    def runner_comes(self, labels: tuple[str, ...], number: int, online: bool) -> None:
         with contextlib.suppress(NimbusError):
-            self.forge.register("octo-org/hello", f"nimbus-{number}-1", labels, 1, "_work")
+            runner = self.forge.register("octo-org/hello", f"nimbus-{number}-1", labels, 1, "_work")
+            if online:
+                self.forge.go_online(runner)
 
     @rule(number=PICK, what=st.sampled_from(["online", "offline", "accept", "complete", "fail", "delete"]))
     def runner_acts(self, number: int, what: str) -> None:
@@ -107,4 +109,4 @@ class ForgeMachine(RuleBasedStateMachine):
 
 
 TestForgeModel = ForgeMachine.TestCase
-TestForgeModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestForgeModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
