@@ -42,6 +42,7 @@ def test_a_wheel_is_bound_to_its_platform_and_holds_the_binaries(tmp_path: Path)
         modes = {info.filename: info.external_attr >> 16 for info in held.infolist()}
     assert "nimbus/host/_native.abi3.so" in modes
     assert modes["nimbus/host/bin/nimbus-keeper"] & 0o111 == 0o111
+    assert modes["nimbus/rootfs/bin/nimbus-init"] & 0o111 == 0o111
     assert not [name for name in modes if name.startswith(("native/", "tests/"))]
 
 

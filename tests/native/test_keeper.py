@@ -225,6 +225,21 @@ async def test_a_start_that_is_cancelled_leaves_nothing_running(make_room: Calla
     assert len(started) < 24
 
 
+async def test_starts_good_and_bad_leave_no_descriptor_open(make_room: Callable[[], Room]) -> None:
+    counts = []
+    for _ in range(6):
+        room = make_room()
+        async with await spawn_keeper(room.shell("exit 0")) as keeper:
+            await keeper.kill("test")
+            await keeper.wait_exit()
+        with pytest.raises(KeeperFailed):
+            await spawn_keeper(replace(room.spec, argv=("/no/such/vmm",)))
+        with pytest.raises(KeeperGone):
+            await connect_keeper(room.folder, keeper.identity)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert len(set(counts[1:])) == 1
+
+
 async def test_a_step_that_fails_is_named_and_nothing_is_left(room: Room) -> None:
     failing = {
         "exec": replace(room.spec, argv=("/no/such/vmm",)),
