@@ -139,6 +139,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter for each option: click's own 
     The VM is thrown away afterwards, whatever happens: Ctrl-C, SIGTERM, even SIGKILL of this command.
     Exit status: the command's; 124 after --timeout; 125 where Nimbus or the host failed; 2 for bad usage.
     """
+    quiet_logs()
     settings = read_settings(HostSettings)
     host = find_host(settings)
     command = Command(cmd, parse_env(env), workdir, user, timeout, settings.vm_shutdown_grace)
