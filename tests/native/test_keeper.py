@@ -16,11 +16,11 @@ import pytest
 import trio
 
 from nimbus.host import process
-from nimbus.host_agent.keeper import KEEPER_BINARY, KeeperGone, connect_keeper, read_exit, spawn_keeper
-from nimbus.model.errors import Fenced, HostFault
+from nimbus.host_agent.keeper import KeeperGone, connect_keeper, read_exit, spawn_keeper
+from nimbus.model.errors import Fenced
 from nimbus.model.record import ProcessId
-from nimbus.wire.keeper import VANISHED, KeeperFailed
-from tests.native.conftest import NOBODY_UID, Room, boottime_ns, wait_console
+from nimbus.wire.keeper import VANISHED
+from tests.native.conftest import Room, boottime_ns, wait_console
 
 pytestmark = pytest.mark.root
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,14 +110,6 @@ async def test_a_moved_deadline_is_the_one_that_counts(room: Room) -> None:
         assert (await keeper.status()).deadline_ns is None
         await keeper.set_deadline(boottime_ns(after_s=0.1))
         assert (await keeper.wait_exit()).reason == "deadline"
-
-
-async def test_a_start_after_its_deadline_is_refused_and_starts_nothing(room: Room) -> None:
-    marker = room.folder / "ran"
-    with pytest.raises(Fenced):
-        await spawn_keeper(room.shell(f"touch {marker}", deadline_ns=boottime_ns(after_s=-1)))
-    assert not marker.exists()
-    assert room.is_empty()
 
 
 async def test_a_deadline_cannot_be_moved_into_the_past(room: Room) -> None:
@@ -212,56 +204,6 @@ async def test_twenty_keepers_at_once_keep_twenty_different_endings(make_room: C
     assert codes == {number: number for number in range(20)}
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing_running(make_room: Callable[[], Room]) -> None:
-    started = []
-    for step in range(24):
-        room = make_room()
-        with trio.move_on_after(step * 0.0005) as scope:
-            started.append(await spawn_keeper(room.spec))
-        if scope.cancelled_caught:
-            assert room.is_empty()
-    for keeper in started:
-        await keeper.aclose()
-    assert len(started) < 24
-
-
-async def test_starts_good_and_bad_leave_no_descriptor_open(make_room: Callable[[], Room]) -> None:
-    counts = []
-    for _ in range(6):
-        room = make_room()
-        async with await spawn_keeper(room.shell("exit 0")) as keeper:
-            await keeper.kill("test")
-            await keeper.wait_exit()
-        with pytest.raises(KeeperFailed):
-            await spawn_keeper(replace(room.spec, argv=("/no/such/vmm",)))
-        with pytest.raises(KeeperGone):
-            await connect_keeper(room.folder, keeper.identity)
-        counts.append(len(os.listdir("/proc/self/fd")))
-    assert len(set(counts[1:])) == 1
-
-
-async def test_a_step_that_fails_is_named_and_nothing_is_left(room: Room) -> None:
-    failing = {
-        "exec": replace(room.spec, argv=("/no/such/vmm",)),
-        "netns": replace(room.spec, netns="/run/netns/no-such-netns"),
-        "cgroup": replace(room.spec, cgroup="/no/such/cgroup"),
-        "rlimit": replace(room.spec, rlimits={"nofile": 1 << 40}),
-    }
-    steps = []
-    for spec in failing.values():
-        with pytest.raises(KeeperFailed) as caught:
-            await spawn_keeper(spec)
-        steps.append(caught.value.step)
-    assert steps == list(failing)
-    assert room.is_empty()
-    assert os.listdir(room.folder) == ["keeper.sock"] or os.listdir(room.folder) == []
-
-
-async def test_a_vm_without_its_folder_is_a_fault_of_the_host(room: Room) -> None:
-    with pytest.raises(HostFault, match="no-such-folder"):
-        await spawn_keeper(replace(room.spec, folder=str(room.folder / "no-such-folder")))
-
-
 async def test_a_vmm_that_is_stopped_or_frozen_dies_at_its_deadline_all_the_same(room: Room) -> None:
     async with await spawn_keeper(room.spec) as keeper:
         vmm = await keeper.vmm_identity()
@@ -277,39 +219,6 @@ async def test_the_last_words_of_a_vmm_are_kept(room: Room) -> None:
         ending = await keeper.wait_exit()
     assert (room.folder / "console.tail").read_text() == "panic: no root\n"
     assert ending.console_total == len("panic: no root\n")
-
-
-async def test_the_environment_of_the_agent_never_reaches_the_vmm(room: Room) -> None:
-    os.environ["NIMBUS_TEST_SECRET"] = "do not leak"
-    async with await spawn_keeper(replace(room.spec, argv=("/usr/bin/env",))) as keeper:
-        await keeper.wait_exit()
-    del os.environ["NIMBUS_TEST_SECRET"]
-    assert (room.folder / "console.tail").read_bytes() == b""
-
-
-def run_binary(*words: str, user: int = 0) -> subprocess.CompletedProcess[str]:
-    fd = os.open(KEEPER_BINARY, os.O_RDONLY)  # by descriptor: another user may not reach the checkout
-    try:
-        return subprocess.run(
-            [f"/proc/self/fd/{fd}", *words], user=user, pass_fds=(fd,), capture_output=True, text=True, check=False
-        )
-    finally:
-        os.close(fd)
-
-
-def test_an_ordinary_user_is_told_that_root_is_needed(room: Room) -> None:
-    words = ("--dir", "/a", "--cgroup", "/b", "--uid", "1", "--gid", "1", "--deadline", "none", "--", "/bin/true")
-    ran = run_binary(*words, user=NOBODY_UID)
-    assert (ran.returncode, ran.stderr) == (
-        77,
-        "nimbus-keeper: needs root: namespaces, cgroups and the VMM's own uid\n",
-    )
-
-
-def test_a_wrong_option_is_named(room: Room) -> None:
-    ran = run_binary("--ready-fd", "1", "--netns", "relative")
-    assert ran.returncode == 64
-    assert json.loads(ran.stdout)["error"] == "--netns: an absolute path without .. is needed"
 
 
 async def test_a_wait_for_a_console_line_sees_it(room: Room) -> None:
