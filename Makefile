@@ -25,7 +25,7 @@ help: ## show this list
 	@echo "  make demo WORKFLOW=my.yml      the same with a workflow of yours"
 	@echo "  make run ARGS='-- uname -r'    one command in a fresh microVM"
 	@echo "  make test ARGS='-k lease'      some of the tests"
-	@echo "  make PYTHON=/path/to/python3.13 setup    another interpreter (3.11 or newer)"
+	@echo "  make PYTHON=/path/to/python3.13 setup    another interpreter (3.11 to 3.13)"
 
 setup: ## Debian packages, .venv, Nimbus with its native code
 	@deploy/setup.sh dev

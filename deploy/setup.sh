@@ -7,7 +7,7 @@
 #   deploy/setup.sh dev        that, and the tools of make check and make test (default)
 #   deploy/setup.sh packages   the Debian packages of `dev` only
 #
-# PYTHON=/path/to/python3.13 chooses the interpreter; anything from 3.11 on will do.
+# PYTHON=/path/to/python3.13 chooses the interpreter; 3.11 to 3.13 will do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-dev}
@@ -161,24 +161,25 @@ ensure_packages() {
 
 # ---- Python ----------------------------------------------------------------------------------------------------
 
-good_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+# Not yet 3.14: trio-asyncio 0.16, under which asyncpg runs, needs what 3.14 removed from asyncio.
+good_python() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 
-# Sets `python`: PYTHON, else the python3 of PATH, else a newer one beside it, else Debian's own.
+# Sets `python`: PYTHON, else the python3 of PATH, else a fitting one beside it, else Debian's own.
 choose_python() {
   local name
   if [ -n "${PYTHON:-}" ]; then
     python=$(command -v -- "$PYTHON") || fail "PYTHON=$PYTHON does not exist"
-    good_python "$python" || fail "PYTHON=$PYTHON is older than 3.11" "name a newer one: make PYTHON=/path/to/python3.12"
+    good_python "$python" || fail "PYTHON=$PYTHON is not a Python from 3.11 to 3.13" "name another one: make PYTHON=/path/to/python3.13"
     return 0
   fi
-  for name in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
+  for name in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
     if python=$(command -v "$name") && good_python "$python"; then return 0; fi
   done
   if command -v apt-get >/dev/null && [ ! -e /usr/bin/python3 ]; then
     ensure_debian "Debian's Python" python3
     if good_python /usr/bin/python3; then python=/usr/bin/python3; return 0; fi
   fi
-  fail "no Python from 3.11 on is here" "install one and name it: make PYTHON=/path/to/python3.12"
+  fail "no Python from 3.11 to 3.13 is here" "install one and name it: make PYTHON=/path/to/python3.13"
 }
 
 ensure_debian() {

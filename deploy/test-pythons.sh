@@ -17,7 +17,7 @@ find_python() {
   return 1
 }
 
-for minor in $(seq "$((own + 1))" 15); do
+for minor in $(seq "$((own + 1))" 13); do
   python=$(find_python "$minor") || continue
   environment=$PWD/.setup/python3.$minor
   echo "== Python 3.$minor ($("$python" -c 'import sys; print(sys.version.split()[0])'))"
