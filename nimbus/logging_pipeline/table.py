@@ -93,10 +93,13 @@ class LogTable:
         token = hashlib.sha256(body).hexdigest()
         settings = {"async_insert": 0, "insert_deduplication_token": token, "wait_end_of_query": 1}
 
-        def insert(client: Any) -> None:
-            client.raw_insert(self.name, list(_COLUMNS), body, settings=settings, fmt="JSONEachRow")
+        def insert(client: Any) -> int:
+            told = client.raw_insert(self.name, list(_COLUMNS), body, settings=settings, fmt="JSONEachRow")
+            return int(told.written_rows)
 
-        await self._call(insert)
+        # a server can answer 200 and fail behind it: only its own count of rows says that they are in
+        if await self._call(insert) != len(rows):
+            raise Unavailable("the log store did not confirm an insert: retry", retry_after_s=1.0)
 
     async def islands(self, source: Source) -> list[tuple[int, int]]:
         """The ranges of row numbers that are stored for one machine and fence."""

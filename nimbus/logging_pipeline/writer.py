@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 import trio
@@ -18,7 +19,7 @@ from nimbus.logging_pipeline.hub import Hub
 from nimbus.logging_pipeline.marks import SeqSet
 from nimbus.logging_pipeline.metrics import Metrics
 from nimbus.logging_pipeline.rows import RefusedRow, Row, Source
-from nimbus.logging_pipeline.table import LogTable, ReadRow, StoredRow
+from nimbus.logging_pipeline.table import ReadRow, StoredRow
 from nimbus.model.errors import Unavailable
 
 WINDOW_S = 0.05  # between two inserts: at most 20 new parts a second, which the server merges with ease
@@ -26,6 +27,16 @@ MAX_QUEUED_BYTES = 32 * 2**20
 MAX_INSERT_BYTES = 8 * 2**20
 MAX_SOURCES = 20_000  # machines remembered at once; a forgotten one is asked of the table
 log = structlog.get_logger()
+
+
+class RowTable(Protocol):
+    """What the writer needs of a table."""
+
+    async def insert(self, rows: Sequence[StoredRow]) -> None:
+        """Store all rows, or raise Unavailable where that is not certain."""
+
+    async def islands(self, source: Source) -> list[tuple[int, int]]:
+        """The ranges of row numbers that are stored."""
 
 
 @dataclass
@@ -51,7 +62,7 @@ class Stored:
 class Writer:
     """Queue, memory and the task that empties the one into the table by means of the other."""
 
-    def __init__(self, table: LogTable, hub: Hub, metrics: Metrics) -> None:
+    def __init__(self, table: RowTable, hub: Hub, metrics: Metrics) -> None:
         self._table = table
         self._hub = hub
         self._metrics = metrics

@@ -181,7 +181,7 @@ def row(seq: int, message: str = "", stream: str = "stdout") -> dict[str, object
 
 
 @asynccontextmanager
-async def open_rig(state: Path, endpoint: Endpoint | None = None) -> AsyncIterator[Rig]:
+async def open_rig(state: Path, endpoint: Endpoint | None = None, timeout_s: float = 10) -> AsyncIterator[Rig]:
     """A pipeline on `endpoint` with a database of its own, or on an engine of its own below `state`."""
     control = ControlPlane()
     stop = trio.Event()
@@ -192,6 +192,7 @@ async def open_rig(state: Path, endpoint: Endpoint | None = None) -> AsyncIterat
             jwt_secret=SecretStr(SECRET),
             state_dir=state,
             clickhouse_database=f"t{uuid.uuid4().hex[:12]}",
+            clickhouse_timeout=timeout_s,
             clickhouse_url=endpoint.url if endpoint else None,
             clickhouse_username=endpoint.username if endpoint else None,
             clickhouse_password=SecretStr(endpoint.password) if endpoint else None,
