@@ -6,7 +6,7 @@ import contextlib
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nimbus.model.errors import NimbusError
 from nimbus.model.job import RANK, JobState
@@ -44,23 +44,33 @@ class ForgeMachine(RuleBasedStateMachine):
             if online:
                 self.forge.go_online(runner)
 
-    @rule(number=PICK, what=st.sampled_from(["online", "offline", "accept", "complete", "fail", "delete"]))
-    def runner_acts(self, number: int, what: str) -> None:
+    @rule(number=PICK, what=st.sampled_from(["online", "offline", "delete"]))
+    def runner_comes_and_goes(self, number: int, what: str) -> None:
         for runner in self.forge.runners_of("octo-org/hello", f"nimbus-{number}-1"):
-            offered = self.forge.offer(runner)
-            with contextlib.suppress(NimbusError):
-                self.forge.authenticate(runner.token)
-                if what == "online":
-                    self.forge.go_online(runner)
-                elif what == "offline":
-                    self.forge.go_offline(runner)
-                elif what == "accept" and offered is not None:
-                    self.forge.accept(runner, offered.job_id)
-                elif what in {"complete", "fail"} and runner.job is not None:
-                    word = Conclusion.SUCCESS if what == "complete" else Conclusion.FAILURE
-                    self.forge.complete(runner, runner.job.job_id, word)
-                elif what == "delete":
+            self.forge.authenticate(runner.token)
+            if what == "online":
+                self.forge.go_online(runner)
+            elif what == "offline":
+                self.forge.go_offline(runner)
+            else:
+                with contextlib.suppress(NimbusError):  # a busy one
                     self.forge.delete_runner(runner.scope, runner.runner_id)
+
+    @precondition(lambda self: any(job.offered_to for job in self.forge.jobs.values()))
+    @rule(number=PICK)
+    def a_runner_accepts(self, number: int) -> None:
+        offered = [job for job in self.forge.jobs.values() if job.offered_to is not None]
+        job = offered[number % len(offered)]
+        assert job.offered_to is not None
+        self.forge.accept(self.forge.authenticate(job.offered_to.token), job.job_id)
+
+    @precondition(lambda self: any(runner.busy for runner in self.forge.runners.values()))
+    @rule(number=PICK, conclusion=st.sampled_from([Conclusion.SUCCESS, Conclusion.FAILURE]))
+    def a_runner_completes(self, number: int, conclusion: Conclusion) -> None:
+        busy = [runner for runner in self.forge.runners.values() if runner.busy]
+        runner = busy[number % len(busy)]
+        assert runner.job is not None
+        self.forge.complete(runner, runner.job.job_id, conclusion)
 
     @rule(number=PICK)
     def job_is_cancelled(self, number: int) -> None:
