@@ -241,7 +241,9 @@ async def _after_silence(services: Services, ended: Sequence[tuple[int, MachineS
 
 
 def _held(row: Row) -> Held:
-    return Held(MachineKind(row["kind"]), _is_in_progress(row), row["attempts"], row["cancel_requested"])
+    kind = MachineKind(row["kind"])
+    linked = kind is MachineKind.RUNNER and row["job_id"] is not None
+    return Held(kind, linked, _is_in_progress(row), row["attempts"], row["cancel_requested"])
 
 
 async def _end(

@@ -20,7 +20,8 @@ class Held:
     """What the decision needs to know of a leased machine request."""
 
     kind: MachineKind
-    in_progress: bool  # a runner whose job GitHub has called in_progress
+    linked: bool  # a runner that took a job: it can never take another
+    in_progress: bool  # and that job is still in progress, as GitHub last said
     attempts: int
     cancel_requested: bool
 
@@ -48,7 +49,7 @@ def judge_silence(held: Held, max_attempts: int) -> Verdict:
     if held.in_progress:
         # GitHub assigns no second runner: the job is lost, a new machine would wait for nothing
         return Verdict(MachineEvent.LOSE, JobEffect(JobState.LOST))
-    if held.attempts >= max_attempts:
+    if held.linked or held.attempts >= max_attempts:
         return Verdict(MachineEvent.FINISH_BAD, _command_end(held, "failure"))
     return Verdict(MachineEvent.EXPIRE, _command_again(held))
 
@@ -64,10 +65,10 @@ def judge_finish(held: Held, ending: Ending, max_attempts: int) -> Verdict:  # n
     if held.kind is MachineKind.COMMAND:
         conclusion = "timed_out" if ending is Ending.TIMED_OUT else "failure"
         return Verdict(MachineEvent.FINISH_BAD, _command_end(held, conclusion))
-    if not held.in_progress:
+    if not held.linked:
         # the runner failed before it took a job: the demand stands, and minting asks whether it still does
         return judge_silence(held, max_attempts)
-    if ending is Ending.FAILED:
+    if ending is Ending.FAILED or not held.in_progress:
         return Verdict(MachineEvent.FINISH_BAD)  # GitHub tells how the job itself ended
     return Verdict(MachineEvent.LOSE, JobEffect(JobState.LOST))
 

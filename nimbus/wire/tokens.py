@@ -166,7 +166,9 @@ def parse_jwks(body: bytes) -> tuple[VerifyKey, ...]:
     return keys
 
 
-def _is_ours(entry: Mapping[str, object]) -> bool:
+def _is_ours(entry: object) -> bool:
+    if not isinstance(entry, dict):
+        return False
     kid = entry.get("kid")
     named = isinstance(kid, str) and _KID.fullmatch(kid) is not None
     return named and (entry.get("kty"), entry.get("crv")) == ("OKP", "Ed25519")

@@ -1,0 +1,261 @@
+"""The routes of people and services: scoping by org, idempotency, limits, bad input, hostile tokens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+from structlog.testing import capture_logs
+
+from nimbus.control_plane.services import JobRules
+from nimbus.wire.tokens import Audience, SigningKey, render_token
+from tests.unit.control_plane.plane import Plane, bearer, open_plane
+
+pytestmark = pytest.mark.services
+
+
+async def _org(plane: Plane, login: str, forge_id: int) -> int:
+    rows = await plane.sql(
+        "INSERT INTO orgs (forge, forge_id, login) VALUES ('github', $2, $1) RETURNING org_id", login, forge_id
+    )
+    return int(rows[0]["org_id"])
+
+
+async def test_a_token_of_one_org_sees_nothing_of_another(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        one, two = await _org(plane, "one", 1), await _org(plane, "two", 2)
+        theirs = await plane.submit(org_id=two)
+        path = f"/api/jobs/{theirs['job_id']}"
+        mine = plane.admin(org_id=one)
+        found = await plane.http.get(path, headers=mine)
+        cancelled = await plane.http.post(path + "/cancel", headers=mine)
+        listed = await plane.http.get("/api/jobs/recent", headers=mine)
+        status = await plane.http.get("/api/status", headers=mine)
+        pushed = await plane.http.post("/api/jobs", json={"argv": ["true"], "org_id": two}, headers=mine)
+        own = await plane.http.post("/api/jobs", json={"argv": ["true"]}, headers=mine)
+        seen = await plane.http.get(f"/api/jobs/{own.json()['job_id']}", headers=mine)
+        still = await plane.job(theirs["job_id"])
+
+    assert [found.status_code, cancelled.status_code, pushed.status_code] == [404, 404, 404]
+    assert listed.json() == {"jobs": []}
+    assert status.json()["machines"]["queued"] == 0
+    assert status.json()["agents"] == []
+    assert seen.json()["org_id"] == one
+    assert still["state"] == "queued"
+
+
+async def test_an_org_of_zero_in_a_token_is_not_all_orgs(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        submitted = await plane.submit()
+        found = await plane.http.get(f"/api/jobs/{submitted['job_id']}", headers=plane.admin(org_id=0))
+
+    assert found.status_code == 404
+
+
+async def test_the_same_idempotency_key_gives_the_same_job(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        first = await plane.submit(idempotency_key="k", env={"A": "b"})
+        second = await plane.submit(expect=200, idempotency_key="k", env={"A": "b"})
+        other = await plane.submit(expect=409, idempotency_key="k", env={"A": "c"})
+        elsewhere = await plane.submit(idempotency_key="k", org_id=await _org(plane, "one", 1))
+        machines = await plane.sql("SELECT machine_id FROM machines")
+
+    assert first == second
+    assert other["error"] == "conflict"
+    assert elsewhere["job_id"] != first["job_id"]
+    assert len(machines) == 2
+
+
+async def test_an_org_that_submits_too_often_is_told_to_wait(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url, rules=JobRules(rate_limit=2, rate_interval_s=60)) as plane:
+        other = await _org(plane, "other", 1)
+        await plane.submit()
+        await plane.submit()
+        third = await plane.http.post("/api/jobs", json={"argv": ["true"]}, headers=plane.admin())
+        await plane.submit(org_id=other)
+        metrics = await plane.http.get("/metrics")
+
+    assert third.status_code == 429
+    assert int(third.headers["retry-after"]) == 60
+    assert "nimbus_control_plane_org_rate_limits_hit 1.0" in metrics.text
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, "argv"),
+        ({"argv": ["a"], "cmd": "b"}, "argv"),
+        ({"argv": []}, "at least one word"),
+        ({"argv": "true"}, "argv"),
+        ({"argv": ["a\0b"]}, "argv"),
+        ({"argv": ["\ud800"]}, "argv"),
+        ({"argv": ["a"], "env": {"A=B": "c"}}, "variable name"),
+        ({"argv": ["a"], "env": {"A": 1}}, "env"),
+        ({"argv": ["a"], "timeout_s": 0}, "timeout"),
+        ({"argv": ["a"], "timeout_s": "1"}, "timeout_s"),
+        ({"argv": ["a"], "mem_mib": 16}, "16 MiB"),
+        ({"argv": ["a"], "cpus": 0}, "cpus"),
+        ({"argv": ["a"], "cpus": 1.5}, "cpus"),
+        ({"argv": ["a"], "image": "../../etc"}, "image"),
+        ({"argv": ["a"], "image": "a b"}, "image"),
+        ({"argv": ["a"], "memory": 512}, "'memory'"),
+        ({"argv": ["a"], "org_id": 99999}, "no org"),
+    ],
+)
+async def test_a_bad_submission_is_told_which_field_is_wrong(
+    database_dsn: str, redis_url: str, body: dict[str, object], told: str
+) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        reply = await plane.http.post("/api/jobs", content=json.dumps(body), headers=plane.admin())
+        machines = await plane.sql("SELECT FROM machines")
+
+    assert reply.status_code == (404 if "org_id" in body else 400)
+    assert told in reply.json()["message"]
+    assert machines == []
+
+
+async def test_bodies_that_are_no_json_or_too_large_are_refused(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        bad = [
+            await plane.http.post("/api/jobs", content=raw, headers=plane.admin())
+            for raw in (b"", b"null", b"[]", b"{", b"\xff", b"[" * 100000)
+        ]
+        large = await plane.http.post("/api/jobs", content=b" " * (25 * 1024 * 1024 + 1), headers=plane.admin())
+        alive = await plane.http.get("/healthz")
+
+    assert {reply.status_code for reply in bad} == {400}
+    assert large.status_code == 413
+    assert alive.status_code == 200
+
+
+ROUTES = [
+    ("GET", "/api/jobs/recent"), ("GET", "/api/jobs/1"), ("POST", "/api/jobs"), ("POST", "/api/jobs/1/cancel"),
+    ("GET", "/api/status"), ("GET", "/api/internal/jobs/1/machines"), ("POST", "/api/agents/enrol"),
+    ("POST", "/api/agents/lease"), ("POST", "/api/machines/1/renew"), ("POST", "/api/machines/1/finish"),
+]  # fmt: skip
+
+
+async def test_no_route_of_the_api_answers_without_its_own_kind_of_token(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        access, keys = plane.services.access, plane.services.keys
+        signers: list[SigningKey] = [access.admin_key, access.enrolment_key, keys.signing]
+        made = [
+            bearer(render_token(key, subject="service:x", audience=audience, now_s=time.time(), ttl_s=60))
+            for key in signers
+            for audience in Audience
+        ]
+        strange = [{}, {"Authorization": "Basic YTpi"}, bearer("admin-secret-" + "x" * 32), bearer("a.b.c")]
+        answers: dict[tuple[str, str], set[int]] = {}
+        accepted: dict[tuple[str, str], int] = {}
+        for method, path in ROUTES:
+            replies = [await plane.http.request(method, path, headers=headers) for headers in strange]
+            assert {reply.status_code for reply in replies} == {401}
+            assert {reply.headers["www-authenticate"] for reply in replies} == {"Bearer"}
+            codes = [(await plane.http.request(method, path, headers=headers)).status_code for headers in made]
+            accepted[method, path] = len(codes) - codes.count(401)
+            answers[method, path] = set(codes)
+
+    assert set(accepted.values()) == {1}  # one key for one audience; every other pair is refused
+    assert not any(500 in codes for codes in answers.values())
+
+
+async def test_a_reading_token_cannot_write(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        submitted = await plane.submit()
+        reader = plane.admin(role="read")
+        posted = await plane.http.post("/api/jobs", json={"argv": ["true"]}, headers=reader)
+        cancelled = await plane.http.post(f"/api/jobs/{submitted['job_id']}/cancel", headers=reader)
+        read = await plane.http.get(f"/api/jobs/{submitted['job_id']}", headers=reader)
+
+    assert [posted.status_code, cancelled.status_code, read.status_code] == [403, 403, 200]
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/0", "/api/jobs/-1", "/api/jobs/x", f"/api/jobs/{2**63}", "/api/jobs/1e3"])
+async def test_an_id_that_cannot_be_is_not_found(database_dsn: str, redis_url: str, path: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        reply = await plane.http.get(path, headers=plane.admin())
+
+    assert reply.status_code == 404
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "201", "abc", "1e2", "", "9" * 40, "\N{FULLWIDTH DIGIT ONE}"])
+async def test_a_limit_out_of_range_is_refused(database_dsn: str, redis_url: str, limit: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        reply = await plane.http.get("/api/jobs/recent", params={"limit": limit}, headers=plane.admin())
+
+    assert reply.status_code == 400
+
+
+async def test_the_environment_of_a_job_is_neither_listed_nor_logged(
+    database_dsn: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with capture_logs() as events:
+        async with open_plane(database_dsn, redis_url) as plane:
+            submitted = await plane.submit(env={"API_KEY": "hunter2-value"})
+            shown = json.dumps(await plane.job(submitted["job_id"]))
+            listed = (await plane.http.get("/api/jobs/recent", headers=plane.admin())).text
+            agent = await plane.enrol()
+            grant = await plane.lease(agent)
+
+    assert grant is not None
+    assert grant["command"]["env"] == {"API_KEY": "hunter2-value"}
+    assert "hunter2" not in shown + listed + repr(events) + caplog.text
+
+
+async def test_a_job_is_found_by_the_forges_number_too(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        await plane.sql(
+            "INSERT INTO jobs (org_id, source, forge_job_id, state) VALUES (1, 'github', 29679449526, 'queued')"
+        )
+        found = await plane.http.get("/api/jobs/29679449526", headers=plane.admin())
+        cancelled = await plane.http.post("/api/jobs/29679449526/cancel", headers=plane.admin())
+
+    assert found.json()["forge_job_id"] == 29679449526
+    assert cancelled.status_code == 400
+    assert "GitHub" in cancelled.json()["message"]
+
+
+async def test_the_logging_pipeline_learns_every_lease_of_a_job(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol()
+        submitted = await plane.submit()
+        path = f"/api/internal/jobs/{submitted['job_id']}/machines"
+        before = await plane.http.get(path, headers=plane.service())
+        for _ in range(2):
+            await plane.lease(agent)
+            await plane.pass_deadlines()
+        after = await plane.http.get(path, headers=plane.service())
+
+    machine = submitted["machine_id"]
+    assert before.json()["machines"] == []
+    assert after.json() == {
+        "org_id": 1, "job_id": submitted["job_id"], "repo_id": None, "state": "queued",
+        "machines": [{"machine_id": machine, "fence": 1}, {"machine_id": machine, "fence": 2}],
+    }  # fmt: skip
+
+
+async def test_metrics_are_for_loopback_and_not_for_what_a_proxy_forwards(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        near = await plane.http.get("/metrics")
+        forwarded = await plane.http.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"})
+        jwks = await plane.http.get("/.well-known/jwks.json")
+
+    assert 'nimbus_control_plane_machines{state="queued"} 0.0' in near.text
+    assert forwarded.status_code == 401
+    assert set(jwks.json()["keys"][0]) == {"kty", "crv", "x", "kid", "use", "alg"}
+
+
+async def test_an_agent_that_enrols_too_often_is_told_to_wait(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        for _ in range(100):
+            await plane.enrol("busy")
+        key = plane.services.access.enrolment_key
+        token = render_token(key, subject="busy", audience=Audience.AGENT_ENROLMENT, now_s=time.time(), ttl_s=60)
+        asked = {"version": "1", "boot_id": "b", "cpus": 1, "mem_mib": 512}
+        refused = await plane.http.post("/api/agents/enrol", json=asked, headers=bearer(token))
+        await plane.enrol("other")
+
+    assert refused.status_code == 429

@@ -1,0 +1,104 @@
+"""Both ends of the agent API read what the other writes; anything else is Refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nimbus.model.errors import Refused
+from nimbus.model.lease import LeaseKey, MachineState
+from nimbus.model.vm import Command, Ending, Shape
+from nimbus.wire import leaseapi as api
+
+KEY = LeaseKey(7, "6f1f64e4-3d29-4d5c-9a53-0f4a2d8f6c11", 3)
+COMMAND = Command(("sh", "-c", "x y"), {"K": "ü"}, "/w", "runner", 1.5, 2.0)
+GRANT = api.Grant(
+    KEY, 300.0, 1, api.MachineKind.COMMAND, Shape(2, 512, 64), "base", ("nimbus",), COMMAND,
+    "http://logs/ingest", "a.b.c", api.GrantTimes(None, 5, 6),
+)  # fmt: skip
+
+
+def body(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "render", "parse"),
+    [
+        (api.EnrolRequest("0.1", "b", 2, 512), api.render_enrol_request, api.parse_enrol_request),
+        (api.EnrolRequest("0.1", "b", 2, 512, (KEY,)), api.render_enrol_request, api.parse_enrol_request),
+        (api.EnrolRequest("0.1", "b", 2, 512, ()), api.render_enrol_request, api.parse_enrol_request),
+        (api.EnrolReply("host-1", 3600.0, 300.0, "a.b.c"), api.render_enrol_reply, api.parse_enrol_reply),
+        (api.LeaseRequest(30.0, 2, 512, 1, ("nimbus",)), api.render_lease_request, api.parse_lease_request),
+        (GRANT, api.render_grant, api.parse_grant),
+        (api.RenewReply(20.0, True, api.JobLink(5, None)), api.render_renew_reply, api.parse_renew_reply),
+        (api.RenewReply(20.0, False), api.render_renew_reply, api.parse_renew_reply),
+        (api.RunnerReply("n", ("/r",), {"A": "b"}), api.render_runner_reply, api.parse_runner_reply),
+        (api.FinishReply(MachineState.DONE), api.render_finish_reply, api.parse_finish_reply),
+    ],
+)
+def test_what_one_end_renders_the_other_parses(
+    value: object, render: Callable[[Any], object], parse: Callable[[bytes], object]
+) -> None:
+    assert parse(body(render(value))) == value
+
+
+def test_writes_of_a_holder_carry_machine_lease_and_fence() -> None:
+    renew = api.RenewRequest(KEY, api.HeldState.BOOTING)
+    finish = api.FinishRequest(KEY, Ending.FAILED, 3, None, "why", {"boot": 1.5})
+    assert api.parse_renew_request(body(api.render_renew_request(renew)), 7) == renew
+    assert api.parse_finish_request(body(api.render_finish_request(finish)), 7) == finish
+    assert api.parse_runner_request(body(api.render_runner_request(KEY)), 7) == KEY
+
+
+def test_a_long_cause_is_cut_and_not_refused() -> None:
+    finish = api.FinishRequest(KEY, Ending.FAILED, cause="x" * 99999)
+    assert len(api.parse_finish_request(body(api.render_finish_request(finish)), 7).cause) == api.MAX_CAUSE_CHARS
+
+
+def test_secrets_are_not_shown_by_a_grant() -> None:
+    assert "ü" not in repr(GRANT)
+    assert "a.b.c" not in repr(GRANT)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fence": "3"}, {"fence": 0}, {"fence": -1}, {"fence": 2**63}, {"fence": True}, {"fence": 1.0},
+        {"lease_id": "x"}, {"lease_id": None}, {"lease_id": 7}, {"ending": "won"}, {"ending": None},
+        {"exit_code": 256}, {"exit_code": -1}, {"signal": 0}, {"cause": "a\0b"}, {"cause": 7},
+        {"phases_ms": {"boot": "1"}}, {"phases_ms": [1]}, {"phases_ms": {"boot": 1e300}},
+        {"phases_ms": {str(number): 1 for number in range(65)}},
+    ],
+)  # fmt: skip
+def test_a_finish_with_a_wrong_field_is_refused(wrong: dict[str, object]) -> None:
+    good = api.render_finish_request(api.FinishRequest(KEY, Ending.DONE, 0))
+    with pytest.raises(Refused):
+        api.parse_finish_request(body(good | wrong), 7)
+
+
+@pytest.mark.parametrize("wait_s", [-1, 30.1, "1", None, True, 1e400, [1]])
+def test_a_wait_out_of_range_is_refused(wait_s: object) -> None:
+    asked = {"wait_s": wait_s, "free": {"cpus": 1, "mem_mib": 1, "slots": 1}, "labels": []}
+    with pytest.raises(Refused):
+        api.parse_lease_request(body(asked))
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b"[" * 100000, b'{"a":' * 50000, b'{"wait_s": NaN}']
+)
+def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(Refused):
+        api.parse_lease_request(raw)
+
+
+@given(st.dictionaries(st.text(max_size=10), st.none() | st.integers() | st.floats() | st.text(max_size=5)))
+def test_any_object_is_parsed_or_refused_and_nothing_else_is_raised(value: dict[str, object]) -> None:
+    for parse in (api.parse_enrol_request, api.parse_lease_request, api.parse_grant, api.parse_renew_reply):
+        with pytest.raises(Refused):
+            parse(body(value))
