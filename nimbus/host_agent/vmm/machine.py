@@ -20,7 +20,7 @@ from nimbus.host.cgroup import cgroup_dir
 from nimbus.host.netns import netns_path
 from nimbus.host_agent.keeper import Keeper, KeeperGone, spawn_keeper
 from nimbus.host_agent.plan import VmPlan
-from nimbus.model.errors import HostFault
+from nimbus.model.errors import HostFault, Unavailable
 from nimbus.storage.images import Image
 from nimbus.wire.keeper import Bind, Jail, KeeperSpec, VmmExit
 
@@ -77,7 +77,7 @@ class Machine:
         try:
             total = (await self.keeper.console(1 << 62)).total
             return (await self.keeper.console(max(0, total - limit_bytes))).data[-limit_bytes:]
-        except KeeperGone:
+        except (KeeperGone, Unavailable):
             return await trio.to_thread.run_sync(_read_end, self.plan.paths.folder / CONSOLE_TAIL, limit_bytes)
 
     async def kill(self, reason: str) -> None:
