@@ -32,7 +32,9 @@ BATCH_S = 0.1  # rows wait at most this long for company
 BATCH_BYTES = 512 * 1024
 FLUSH_S = 10.0  # how long a machine's end may wait for its last rows to arrive
 _PIECE_BYTES = 64 * 1024  # one record; even of two-byte lines it makes only some MiB of rows
+_SERVICE = "the logging pipeline"
 _POST_S = 30.0
+_LONGEST_PAUSE_S = 10.0
 _ROW_OVERHEAD_BYTES = 80  # the JSON around a message
 log = structlog.get_logger()
 
@@ -169,7 +171,7 @@ async def open_log_shipping(
     target = ingest_url(url)
     async with open_spool(folder, cap_bytes) as spool, open_http(token=token) as client, trio.open_nursery() as nursery:
         arrived = trio.Event()
-        nursery.start_soon(_ship_until_arrived, spool, client, target, arrived)
+        shipping = await nursery.start(_ship_until_arrived, spool, client, target, arrived)
         try:
             yield spool
         finally:
@@ -178,7 +180,7 @@ async def open_log_shipping(
                 await arrived.wait()
             if not arrived.is_set():
                 log.warning("logs.left_behind", bytes=spool.stored_bytes)
-            nursery.cancel_scope.cancel()
+            shipping.cancel()
 
 
 class _Discard:
@@ -197,13 +199,23 @@ def ingest_url(url: str) -> str:
     return parts._replace(path=path if path.endswith("/ingest") else f"{path}/ingest", query="", fragment="").geturl()
 
 
-async def _ship_until_arrived(spool: LogSpool, client: httpx2.AsyncClient, url: str, arrived: trio.Event) -> None:
-    try:
-        await ship_logs(spool, client, url)
-    except NimbusError as error:  # the job must not end because its output is refused; the operator is told
-        log.error("logs.refused", why=str(error))
-        spool.abandon()
-    arrived.set()
+async def _ship_until_arrived(
+    spool: LogSpool,
+    client: httpx2.AsyncClient,
+    url: str,
+    arrived: trio.Event,
+    *,
+    task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Ship under a shield: a cancelled machine's last rows are wanted too. Its opener ends it, within `flush_s`."""
+    with trio.CancelScope(shield=True) as scope:
+        task_status.started(scope)
+        try:
+            await ship_logs(spool, client, url)
+        except NimbusError as error:  # the job must not end because its output is refused; the operator is told
+            log.error("logs.refused", why=str(error))
+            spool.abandon()
+        arrived.set()
 
 
 async def ship_logs(spool: LogSpool, client: httpx2.AsyncClient, url: str) -> None:
@@ -271,13 +283,13 @@ def render_batch(rows: list[LogRow]) -> bytes:
 async def _deliver(client: httpx2.AsyncClient, url: str, rows: list[LogRow]) -> None:
     """Post one batch until it is stored; back off while the pipeline is away."""
     body = render_batch(rows)
-    delays = Backoff(base_s=0.2, max_s=10.0).delays_s()
+    delays = Backoff(base_s=0.2, max_s=_LONGEST_PAUSE_S).delays_s()
     while True:
         try:
             reply = await _post(client, url, body)
         except Unavailable as error:
             log.warning("logs.waiting", why=str(error))
-            await trio.sleep(max(next(delays), min(error.retry_after_s, 10.0)))
+            await trio.sleep(max(next(delays), min(error.retry_after_s, _LONGEST_PAUSE_S)))
             continue
         refused = reply.get("refused")
         if refused:
@@ -286,14 +298,21 @@ async def _deliver(client: httpx2.AsyncClient, url: str, rows: list[LogRow]) -> 
 
 
 async def _post(client: httpx2.AsyncClient, url: str, body: bytes) -> dict[str, object]:
-    with trio.move_on_after(_POST_S), mapped_http_errors("the logging pipeline"):
-        response = await client.post(url, content=body, headers={"Content-Type": "application/json"})
-        check_status(response, "the logging pipeline")
+    """The pipeline's answer; Unavailable with the pause that it asked for, none where it asked for none."""
+    with trio.move_on_after(_POST_S):
+        try:
+            with mapped_http_errors(_SERVICE):
+                response = await client.post(url, content=body, headers={"Content-Type": "application/json"})
+        except Unavailable as error:  # nobody there to ask for a pause
+            raise Unavailable(str(error), 0.0) from error
+        if response.status_code >= 500 and "retry-after" not in response.headers:
+            raise Unavailable(f"{_SERVICE} answered {response.status_code}", 0.0)
+        check_status(response, _SERVICE)
         reply = response.json() if response.headers.get("content-type", "").startswith("application/json") else None
         if not isinstance(reply, dict):
             raise Refused("the logging pipeline's answer is not its own: check NIMBUS_LOG_SINK_URL")
         return reply
-    raise Unavailable("the logging pipeline does not answer")
+    raise Unavailable("the logging pipeline does not answer", 0.0)
 
 
 def _now_ms() -> int:

@@ -1,0 +1,249 @@
+"""Shipping a VM's output into a real pipeline: through crashes, outages and refusals."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from quart import Response, request
+
+from nimbus.host_agent.logs import FLUSH_S, LogSpool, ingest_url, open_log_shipping, open_spool
+from nimbus.logging_pipeline.engine import Endpoint
+from nimbus.model.errors import Refused
+from nimbus.runtime.serving import build_app, json_response, serve_app
+from tests.unit.logging_pipeline.rig import open_rig, run_engine
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    with run_engine(tmp_path_factory.mktemp("engine") / "store") as endpoint:
+        yield endpoint
+
+
+@dataclass
+class Pipeline:
+    """A pipeline that keeps what it is sent and answers as told."""
+
+    url: str = ""
+    statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    posts: int = 0
+
+    def messages(self, stream: str = "stdout") -> list[str]:
+        return [row["message"] for row in self.rows if row["stream"] == stream]
+
+
+@asynccontextmanager
+async def open_pipeline() -> AsyncIterator[Pipeline]:
+    pipeline, stop = Pipeline(), trio.Event()
+    app = build_app("pipeline", max_body_bytes=4 * 2**20)
+
+    @app.post("/ingest")
+    async def ingest() -> Response:
+        body = await request.get_json()
+        pipeline.posts += 1
+        if pipeline.statuses:
+            status, headers = pipeline.statuses.pop(0)
+            return json_response({"error": "told", "message": "told so"}, status, headers)
+        pipeline.rows += body["rows"]
+        return json_response({"acked_seq": body["rows"][-1]["seq"]})
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(serve_app, graceful_s=0.2)
+        binds = await nursery.start(serve, app, ["127.0.0.1:0"], stop)
+        pipeline.url = binds[0]
+        yield pipeline
+        stop.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - the other side of a connection tells nobody
+        await trio.sleep(0.01)
+
+
+async def test_output_arrives_in_order_with_an_end_row(tmp_path: Path, engine: Endpoint) -> None:
+    with trio.fail_after(60):
+        async with open_rig(tmp_path, engine) as rig:
+            async with open_log_shipping(tmp_path / "spool", rig.url, rig.machine_token()) as sink:
+                await sink.write("stdout", 0, b"one\ntw")
+                await sink.write("stderr", 0, b"oops\n")
+                await sink.write("stdout", 6, b"o\nlast without newline")
+            page = (await rig.read("/logs/machines/7")).json()["rows"]
+            assert [(row["stream"], row["message"]) for row in page] == [
+                ("stdout", "one"),
+                ("stderr", "oops"),
+                ("stdout", "two"),
+                ("stdout", "last without newline"),
+                ("end", ""),
+            ]
+
+
+async def test_an_unfinished_line_is_told_when_it_stays_quiet(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with (
+            open_pipeline() as pipeline,
+            open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink,
+        ):
+            await sink.write("stdout", 0, b"Password: ")
+            await until(lambda: pipeline.messages() == ["Password: "])
+
+
+async def test_bytes_that_come_again_are_taken_once_and_missing_ones_are_told(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink:
+                await sink.write("stdout", 0, b"abc\n")
+                await sink.write("stdout", 0, b"abc\n")
+                await sink.write("stdout", 2, b"c\ndef\n")
+                await sink.write("stdout", 100, b"ghi\n")
+            assert pipeline.messages() == ["abc", "def", "ghi"]
+            assert pipeline.messages("agent") == ["nimbus: 92 bytes of stdout never reached the host"]
+
+
+async def test_outages_are_waited_for_as_told_and_lose_nothing(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            pipeline.statuses = [(503, {"Retry-After": "1"}), (429, {"Retry-After": "1"}), (500, {}), (502, {})]
+            began = trio.current_time()
+            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t", flush_s=40) as sink:
+                await sink.write("stdout", 0, b"kept\n")
+            assert pipeline.messages() == ["kept"]
+            assert trio.current_time() - began > 2
+            assert pipeline.posts >= 5
+
+
+async def test_a_refused_token_stops_the_shipping_but_not_the_job(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            pipeline.statuses = [(401, {})] * 100
+            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink:
+                await sink.write("stdout", 0, b"x\n")
+                await until(lambda: pipeline.posts == 1)
+                for number in range(1, 200):
+                    await sink.write("stdout", 2 * number, b"x\n")
+            assert pipeline.posts == 1
+
+
+async def test_the_end_of_a_machine_waits_only_so_long_for_its_rows(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        began = trio.current_time()
+        async with open_log_shipping(tmp_path / "spool", "http://127.0.0.1:9", "t", flush_s=0.5) as sink:
+            await sink.write("stdout", 0, b"x\n")
+        assert 0.4 < trio.current_time() - began < FLUSH_S / 2
+
+
+async def test_a_cancelled_machine_still_gets_its_rows_out(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            with trio.CancelScope() as scope:
+                async with open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink:
+                    await sink.write("stdout", 0, b"last words\n")
+                    scope.cancel()
+                    await trio.sleep_forever()
+            assert pipeline.messages() == ["last words"]
+            assert pipeline.messages("end") == [""]
+
+
+async def test_beyond_the_cap_output_is_dropped_and_a_row_says_how_much(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            pipeline.statuses = [(503, {"Retry-After": "1"})]
+            line = b"x" * 999 + b"\n"
+            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t", cap_bytes=100_000, flush_s=30) as sink:
+                for number in range(500):
+                    await sink.write("stdout", 1000 * number, line)
+                await until(lambda: len(pipeline.rows) > 10)
+            told = pipeline.messages("agent")
+            kept = len(pipeline.messages())
+            assert 50 < kept < 200
+            assert told == [f"nimbus: {(500 - kept) * 1000} bytes of stdout dropped: the log spool was full"]
+
+
+async def test_without_a_pipeline_output_goes_nowhere(tmp_path: Path) -> None:
+    async with open_log_shipping(tmp_path / "spool", None, None) as sink:
+        await sink.write("stdout", 0, b"x" * 10)
+    assert not (tmp_path / "spool").exists()
+
+
+def test_the_sink_url_may_be_the_service_or_its_route() -> None:
+    assert ingest_url("http://logs:8002") == "http://logs:8002/ingest"
+    assert ingest_url("http://logs:8002/") == "http://logs:8002/ingest"
+    assert ingest_url("https://x/nimbus/ingest/") == "https://x/nimbus/ingest"
+    for bad in ("logs:8002", "file:///etc/passwd", "http://"):
+        with pytest.raises(Refused):
+            ingest_url(bad)
+
+
+async def test_a_spool_taken_up_by_the_next_agent_goes_on_where_the_first_was_killed(
+    tmp_path: Path, engine: Endpoint
+) -> None:
+    program = (
+        "import sys, trio, pathlib\n"
+        "from nimbus.host_agent.logs import open_log_shipping\n"
+        "async def main():\n"
+        "    async with open_log_shipping(pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]) as sink:\n"
+        "        offset = sink.offsets.get('stdout', 0)\n"
+        "        while offset < 200_000:\n"
+        "            line = b'%09d\\n' % offset\n"
+        "            await sink.write('stdout', offset, line)\n"
+        "            offset += 10\n"
+        "            if offset % 2_000 == 0: print(offset, flush=True)\n"
+        "trio.run(main)\n"
+    )
+    with trio.fail_after(120):
+        async with open_rig(tmp_path, engine) as rig:
+            argv = [sys.executable, "-c", program, str(tmp_path / "spool"), rig.url, rig.machine_token()]
+            for _ in range(3):
+                process = await trio.lowlevel.open_process(argv, stdout=subprocess.PIPE)
+                assert process.stdout is not None
+                for _ in range(6):
+                    await process.stdout.receive_some(10)
+                process.send_signal(signal.SIGKILL)
+                await process.wait()
+                await process.stdout.aclose()
+            await trio.run_process(argv)
+            seen: list[str] = []
+            cursor, more = "", True
+            while more:
+                page = (await rig.read("/logs/machines/7", after=cursor, limit="10000")).json()
+                seen += [row["message"] for row in page["rows"] if row["stream"] == "stdout"]
+                cursor, more = page["next"], page["more"]
+            assert seen == [f"{offset:09d}" for offset in range(0, 200_000, 10)]
+
+
+async def test_the_offsets_of_shipped_segments_are_not_forgotten(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink:
+                await sink.write("stdout", 0, b"abc\n")
+                await until(lambda: pipeline.messages() == ["abc"])
+            for segment in (tmp_path / "spool").glob("*.seg"):
+                os.truncate(segment, 0)
+            async with open_spool(tmp_path / "spool") as spool:
+                assert isinstance(spool, LogSpool)
+                assert spool.offsets == {"stdout": 4}
+
+
+@pytest.mark.slow
+async def test_memory_stays_bounded_however_much_is_printed_while_the_pipeline_is_away(tmp_path: Path) -> None:
+    block = (b"y\n" * 32768)[:65536]
+    with trio.fail_after(120):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        async with open_log_shipping(
+            tmp_path / "spool", "http://127.0.0.1:9", "t", cap_bytes=32 * 2**20, flush_s=0.1
+        ) as sink:
+            for number in range(4096):  # 256 MiB
+                await sink.write("stdout", 65536 * number, block)
+        grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        assert grown_mib < 100
