@@ -86,7 +86,7 @@ class TestHost:
         """An order for `argv`; further words are the Command's."""
         wanted = Command(argv, **command)  # type: ignore[arg-type]
 
-        async def give() -> Command:
+        async def give() -> Command:  # noqa: ASYNC124 - the lifecycle awaits its command
             return wanted
 
         image = None

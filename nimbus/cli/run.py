@@ -208,7 +208,7 @@ async def _run(
     caught: list[int] = []
     outcome: Outcome | None = None
 
-    async def give_command() -> Command:
+    async def give_command() -> Command:  # noqa: ASYNC124 - a lease's command comes over the network, this one is here
         return command
 
     @asynccontextmanager

@@ -138,7 +138,7 @@ async def _launch(
     life: Life,
     scope: trio.CancelScope,
     *,
-    task_status: trio.TaskStatus[Machine],
+    task_status: trio.TaskStatus[Machine],  # noqa: ASYNC128 - handed on to launch, which has the machine
 ) -> None:
     """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
     life.vmm_exit = None
