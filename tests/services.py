@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+_BOUND = ("setpriv", "--pdeathsig")  # a server ends with the test process, however that ends
 START_S = 30.0
 STOP_S = 10.0
 
@@ -84,7 +85,8 @@ def start_postgres(folder: Path, binaries: Path) -> PostgresServer:
         "max_connections=200",
     ]
     options += [f"unix_socket_directories={folder}", "port=5432", "shared_buffers=32MB", "logging_collector=off"]
-    command = [str(binaries / "postgres"), "-D", str(data)] + [word for option in options for word in ("-c", option)]
+    command = [*_BOUND, "INT", str(binaries / "postgres"), "-D", str(data)]
+    command += [word for option in options for word in ("-c", option)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, user=user, cwd="/", process_group=0)
     server = PostgresServer(folder, process, binaries)
@@ -174,7 +176,8 @@ class RedisServer:
         if binary is None:
             pytest.fail("Redis is not installed: apt-get install redis-server")
         socket_path = self.folder / "redis.sock"
-        command = [binary, "--port", "0", "--unixsocket", str(socket_path), "--save", "", "--dir", str(self.folder)]
+        command = [*_BOUND, "TERM", binary, "--port", "0", "--unixsocket", str(socket_path), "--save", ""]
+        command += ["--dir", str(self.folder)]
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
         _wait_until(lambda: _redis_answers(socket_path), self.process, self.folder / "log")

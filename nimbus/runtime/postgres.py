@@ -108,9 +108,16 @@ class Database:
                 async with connection.transaction():
                     return await function(connection, *args, **kwargs)
             except asyncpg.InterfaceError as error:
-                if connection.is_closed():  # else it is a wrong argument: a bug, to be seen as one
+                if _is_gone(connection):  # else it is a wrong call: a bug, to be seen as one
                     raise ConnectionResetError from error
                 raise
+
+
+def _is_gone(connection: asyncpg.Connection) -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # the pool has taken a broken connection back under our hands
+        return True
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ the listeners of this process, and the connection is tried again for ever. Calle
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -22,6 +23,7 @@ log = structlog.get_logger()
 PUBLISH_S = 1.0  # a bell that takes longer is not worth the wait
 CLOSE_S = 2.0
 SOCKET_S = 5.0
+LISTEN_S = 1.0  # between two looks at whether we were told to stop; a message comes at once all the same
 _AWAY = (redis_errors.RedisError, OSError, TimeoutError)
 _BACKOFF = Backoff(base_s=0.2, max_s=5.0)
 
@@ -101,14 +103,24 @@ class Bell:
             await trio.sleep(next(delays))
 
     async def _hear(self) -> None:
+        task = asyncio.current_task()
         async with self._client.pubsub() as pubsub:
             await pubsub.psubscribe(self._prefix + "*")
-            async for message in pubsub.listen():
-                if message["type"] == "psubscribe":
-                    self._up.set()
-                    self._ring_everywhere_here()  # what was rung while we were away
-                elif message["type"] == "pmessage":
-                    self._ring_here(message["channel"].decode().removeprefix(self._prefix))
+            while True:
+                # redis-py loses a cancellation that arrives while it connects (seen by running it); asked for
+                # here, or the stop would wait for a message that never comes
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError
+                message = await pubsub.get_message(timeout=LISTEN_S)
+                if message is not None:
+                    self._hear_message(message["type"], message["channel"])
+
+    def _hear_message(self, kind: str, channel: bytes) -> None:
+        if kind == "psubscribe":
+            self._up.set()
+            self._ring_everywhere_here()  # what was rung while we were away
+        elif kind == "pmessage":
+            self._ring_here(channel.decode().removeprefix(self._prefix))
 
     def _ring_everywhere_here(self) -> None:
         for channel in self._ears:

@@ -77,6 +77,7 @@ class GatedBody(TrioBody):
         self._discarding = False
         self._total_bytes = 0
         self._room = trio.Event()
+        self._arrived = trio.Event()  # the sender is done; a refused body is complete before that
 
     def append(self, data: bytes) -> None:
         self._total_bytes += len(data)
@@ -102,8 +103,13 @@ class GatedBody(TrioBody):
         self._data.clear()
         self._room.set()
 
+    def end(self) -> None:
+        """The sender has sent its last byte."""
+        self._arrived.set()
+        self.set_complete()
+
     async def wait_end(self) -> None:
-        await self._complete.wait()
+        await self._arrived.wait()
 
     async def __anext__(self) -> bytes:
         try:
@@ -140,7 +146,7 @@ class CarefulConnection(TrioASGIHTTPConnection):
             if message["type"] == "http.request":
                 body.append(message.get("body", b""))
                 if not message.get("more_body", False):
-                    body.set_complete()
+                    body.end()
             elif message["type"] == "http.disconnect":
                 break
         nursery.cancel_scope.cancel()

@@ -1,0 +1,146 @@
+"""Transactions: whole or not at all, whoever cancels, whatever breaks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+import trio
+
+from nimbus.model.errors import Refused, Unavailable
+from nimbus.runtime.postgres import Transaction, load_queries, open_database
+
+pytestmark = pytest.mark.services
+
+_TABLE = "CREATE TABLE notes (note text PRIMARY KEY, body jsonb)"
+
+
+async def _create(transaction: Transaction) -> None:
+    await transaction.execute(_TABLE)
+
+
+async def _insert(transaction: Transaction, note: str, body: object = None) -> None:
+    await transaction.execute("INSERT INTO notes VALUES ($1, $2)", note, body)
+
+
+async def _notes(transaction: Transaction) -> list[str]:
+    return [row["note"] for row in await transaction.fetch("SELECT note FROM notes ORDER BY note")]
+
+
+async def test_an_error_inside_undoes_the_whole_transaction(empty_database_dsn: str) -> None:
+    async def fail(transaction: Transaction) -> None:
+        await _insert(transaction, "half")
+        raise Refused("no")
+
+    async with open_database(empty_database_dsn) as database:
+        await database.run(_create)
+        with pytest.raises(Refused):
+            await database.run(fail)
+        left = await database.run(_notes)
+
+    assert left == []
+
+
+async def test_a_cancelled_caller_finds_its_transaction_committed(empty_database_dsn: str) -> None:
+    begun = trio.Event()
+
+    async def slow(transaction: Transaction) -> None:
+        await _insert(transaction, "first")
+        begun.set()
+        await asyncio.sleep(0.3)
+        await _insert(transaction, "second")
+
+    async with open_database(empty_database_dsn) as database:
+        await database.run(_create)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(database.run, slow)
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        left = await database.run(_notes)
+
+    assert left == ["first", "second"]
+
+
+async def test_who_waits_for_a_connection_can_be_cancelled(empty_database_dsn: str) -> None:
+    busy = trio.Event()
+
+    async def hold(transaction: Transaction) -> None:
+        await transaction.fetchval("SELECT 1")
+        busy.set()
+        await asyncio.sleep(1)
+
+    async with open_database(empty_database_dsn, pool_size=1) as database, trio.open_nursery() as nursery:
+        nursery.start_soon(database.run, hold)
+        await busy.wait()
+        with trio.move_on_after(0.2) as waited:
+            await database.run(_notes)
+
+    assert waited.cancelled_caught
+
+
+async def test_two_transactions_that_block_each_other_both_succeed(empty_database_dsn: str) -> None:
+    async def touch(transaction: Transaction, first: str, second: str) -> None:
+        update = "UPDATE notes SET body = coalesce(body, '0'::jsonb) WHERE note = $1"
+        await transaction.execute(update, first)
+        await asyncio.sleep(0.2)
+        await transaction.execute(update, second)
+
+    async with open_database(empty_database_dsn) as database:
+        await database.run(_create)
+        await database.run(_insert, "a")
+        await database.run(_insert, "b")
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(database.run, touch, "a", "b")
+                nursery.start_soon(database.run, touch, "b", "a")
+
+
+async def test_json_comes_back_as_it_went_in(empty_database_dsn: str) -> None:
+    body = {"a": [1, 2.5, None, "ü"], "b": {"c": True}}
+
+    async def read(transaction: Transaction) -> object:
+        return await transaction.fetchval("SELECT body FROM notes")
+
+    async with open_database(empty_database_dsn) as database:
+        await database.run(_create)
+        await database.run(_insert, "x", body)
+        assert await database.run(read) == body
+
+
+async def test_a_server_that_drops_its_connections_is_unavailable_and_then_back(empty_database_dsn: str) -> None:
+    async def kill_all(transaction: Transaction) -> None:
+        await transaction.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        )
+
+    async with open_database(empty_database_dsn) as database:
+        await database.run(_create)
+        with pytest.raises(Unavailable):
+            await database.run(kill_all)
+        left = await database.run(_notes)
+
+    assert left == []
+
+
+async def test_a_database_that_is_not_there_is_unavailable_without_its_password() -> None:
+    with pytest.raises(Unavailable) as caught:
+        async with open_database("postgresql://me:hunter2@127.0.0.1:1/none"):
+            pytest.fail("there is no server")
+
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_wrong_argument_is_a_bug_and_not_an_absence(empty_database_dsn: str) -> None:
+    async def confuse(transaction: Transaction) -> None:
+        await transaction.fetchval("SELECT $1::bigint", "seven")
+
+    async with open_database(empty_database_dsn) as database:
+        with pytest.raises(asyncpg.DataError):
+            await database.run(confuse)
+
+
+def test_every_query_file_of_the_control_plane_can_be_read() -> None:
+    names = [load_queries("nimbus.control_plane", "queries", f"{name}.sql") for name in ("leases", "jobs", "agents")]
+    assert all(names)
+    assert "grant_lease" in names[0]
