@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -20,18 +19,17 @@ import httpx2
 import structlog
 import trio
 
-from nimbus.host_agent.lines import Checkpoint, LineSplitter, LogRow, parse_checkpoint
-from nimbus.host_agent.spool import DEFAULT_CAP_BYTES, Kind, Position, Record, Spool, Stream
+from nimbus.host_agent.lines import LineSplitter, LogRow
+from nimbus.host_agent.logspool import LogSpool, open_spool
+from nimbus.host_agent.spool import DEFAULT_CAP_BYTES, Position
 from nimbus.model.errors import NimbusError, Refused, Unavailable
 from nimbus.runtime.http import check_status, mapped_http_errors, open_http
 from nimbus.runtime.retry import Backoff
-from nimbus.runtime.threads import ThreadLane
 
 QUIET_S = 0.2  # an unfinished line (a prompt, a progress bar) is told after this long without more
 BATCH_S = 0.1  # rows wait at most this long for company
 BATCH_BYTES = 512 * 1024
 FLUSH_S = 10.0  # how long a machine's end may wait for its last rows to arrive
-_PIECE_BYTES = 64 * 1024  # one record; even of two-byte lines it makes only some MiB of rows
 _SERVICE = "the logging pipeline"
 _POST_S = 30.0
 _LONGEST_PAUSE_S = 10.0
@@ -43,117 +41,6 @@ class OutputSink(Protocol):
     """Where output goes; `write` returns when the bytes are safe."""
 
     async def write(self, stream: str, offset: int, data: bytes) -> None: ...
-
-
-class LogSpool:
-    """The spool of one VM as Trio sees it. An OutputSink."""
-
-    def __init__(self, spool: Spool, lane: ThreadLane, shipped: Checkpoint) -> None:
-        self._spool = spool
-        self._lane = lane
-        self._appending = trio.Lock()
-        self._dropped: dict[Stream, int] = {}  # bytes since the last that were taken
-        self._shipped = shipped
-        # segments that were shipped are gone: the checkpoint still knows how far they went
-        streams = spool.ends | shipped.ends
-        self._ends = {stream: max(spool.ends.get(stream, 0), shipped.ends.get(stream, 0)) for stream in streams}
-        self._abandoned = False
-        self.grown = trio.Event()
-
-    @property
-    def offsets(self) -> dict[str, int]:
-        """Where each stream goes on: what a resumed guest session is told."""
-        return {stream.name.lower(): end for stream, end in self._ends.items()}
-
-    async def write(self, stream: str, offset: int, data: bytes) -> None:
-        """Take bytes of a stream; what was taken before is passed over, what is missing is told."""
-        async with self._appending:
-            await self._lane.run(self._take, Stream[stream.upper()], offset, data)
-        self._tell()
-
-    async def cut(self, streams: Iterable[Stream]) -> None:
-        """Make the unfinished lines of these streams lines."""
-        for stream in streams:
-            await self._append(Record(Kind.CUT, stream, _now_ms(), 0))
-
-    async def finish(self, message: str = "") -> None:
-        """Say that no more output comes; a second time is a no-op."""
-        async with self._appending:
-            await self._lane.run(self._end, message)
-        self._tell()
-
-    async def read(self, position: Position) -> tuple[list[Record], Position]:
-        return await self._lane.run(self._spool.read, position, _PIECE_BYTES)
-
-    @property
-    def shipped(self) -> Checkpoint:
-        """How far the rows have arrived."""
-        return self._shipped
-
-    @property
-    def stored_bytes(self) -> int:
-        return self._spool.stored_bytes
-
-    async def advance(self, checkpoint: Checkpoint) -> None:
-        """All rows before the checkpoint arrived: remember it, then free the disk."""
-        await self._lane.run(self._spool.save_checkpoint, checkpoint.render())
-        await self._lane.run(self._spool.discard_before, checkpoint.position)
-        self._shipped = checkpoint
-
-    def abandon(self) -> None:
-        """Nobody will read on: store nothing more."""
-        self._abandoned = True
-
-    def _tell(self) -> None:
-        self.grown.set()
-        self.grown = trio.Event()
-
-    async def _append(self, record: Record) -> None:
-        async with self._appending:
-            await self._lane.run(self._spool.append, record)
-        self._tell()
-
-    def _take(self, stream: Stream, offset: int, data: bytes) -> None:
-        end = self._ends.get(stream, 0)
-        if self._abandoned or offset + len(data) <= end:
-            return
-        if offset < end:
-            offset, data = end, data[end - offset :]
-        elif offset > end:
-            why = f"nimbus: {offset - end} bytes of {stream.name.lower()} never reached the host"
-            self._spool.append(Record(Kind.LOST, stream, _now_ms(), offset, why.encode()))
-        for begin in range(0, len(data), _PIECE_BYTES):
-            piece = data[begin : begin + _PIECE_BYTES]
-            if self._spool.has_room(len(piece)):
-                self._tell_dropped(stream, offset + begin)
-                self._spool.append(Record(Kind.DATA, stream, _now_ms(), offset + begin, piece))
-            else:
-                self._dropped[stream] = self._dropped.get(stream, 0) + len(piece)
-        self._ends[stream] = offset + len(data)
-
-    def _tell_dropped(self, stream: Stream, offset: int) -> None:
-        count = self._dropped.pop(stream, 0)
-        if count:
-            why = f"nimbus: {count} bytes of {stream.name.lower()} dropped: the log spool was full"
-            self._spool.append(Record(Kind.LOST, stream, _now_ms(), offset, why.encode()))
-
-    def _end(self, message: str) -> None:
-        if self._spool.finished or self._abandoned:
-            return
-        for stream in list(self._dropped):
-            self._tell_dropped(stream, self._ends[stream])
-        self._spool.append(Record(Kind.END, Stream.AGENT, _now_ms(), 0, message.encode()))
-
-
-@asynccontextmanager
-async def open_spool(folder: Path, cap_bytes: int = DEFAULT_CAP_BYTES) -> AsyncIterator[LogSpool]:
-    """The spool in `folder`, new or as an earlier agent left it."""
-    lane = ThreadLane("log-spool", 2)  # one thread appends, one reads
-    spool = await lane.run(Spool, folder, cap_bytes)
-    try:
-        yield LogSpool(spool, lane, parse_checkpoint(await lane.run(spool.load_checkpoint)))
-    finally:
-        spool.close()
 
 
 @asynccontextmanager
@@ -266,7 +153,7 @@ def plan_batches(rows: list[LogRow]) -> Iterator[list[LogRow]]:
     size = 0
     for row in rows:
         batch.append(row)
-        size += len(row.message) * 2 + _ROW_OVERHEAD_BYTES  # characters take one to four bytes, escapes two
+        size += len(row.message) + _ROW_OVERHEAD_BYTES  # characters: at worst six bytes each, within what is taken
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -313,7 +200,3 @@ async def _post(client: httpx2.AsyncClient, url: str, body: bytes) -> dict[str, 
             raise Refused("the logging pipeline's answer is not its own: check NIMBUS_LOG_SINK_URL")
         return reply
     raise Unavailable("the logging pipeline does not answer", 0.0)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -23,6 +23,7 @@ from nimbus.logging_pipeline.table import ReadRow, StoredRow
 from nimbus.model.errors import Unavailable
 
 WINDOW_S = 0.05  # between two inserts: at most 20 new parts a second, which the server merges with ease
+FULL_BYTES = 128 * 1024
 MAX_QUEUED_BYTES = 32 * 2**20
 MAX_INSERT_BYTES = 8 * 2**20
 MAX_SOURCES = 20_000  # machines remembered at once; a forgotten one is asked of the table
@@ -91,7 +92,9 @@ class Writer:
             if not self._queue:
                 self._wake = trio.Event()
                 await self._wake.wait()
-            await trio.sleep_until(next_insert)
+            if self._queued_bytes < FULL_BYTES:  # a large batch has nothing to wait for
+                await trio.sleep_until(next_insert)
+            await trio.lowlevel.checkpoint()
             next_insert = trio.current_time() + WINDOW_S
             await self._store(self._take())
 
