@@ -49,6 +49,9 @@ class LocalLease:
     def terms(self) -> KeeperTerms:
         return KeeperTerms(deadline_ns=None, orphan_fd=self._orphan_fd)
 
+    def note_started(self) -> None:
+        """Nobody asks."""
+
     async def follow(self, machine: Machine, record: OpenRecord) -> None:
         await trio.sleep_forever()
 

@@ -61,10 +61,16 @@ class HeldLease:
         self._ttl_s = policy.ttl_s
         self._scope = trio.CancelScope()
         self._moved = trio.Event()
+        self._hurry = trio.Event()
 
     def terms(self) -> KeeperTerms:
         """The deadline as of now, for the keeper to hold."""
         return KeeperTerms(deadline_ns=self._deadline_ns, orphan_fd=None)
+
+    def note_started(self) -> None:
+        """The command runs: the control plane hears of it with a renewal of its own, not at the next turn."""
+        self.state = HeldState.RUNNING
+        self._hurry.set()
 
     async def renew(self) -> None:
         """One renewal. Raises Fenced, or what stood in the way; the deadline moves only on a reply."""
@@ -100,7 +106,9 @@ class HeldLease:
         """Renew until cancelled. A refusal of any kind but a fence is met with patience."""
         wait_s = self._ttl_s * RENEW_EVERY
         while True:
-            await trio.sleep(wait_s * random.uniform(0.8, 1.0))  # noqa: S311 - spreads agents, keeps no secret
+            with trio.move_on_after(wait_s * random.uniform(0.8, 1.0)):  # noqa: S311 - spreads agents, keeps no secret
+                await self._hurry.wait()
+            self._hurry = trio.Event()
             if self._now_ns() >= self._deadline_ns:
                 self._give_up("the lease's deadline passed while this host was suspended")
                 return

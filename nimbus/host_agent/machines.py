@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 import trio
 
+from nimbus.host_agent import metrics
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.guest import OutputSink
@@ -48,13 +49,19 @@ async def run_leased(host: Host, control: ControlPlane, policy: JobPolicy, grant
     """Serve one grant to its end. Returns, whatever the end was."""
     structlog.contextvars.bind_contextvars(machine=grant.key.machine_id, fence=grant.key.fence)
     try:
-        async with open_lease(control, grant.key, policy.lease) as lease:
-            outcome = await _run(host, control, policy, grant, lease)
-            await _report(control, grant, outcome)
-        if lease.lost:
-            log.warning("lease.lost", why=lease.lost)
+        with metrics.RUNNING.track_inprogress():
+            await _hold_and_run(host, control, policy, grant)
     except NimbusError as error:
         log.warning("machine.not_served", error=str(error))
+
+
+async def _hold_and_run(host: Host, control: ControlPlane, policy: JobPolicy, grant: Grant) -> None:
+    async with open_lease(control, grant.key, policy.lease) as lease:
+        outcome = await _run(host, control, policy, grant, lease)
+        await _report(control, grant, outcome)
+    if lease.lost:
+        metrics.MACHINES.labels(Ending.FENCED).inc()
+        log.warning("lease.lost", why=lease.lost)
 
 
 async def _run(
@@ -84,6 +91,7 @@ async def _run(
 async def _report(control: ControlPlane, grant: Grant, outcome: Outcome | NimbusError) -> None:
     """Say the end until it is heard; the lease's own scope limits how long that may take."""
     request = render_finish(grant, outcome)
+    metrics.count_end(request)
     delays = Backoff(base_s=0.5, max_s=10).delays_s()
     while True:
         try:

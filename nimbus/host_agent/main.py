@@ -22,7 +22,7 @@ from nimbus.host import caps, process
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.machines import JobPolicy, run_leased
-from nimbus.host_agent.metrics import serve_metrics
+from nimbus.host_agent.metrics import count_stuck, serve_metrics
 from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, poll_leases
 from nimbus.host_agent.reaper import reap, reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, read_settings
@@ -45,7 +45,7 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
     async with open_http(settings.control_plane_url) as http, trio.open_nursery() as agent:
         stop = trio.Event()
         await agent.start(watch_signals, stop)
-        agent.start_soon(partial(reap_forever, host.layout))
+        agent.start_soon(partial(reap_forever, host.layout, count_stuck))
         where = await agent.start(serve_metrics, settings.agent_metrics_host, settings.agent_metrics_port)
         capacity = host_capacity(settings)
         control = ControlPlane(

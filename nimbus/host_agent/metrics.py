@@ -12,12 +12,30 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 from prometheus_client import Counter, Gauge, Histogram, make_asgi_app
 
+from nimbus.host_agent.reaper import ReapReport
+from nimbus.model.vm import Ending
+from nimbus.wire.leaseapi import FinishRequest
+
 MACHINES = Counter("nimbus_host_agent_machines_total", "Machines by how they ended", ["ending"])
 JOB_TIMEOUTS = Counter("nimbus_host_agent_job_timeouts_total", "Jobs that ran out of time")
 LEASE_ERRORS = Counter("nimbus_host_agent_lease_errors_total", "Lease requests that failed")
 RUNNING = Gauge("nimbus_host_agent_machines_running", "Machines alive on this host now")
 STUCK = Gauge("nimbus_host_agent_claims_stuck", "VMs whose teardown could not be completed")
-BOOT_SECONDS = Histogram("nimbus_host_agent_boot_seconds", "From the VMM's start to the guest's hello")
+BOOT_SECONDS = Histogram("nimbus_host_agent_boot_seconds", "From the guest kernel's start to the guest being ready")
+
+
+def count_end(told: FinishRequest) -> None:
+    """One machine's end, by its word, with how long its guest took to come up."""
+    MACHINES.labels(told.ending).inc()
+    if told.ending is Ending.TIMED_OUT:
+        JOB_TIMEOUTS.inc()
+    if "kernel" in told.phases_ms:
+        BOOT_SECONDS.observe((told.phases_ms["kernel"] + told.phases_ms.get("init", 0.0)) / 1000)
+
+
+def count_stuck(report: ReapReport) -> None:
+    """How many VMs the last round could not clear away."""
+    STUCK.set(len(report.stuck))
 
 
 async def serve_metrics(host: str, port: int, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:

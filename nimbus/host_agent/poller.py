@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from nimbus.host_agent import metrics
 from nimbus.model.errors import NimbusError, Unavailable
 from nimbus.model.vm import Shape
 from nimbus.runtime.retry import Backoff
@@ -100,6 +101,7 @@ async def poll_leases(
             grant = await control.lease(LeaseRequest(POLL_WAIT_S, left.cpus, left.mem_mib, left.slots, labels))
         except NimbusError as error:
             failures += 1
+            metrics.LEASE_ERRORS.inc()
             log.warning("lease.request_failed", error=str(error), failures=failures)
             asked_s = error.retry_after_s if isinstance(error, Unavailable) else 0.0
             await trio.sleep(retry.max_s if failures > retry.retries else max(next(delays), min(asked_s, retry.max_s)))

@@ -9,6 +9,7 @@ lock. Called by main.py and cli/vms.py.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,12 +59,12 @@ async def reap(layout: HostLayout, *, living: bool, only: VmId | None = None) ->
     return report
 
 
-async def reap_forever(layout: HostLayout) -> None:
-    """A careful round each minute, until cancelled."""
+async def reap_forever(layout: HostLayout, on_round: Callable[[ReapReport], None]) -> None:
+    """A careful round each minute, each told to `on_round`, until cancelled."""
     while True:
         await trio.sleep(ROUND_S)
         try:
-            await reap(layout, living=False)
+            on_round(await reap(layout, living=False))
         except (HostFault, OSError) as error:
             log.warning("reaper.round_failed", error=str(error))  # the next round may find the host mended
 

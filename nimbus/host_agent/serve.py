@@ -57,6 +57,10 @@ class Lease(Protocol):
         """Until when the keeper may let the VM live, as of now."""
         ...
 
+    def note_started(self) -> None:
+        """The command runs now."""
+        ...
+
     async def follow(self, machine: Machine, record: OpenRecord) -> None:
         """Move the keeper's deadline with every renewal, until cancelled."""
         ...
@@ -69,7 +73,6 @@ class Life:
     phases: Phases
     record: OpenRecord
     command: Command | None = None
-    session: GuestSession | None = None
     greeted: bool = False
     started: bool = False
     boots: int = 0
@@ -130,7 +133,7 @@ async def _serve_once(
         raise _first(group) from None
 
 
-async def _launch(
+async def _launch(  # noqa: ASYNC128 - launch has the machine and says that it started
     host: Host,
     plan: VmPlan,
     boot: Boot,
@@ -138,7 +141,7 @@ async def _launch(
     life: Life,
     scope: trio.CancelScope,
     *,
-    task_status: trio.TaskStatus[Machine],  # noqa: ASYNC128 - handed on to launch, which has the machine
+    task_status: trio.TaskStatus[Machine],
 ) -> None:
     """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
     life.vmm_exit = None
@@ -148,19 +151,19 @@ async def _launch(
 
 async def _run_guest(machine: Machine, plan: VmPlan, lease: Lease, sink: OutputSink, life: Life) -> GuestExit:
     assert life.command is not None  # noqa: S101 - set by _serve_once just before
-    life.session = GuestSession(nonce=secrets.token_bytes(16), command=life.command, net=plan.net)
+    session = GuestSession(nonce=secrets.token_bytes(16), command=life.command, net=plan.net)
     with life.phases.span("guest"):
         return await run_guest(
             machine.connect_guest,
-            life.session,
+            session,
             sink,
-            on_event=partial(_hear, life),
+            on_event=partial(_hear, life, lease),
             on_exit=partial(_persist_exit, life),
             stop=lease.stop,
         )
 
 
-def _hear(life: Life, event: GuestEvent) -> None:
+def _hear(life: Life, lease: Lease, event: GuestEvent) -> None:
     """Every word of the guest moves the silence limit; its first ones date its boot."""
     now = trio.current_time()
     life.heard.deadline = now + SILENCE_LIMIT_S
@@ -171,6 +174,7 @@ def _hear(life: Life, event: GuestEvent) -> None:
             life.phases.add("init", event.init_ms)
         case GuestJobStarted():
             life.started = True
+            lease.note_started()
         case _:
             pass
 

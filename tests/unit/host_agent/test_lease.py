@@ -144,3 +144,24 @@ async def test_a_longer_ttl_in_a_reply_moves_the_deadline_by_it(autojump_clock: 
     async with open_lease(Plane(first_then_away(RenewReply(3600, cancel=False))), KEY, POLICY, virtual_ns):
         await trio.sleep(FOREVER_S)
     assert trio.current_time() - began == pytest.approx(3595)
+
+
+async def test_the_control_plane_hears_at_once_that_the_command_runs(autojump_clock: trio.testing.MockClock) -> None:
+    class Listening(Plane):
+        def __init__(self, answer: Answer) -> None:
+            super().__init__(answer)
+            self.heard: list[tuple[float, str]] = []
+
+        async def renew(self, request: RenewRequest) -> RenewReply:
+            self.heard.append((trio.current_time(), str(request.state)))
+            return await super().renew(request)
+
+    plane = Listening(always(RenewReply(30, cancel=False)))
+    async with open_lease(plane, KEY, POLICY, virtual_ns) as lease:
+        await trio.sleep(1)
+        began = trio.current_time()
+        lease.note_started()
+        await trio.sleep(1)
+    heard_at, state = plane.heard[-1]
+    assert state == "running"
+    assert heard_at == pytest.approx(began)
