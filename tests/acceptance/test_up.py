@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.root, pytest.mark.services]
+from tests.hosts import needs_root
+
+pytestmark = [pytest.mark.root, pytest.mark.services, needs_root]
 
 LIMIT_S = 120.0
 SERVICES = {"postgres", "redis", "control-plane", "logging-pipeline", "sim", "host-agent"}
