@@ -15,10 +15,9 @@ from nimbus.control_plane.jobs import (
     submit_job,
 )
 from nimbus.control_plane.services import Services
-from nimbus.model.errors import NotFound, Refused
+from nimbus.model.errors import Refused
 from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.runtime.serving import Response, json_response, read_body
-from nimbus.wire.fields import MAX_BIGINT
 from nimbus.wire.leaseapi import Json
 
 _SQL = load_queries("nimbus.control_plane", "queries", "agents.sql")
@@ -47,13 +46,13 @@ def build_jobs_api(services: Services) -> Blueprint:
     @blueprint.get("/api/jobs/<int:job_id>")
     async def find(job_id: int) -> Response:
         caller = read_caller(access)
-        return json_response(await find_job(services, _check_id(job_id), caller.org_id))
+        return json_response(await find_job(services, job_id, caller.org_id))
 
     @blueprint.post("/api/jobs/<int:job_id>/cancel")
     async def cancel(job_id: int) -> Response:
         caller = read_caller(access)
         caller.require_write()
-        return json_response(await cancel_job(services, _check_id(job_id), caller.org_id))
+        return json_response(await cancel_job(services, job_id, caller.org_id))
 
     @blueprint.get("/api/status")
     async def status() -> Response:
@@ -66,7 +65,7 @@ def build_jobs_api(services: Services) -> Blueprint:
     @blueprint.get("/api/internal/jobs/<int:job_id>/machines")
     async def output(job_id: int) -> Response:
         read_service(access)
-        return json_response(await find_output(services, _check_id(job_id)))
+        return json_response(await find_output(services, job_id))
 
     return blueprint
 
@@ -74,12 +73,6 @@ def build_jobs_api(services: Services) -> Blueprint:
 async def _list_agents(transaction: Transaction) -> list[Json]:
     rows = await transaction.fetch(_SQL["list_agents"])
     return [{**row, "last_seen": row["last_seen"].isoformat()} for row in map(dict, rows)]
-
-
-def _check_id(job_id: int) -> int:
-    if job_id > MAX_BIGINT:
-        raise NotFound(f"there is no job {job_id}")
-    return job_id
 
 
 def _read_limit() -> int:

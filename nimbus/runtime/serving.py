@@ -29,6 +29,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioResponse
 from quart_trio.wrappers.request import TrioBody, TrioRequest
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.routing import IntegerConverter, ValidationError
 
 from nimbus.model.errors import (
     Conflict,
@@ -42,6 +43,7 @@ from nimbus.model.errors import (
     Unauthorized,
     Unavailable,
 )
+from nimbus.wire.fields import MAX_BIGINT
 
 log = structlog.get_logger()
 
@@ -169,6 +171,18 @@ class CarefulConnection(TrioASGIHTTPConnection):
         await super().handle_request(nursery, asked, cast("ASGISendCallable", send_message))
 
 
+class BigintConverter(IntegerConverter):
+    """`<int:id>` in a route: ASCII digits of a Postgres bigint; everything else is another path, so 404."""
+
+    regex = r"[0-9]{1,19}"
+
+    def to_python(self, value: str) -> int:
+        number = int(value)
+        if number > MAX_BIGINT:
+            raise ValidationError
+        return number
+
+
 class App(QuartTrio):
     """The parent of every service's application."""
 
@@ -182,6 +196,7 @@ def build_app(name: str, *, max_body_bytes: int | None = DEFAULT_MAX_BODY_BYTES,
     A response has no time limit: a stream ends when its client goes or its handler returns.
     """
     app = App(name, static_folder=None)
+    app.url_map.converters["int"] = BigintConverter
     app.config.update(MAX_CONTENT_LENGTH=max_body_bytes, BODY_TIMEOUT=body_s, RESPONSE_TIMEOUT=None)
     app.register_error_handler(NimbusError, _answer_nimbus_error)
     app.register_error_handler(HTTPException, _answer_http_error)

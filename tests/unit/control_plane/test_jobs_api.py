@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 
 import pytest
 from structlog.testing import capture_logs
 
+from nimbus.control_plane.jobs import parse_submission
 from nimbus.control_plane.services import JobRules
+from nimbus.model.errors import Refused
 from nimbus.wire.tokens import Audience, SigningKey, render_token
 from tests.unit.control_plane.plane import Plane, bearer, open_plane
 
@@ -101,19 +104,22 @@ async def test_an_org_that_submits_too_often_is_told_to_wait(database_dsn: str, 
         ({"argv": ["a"], "image": "../../etc"}, "image"),
         ({"argv": ["a"], "image": "a b"}, "image"),
         ({"argv": ["a"], "memory": 512}, "'memory'"),
-        ({"argv": ["a"], "org_id": 99999}, "no org"),
     ],
 )
-async def test_a_bad_submission_is_told_which_field_is_wrong(
-    database_dsn: str, redis_url: str, body: dict[str, object], told: str
-) -> None:
-    async with open_plane(database_dsn, redis_url) as plane:
-        reply = await plane.http.post("/api/jobs", content=json.dumps(body), headers=plane.admin())
-        machines = await plane.sql("SELECT FROM machines")
+def test_a_bad_submission_is_told_which_field_is_wrong(body: dict[str, object], told: str) -> None:
+    with pytest.raises(Refused, match=re.escape(told)):
+        parse_submission(json.dumps(body).encode(), JobRules())
 
-    assert reply.status_code == (404 if "org_id" in body else 400)
-    assert told in reply.json()["message"]
-    assert machines == []
+
+async def test_a_refused_submission_leaves_nothing(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        wrong = await plane.submit(expect=400, argv=[])
+        unknown = await plane.submit(expect=404, org_id=99999)
+        left = await plane.sql("SELECT job_id FROM jobs UNION ALL SELECT machine_id FROM machines")
+
+    assert wrong == {"error": "refused", "message": "a command needs at least one word"}
+    assert unknown["message"] == "there is no org 99999"
+    assert left == []
 
 
 async def test_bodies_that_are_no_json_or_too_large_are_refused(database_dsn: str, redis_url: str) -> None:
@@ -172,20 +178,17 @@ async def test_a_reading_token_cannot_write(database_dsn: str, redis_url: str) -
     assert [posted.status_code, cancelled.status_code, read.status_code] == [403, 403, 200]
 
 
-@pytest.mark.parametrize("path", ["/api/jobs/0", "/api/jobs/-1", "/api/jobs/x", f"/api/jobs/{2**63}", "/api/jobs/1e3"])
-async def test_an_id_that_cannot_be_is_not_found(database_dsn: str, redis_url: str, path: str) -> None:
+async def test_ids_and_limits_out_of_range_are_refused(database_dsn: str, redis_url: str) -> None:
+    ids = ["0", "-1", "x", str(2**63), "1e3", "\N{FULLWIDTH DIGIT ONE}", "..%2f1"]
+    limits = ["0", "-1", "201", "abc", "1e2", "", "9" * 40, "\N{FULLWIDTH DIGIT ONE}"]
     async with open_plane(database_dsn, redis_url) as plane:
-        reply = await plane.http.get(path, headers=plane.admin())
+        await plane.submit()
+        found = [await plane.http.get(f"/api/jobs/{each}", headers=plane.admin()) for each in ids]
+        path = "/api/jobs/recent"
+        listed = [await plane.http.get(path, params={"limit": each}, headers=plane.admin()) for each in limits]
 
-    assert reply.status_code == 404
-
-
-@pytest.mark.parametrize("limit", ["0", "-1", "201", "abc", "1e2", "", "9" * 40, "\N{FULLWIDTH DIGIT ONE}"])
-async def test_a_limit_out_of_range_is_refused(database_dsn: str, redis_url: str, limit: str) -> None:
-    async with open_plane(database_dsn, redis_url) as plane:
-        reply = await plane.http.get("/api/jobs/recent", params={"limit": limit}, headers=plane.admin())
-
-    assert reply.status_code == 400
+    assert {each: reply.status_code for each, reply in zip(ids, found, strict=True)} == dict.fromkeys(ids, 404)
+    assert {each: reply.status_code for each, reply in zip(limits, listed, strict=True)} == dict.fromkeys(limits, 400)
 
 
 async def test_the_environment_of_a_job_is_neither_listed_nor_logged(
