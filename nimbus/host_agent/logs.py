@@ -12,13 +12,13 @@ import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import httpx2
 import structlog
 import trio
 
+from nimbus.host_agent.guestsession import OutputSink
 from nimbus.host_agent.lines import LineSplitter, LogRow
 from nimbus.host_agent.logspool import LogSpool, open_spool
 from nimbus.host_agent.spool import DEFAULT_CAP_BYTES, Position
@@ -35,12 +35,6 @@ _POST_S = 30.0
 _LONGEST_PAUSE_S = 10.0
 _ROW_OVERHEAD_BYTES = 80  # the JSON around a message
 log = structlog.get_logger()
-
-
-class OutputSink(Protocol):
-    """Where output goes; `write` returns when the bytes are safe."""
-
-    async def write(self, stream: str, offset: int, data: bytes) -> None: ...
 
 
 @asynccontextmanager
@@ -63,8 +57,8 @@ async def open_log_shipping(
             yield spool
         finally:
             with trio.move_on_after(flush_s, shield=True):
-                await spool.finish()
-                await arrived.wait()
+                if await spool.finish():
+                    await arrived.wait()
             if not arrived.is_set():
                 log.warning("logs.left_behind", bytes=spool.stored_bytes)
             shipping.cancel()

@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import structlog
 import trio
 
 from nimbus.host_agent.lines import Checkpoint, parse_checkpoint
 from nimbus.host_agent.spool import DEFAULT_CAP_BYTES, Kind, Position, Record, Spool, Stream
+from nimbus.model.errors import HostFault
 from nimbus.runtime.threads import ThreadLane
 
+log = structlog.get_logger()
 _PIECE_BYTES = 64 * 1024  # one record; even of two-byte lines it makes only some MiB of rows
 
 
@@ -33,6 +36,7 @@ class LogSpool:
         streams = spool.ends | shipped.ends
         self._ends = {stream: max(spool.ends.get(stream, 0), shipped.ends.get(stream, 0)) for stream in streams}
         self._abandoned = False
+        self._fault_told = False
         self.grown = trio.Event()
 
     @property
@@ -48,14 +52,17 @@ class LogSpool:
 
     async def cut(self, streams: Iterable[Stream]) -> None:
         """Make the unfinished lines of these streams lines."""
-        for stream in streams:
-            await self._append(Record(Kind.CUT, stream, _now_ms(), 0))
-
-    async def finish(self, message: str = "") -> None:
-        """Say that no more output comes; a second time is a no-op."""
         async with self._appending:
-            await self._lane.run(self._end, message)
+            for stream in streams:
+                await self._lane.run(self._put, Record(Kind.CUT, stream, _now_ms(), 0))
         self._tell()
+
+    async def finish(self, message: str = "") -> bool:
+        """Say that no more output comes; a second time is a no-op. False where the disk does not take even that."""
+        async with self._appending:
+            said = await self._lane.run(self._end, message)
+        self._tell()
+        return said
 
     async def read(self, position: Position) -> tuple[list[Record], Position]:
         return await self._lane.run(self._spool.read, position, _PIECE_BYTES)
@@ -71,7 +78,11 @@ class LogSpool:
 
     async def advance(self, checkpoint: Checkpoint) -> None:
         """All rows before the checkpoint arrived: remember it, then free the disk."""
-        await self._lane.run(self._spool.save_checkpoint, checkpoint.render())
+        try:
+            await self._lane.run(self._spool.save_checkpoint, checkpoint.render())
+        except HostFault as error:  # nothing may go before its checkpoint stands; the next one tries again
+            self._tell_fault(error)
+            return
         await self._lane.run(self._spool.discard_before, checkpoint.position)
         self._shipped = checkpoint
 
@@ -83,11 +94,6 @@ class LogSpool:
         self.grown.set()
         self.grown = trio.Event()
 
-    async def _append(self, record: Record) -> None:
-        async with self._appending:
-            await self._lane.run(self._spool.append, record)
-        self._tell()
-
     def _take(self, stream: Stream, offset: int, data: bytes) -> None:
         end = self._ends.get(stream, 0)
         if self._abandoned or offset + len(data) <= end:
@@ -96,28 +102,50 @@ class LogSpool:
             offset, data = end, data[end - offset :]
         elif offset > end:
             why = f"nimbus: {offset - end} bytes of {stream.name.lower()} never reached the host"
-            self._spool.append(Record(Kind.LOST, stream, _now_ms(), offset, why.encode()))
+            self._put(Record(Kind.LOST, stream, _now_ms(), offset, why.encode()))
         for begin in range(0, len(data), _PIECE_BYTES):
             piece = data[begin : begin + _PIECE_BYTES]
-            if self._spool.has_room(len(piece)):
-                self._tell_dropped(stream, offset + begin)
-                self._spool.append(Record(Kind.DATA, stream, _now_ms(), offset + begin, piece))
-            else:
+            if not self._keep(stream, offset + begin, piece):
                 self._dropped[stream] = self._dropped.get(stream, 0) + len(piece)
         self._ends[stream] = offset + len(data)
 
-    def _tell_dropped(self, stream: Stream, offset: int) -> None:
-        count = self._dropped.pop(stream, 0)
-        if count:
-            why = f"nimbus: {count} bytes of {stream.name.lower()} dropped: the log spool was full"
-            self._spool.append(Record(Kind.LOST, stream, _now_ms(), offset, why.encode()))
+    def _keep(self, stream: Stream, offset: int, piece: bytes) -> bool:
+        """False where the cap or the disk has no room: the job goes on without its log rather than not at all."""
+        if not self._spool.has_room(len(piece)):
+            return False
+        # the word about what was dropped goes in with the first bytes that fit again, or every try would leave one
+        told = self._told_dropped(stream, offset)
+        if not self._put(*told, Record(Kind.DATA, stream, _now_ms(), offset, piece)):
+            return False
+        self._dropped.pop(stream, None)
+        return True
 
-    def _end(self, message: str) -> None:
-        if self._spool.finished or self._abandoned:
-            return
-        for stream in list(self._dropped):
-            self._tell_dropped(stream, self._ends[stream])
-        self._spool.append(Record(Kind.END, Stream.AGENT, _now_ms(), 0, message.encode()))
+    def _told_dropped(self, stream: Stream, offset: int) -> list[Record]:
+        """The record that says what was dropped before `offset`, if anything was."""
+        count = self._dropped.get(stream, 0)
+        why = f"nimbus: {count} bytes of {stream.name.lower()} dropped: the log spool had no room"
+        return [Record(Kind.LOST, stream, _now_ms(), offset, why.encode())] if count else []
+
+    def _put(self, *records: Record) -> bool:
+        """False where the disk does not take them; the operator is told once."""
+        try:
+            self._spool.append(*records)
+        except HostFault as error:
+            self._tell_fault(error)
+            return False
+        return True
+
+    def _tell_fault(self, error: HostFault) -> None:
+        if not self._fault_told:
+            log.error("logs.spool_failed", why=str(error))
+            self._fault_told = True
+
+    def _end(self, message: str) -> bool:
+        if self._abandoned or self._spool.finished:
+            return not self._abandoned
+        told = [record for stream in self._dropped for record in self._told_dropped(stream, self._ends[stream])]
+        self._dropped.clear()
+        return self._put(*told, Record(Kind.END, Stream.AGENT, _now_ms(), 0, message.encode()))
 
 
 @asynccontextmanager

@@ -91,19 +91,19 @@ class Spool:
         """False once the cap is reached: the caller drops and says so."""
         return self.stored_bytes + length + _HEADER.size <= self._cap_bytes
 
-    def append(self, record: Record) -> None:
-        """Write one record; HostFault where the disk will not take it."""
-        head = _HEADER.pack(record.kind, record.stream, 0, len(record.data), record.ts_ms, record.offset, 0)
-        whole = head[:-4] + struct.pack("<I", zlib.crc32(record.data, zlib.crc32(head[:-4]))) + record.data
+    def append(self, *records: Record) -> None:
+        """Write records, all of them or none; HostFault where the disk will not take them."""
+        whole = b"".join(_render(record) for record in records)
         with self._lock:
             if self._sizes[self._last] >= self._segment_bytes:
+                fresh = self._open_segment(self._last + 1)
                 os.close(self._append_fd)
-                self._last += 1
-                self._append_fd = self._open_segment(self._last)
+                self._last, self._append_fd = self._last + 1, fresh
             size = self._sizes[self._last]
             _write_all(self._append_fd, whole, size)
             self._sizes[self._last] = size + len(whole)
-            self._note(record)
+            for record in records:
+                self._note(record)
 
     def read(self, position: Position, max_bytes: int) -> tuple[list[Record], Position]:
         """Records from `position` on, about `max_bytes` of them, and where the next read begins."""
@@ -133,8 +133,11 @@ class Spool:
     def save_checkpoint(self, text: str) -> None:
         """Replace the shipper's note on how far it came; a crash leaves the old one or the new one."""
         fresh = self._folder / f"{_CHECKPOINT}.new"
-        fresh.write_text(text)
-        fresh.replace(self._folder / _CHECKPOINT)
+        try:
+            fresh.write_text(text)
+            fresh.replace(self._folder / _CHECKPOINT)
+        except OSError as error:
+            raise _fault(error) from error
 
     def load_checkpoint(self) -> str | None:
         try:
@@ -146,7 +149,10 @@ class Spool:
         return self._folder / f"{number:08d}.seg"
 
     def _open_segment(self, number: int) -> int:
-        fd = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _fault(error) from error
         self._sizes.setdefault(number, 0)
         return fd
 
@@ -186,13 +192,21 @@ class Spool:
 
 
 def _write_all(fd: int, data: bytes, position: int) -> None:
-    """All of `data` at `position`: a failed try leaves only bytes that the next one overwrites."""
-    view = memoryview(data)
+    """All of `data` at `position`, or nothing of it."""
+    view, place = memoryview(data), position
     try:
         while view:
-            written = os.pwrite(fd, view, position)
-            view, position = view[written:], position + written
+            written = os.pwrite(fd, view, place)
+            view, place = view[written:], place + written
     except OSError as error:
-        raise HostFault(
-            f"the log spool cannot be written ({error.strerror}): free space on the state folder"
-        ) from error
+        os.ftruncate(fd, position)  # whole records among the leftovers would come back to life after a crash
+        raise _fault(error) from error
+
+
+def _fault(error: OSError) -> HostFault:
+    return HostFault(f"the log spool cannot be written ({error.strerror}): free space on the state folder")
+
+
+def _render(record: Record) -> bytes:
+    head = _HEADER.pack(record.kind, record.stream, 0, len(record.data), record.ts_ms, record.offset, 0)[:-4]
+    return head + struct.pack("<I", zlib.crc32(record.data, zlib.crc32(head))) + record.data

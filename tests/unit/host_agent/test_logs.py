@@ -168,7 +168,36 @@ async def test_beyond_the_cap_output_is_dropped_and_a_row_says_how_much(tmp_path
             told = pipeline.messages("agent")
             kept = len(pipeline.messages())
             assert 50 < kept < 200
-            assert told == [f"nimbus: {(500 - kept) * 1000} bytes of stdout dropped: the log spool was full"]
+            assert told == [f"nimbus: {(500 - kept) * 1000} bytes of stdout dropped: the log spool had no room"]
+
+
+async def test_a_full_disk_costs_output_and_not_the_job(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, resource, signal, sys, trio\n"
+        "from nimbus.host_agent.logs import open_log_shipping\n"
+        "async def main():\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "    async with open_log_shipping(pathlib.Path(sys.argv[1]), sys.argv[2], 't') as sink:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))\n"
+        "        for number in range(100):\n"
+        "            await sink.write('stdout', 1000 * number, b'x' * 999 + b'\\n')\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
+        "        await sink.write('stdout', 100_000, b'room again\\n')\n"
+        "trio.run(main)\n"
+    )
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            done = await trio.run_process(
+                [sys.executable, "-c", program, str(tmp_path / "spool"), pipeline.url], capture_stdout=True
+            )
+            kept = len(pipeline.messages()) - 1
+            assert 5 < kept < 10
+            assert pipeline.messages()[-1] == "room again"
+            assert pipeline.messages("agent") == [
+                f"nimbus: {(100 - kept) * 1000} bytes of stdout dropped: the log spool had no room"
+            ]
+            assert done.stdout.count(b"logs.spool_failed") == 1
 
 
 async def test_without_a_pipeline_output_goes_nowhere(tmp_path: Path) -> None:
