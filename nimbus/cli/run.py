@@ -27,7 +27,7 @@ from nimbus.host_agent.lifecycle import Order, Outcome, run_machine
 from nimbus.host_agent.plan import VmPaths
 from nimbus.host_agent.settings import HostSettings, find_host, read_settings
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
-from nimbus.model.errors import HostFault, Refused
+from nimbus.model.errors import Gone, HostFault, Refused
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Command, Shape
 from nimbus.storage.content import ImageStore
@@ -72,10 +72,18 @@ class TerminalSink:
 
     def __init__(self, stdout_fd: int, stderr_fd: int) -> None:
         self._fds = {"stdout": stdout_fd, "stderr": stderr_fd}
+        self.reader_left = False
 
     async def write(self, stream: str, offset: int, data: bytes) -> None:
-        """Returns when the kernel has taken every byte. A closed pipe raises BrokenPipeError, which ends the run."""
-        await trio.to_thread.run_sync(partial(_write_all, self._fds[stream], data), abandon_on_cancel=True)
+        """Returns when the kernel has taken every byte. Where nobody takes them, the run has no purpose left and ends:
+        Gone for a reader that went away, HostFault for anything else."""
+        try:
+            await trio.to_thread.run_sync(partial(_write_all, self._fds[stream], data), abandon_on_cancel=True)
+        except BrokenPipeError:
+            self.reader_left = True
+            raise Gone(f"the reader of {stream} went away") from None
+        except OSError as error:
+            raise HostFault(f"cannot write the command's {stream}: {error.strerror}") from error
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -151,14 +159,21 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter for each option: click's own 
     found = _resolve(host, image)
     if not quiet:
         click.echo(f"nimbus: {found.name if found else 'no image'} on {host.choice.label}", err=True)
-    outcome, signum = trio.run(_run, host, shape, found, command, as_json)
+    sink = TerminalSink(2 if as_json else 1, 2)
+    outcome, signum = trio.run(_run, host, shape, found, command, sink)
+    _tell(host, outcome, signum, as_json)
+    sys.exit(exit_status(outcome, signum))
+
+
+def _tell(host: Host, outcome: Outcome | None, signum: int | None, as_json: bool) -> None:
+    """What a person, or the program that reads our JSON, must know of the end."""
     if as_json:
         click.echo(json.dumps(render_outcome(host, outcome, signum)))
-    elif outcome is not None and outcome.cause:
-        click.echo(f"nimbus: {outcome.cause}", err=True)
+    elif outcome is not None and signum is None:
+        for line in filter(None, (outcome.cause, outcome.exit.message if outcome.exit else "")):
+            click.echo(f"nimbus: {line}", err=True)
     if outcome is not None and not outcome.clean:
         click.echo(f"nimbus: VM {outcome.vm} left something behind; run `nimbus vms purge {outcome.vm}`", err=True)
-    sys.exit(exit_status(outcome, signum))
 
 
 def exit_status(outcome: Outcome | None, signum: int | None) -> int:
@@ -184,6 +199,7 @@ def render_outcome(host: Host, outcome: Outcome | None, signum: int | None) -> d
             "exit_code": outcome.exit.code if outcome.exit else None,
             "signal": outcome.exit.signal if outcome.exit else None,
             "cause": outcome.cause,
+            "message": outcome.exit.message if outcome.exit else "",
             "boots": outcome.boots,
             "clean": outcome.clean,
             "phases_ms": outcome.phases_ms,
@@ -205,7 +221,7 @@ def _resolve(host: Host, image: str) -> Image | None:
 
 
 async def _run(
-    host: Host, shape: Shape, image: Image | None, command: Command, as_json: bool
+    host: Host, shape: Shape, image: Image | None, command: Command, sink: TerminalSink
 ) -> tuple[Outcome | None, int | None]:
     """The outcome, or the signal that ended the run before there was one. Either way nothing is left."""
     caught: list[int] = []
@@ -215,14 +231,16 @@ async def _run(
         return command
 
     @asynccontextmanager
-    async def open_sink(paths: VmPaths) -> AsyncIterator[OutputSink]:
-        yield TerminalSink(2 if as_json else 1, 2)
+    async def open_sink(_: VmPaths) -> AsyncIterator[OutputSink]:
+        yield sink
 
     with open_local_lease() as lease:
         async with trio.open_nursery() as nursery:
             await nursery.start(_watch_signals, caught, nursery.cancel_scope)
             outcome = await run_machine(host, Order(shape, image, give_command, open_sink), lease)
             nursery.cancel_scope.cancel()
+    if sink.reader_left:
+        caught.append(signal.SIGPIPE)  # what would have ended the command on this host
     return outcome, caught[0] if caught else None
 
 

@@ -23,7 +23,7 @@ from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import VmPlan
-from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine
+from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, read_console_file
 from nimbus.model.errors import GuestFault, HostFault, NimbusError
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Command, GuestExit
@@ -36,7 +36,8 @@ BOOT_LIMIT_S = 10.0  # plus the next for each VM on the host: a boot takes 1.5 s
 BOOT_LIMIT_PER_VM_S = 3.0
 SILENCE_LIMIT_S = 60.0  # a guest sends a heartbeat each second; a host under heavy load delays it, a hung one stops it
 OVERTIME_S = 30.0  # beyond the command's own timeout and grace, which the guest enforces
-CONSOLE_TAIL_BYTES = 2048
+CONSOLE_TAIL_BYTES = 8192  # a panic's one telling line stands before a screenful of registers
+PANIC = "Kernel panic"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -103,7 +104,7 @@ async def serve_vm(
             raise GuestFault(_describe_end(life, "the guest ended without telling its command's exit"))
         log.warning("vm.boot_failed", vm=str(plan.vm), attempt=attempt, limit_s=limit_s)
         await in_thread(partial(_clear_cgroup, plan.object))
-    raise HostFault(_describe_end(life, f"the guest never said hello in {BOOT_ATTEMPTS} boots"))
+    raise HostFault(_describe_end(life, f"the guest never said hello in {BOOT_ATTEMPTS} boots{_advise(host)}"))
 
 
 async def _serve_once(
@@ -126,7 +127,7 @@ async def _serve_once(
             if life.command is None:
                 life.command = await ask_command()
             with life.heard:
-                life.exit = await _run_guest(machine, plan, lease, sink, life)
+                await _run_guest(machine, plan, lease, sink, life)
             await _read_console(machine, life)
             vm.cancel_scope.cancel()
     except* NimbusError as group:
@@ -146,14 +147,16 @@ async def _launch(  # noqa: ASYNC128 - launch has the machine and says that it s
     """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
     life.vmm_exit = None
     life.vmm_exit = await host.choice.vmm.launch(plan, boot, terms, task_status=task_status)
+    if life.exit is None:
+        life.console = await in_thread(partial(read_console_file, plan, CONSOLE_TAIL_BYTES))
     scope.cancel()
 
 
-async def _run_guest(machine: Machine, plan: VmPlan, lease: Lease, sink: OutputSink, life: Life) -> GuestExit:
+async def _run_guest(machine: Machine, plan: VmPlan, lease: Lease, sink: OutputSink, life: Life) -> None:
     assert life.command is not None  # noqa: S101 - set by _serve_once just before
     session = GuestSession(nonce=secrets.token_bytes(16), command=life.command, net=plan.net)
     with life.phases.span("guest"):
-        return await run_guest(
+        await run_guest(
             machine.connect_guest,
             session,
             sink,
@@ -182,6 +185,7 @@ def _hear(life: Life, lease: Lease, event: GuestEvent) -> None:
 async def _persist_exit(life: Life, told: GuestExit) -> None:
     """The record first, then the acknowledgement: a successor finishes the lease with this very exit."""
     await in_thread(partial(life.record.write, replace(life.record.value, exit=told)))
+    life.exit = told  # from here on it counts, even if the VM is gone before its farewell was read
 
 
 async def _read_console(machine: Machine, life: Life) -> None:
@@ -199,12 +203,22 @@ def _clear_cgroup(name: str) -> None:
 
 
 def _describe_end(life: Life, what: str) -> str:
-    lines = life.console.decode(errors="replace").splitlines()[-8:]
+    lines = life.console.decode(errors="replace").splitlines()
+    panic = [line for line in lines if PANIC in line]
     ended = ""
     if life.vmm_exit is not None:
         told = life.vmm_exit
         ended = f"; the VMM {told.kind} {told.code if told.code is not None else ''} ({told.reason or 'no word left'})"
-    return f"{what}{ended}" + (f"; console ends: {' | '.join(lines)}" if lines else "")
+    if panic:
+        return f"{what}{ended}; its kernel died: {panic[0].strip()}"
+    return f"{what}{ended}" + (f"; console ends: {' | '.join(lines[-8:])}" if lines else "")
+
+
+def _advise(host: Host) -> str:
+    """A /dev/kvm that opens is not yet one that boots a guest: some hosts offer it in software only."""
+    if host.choice.accel != "kvm":
+        return ""
+    return " (NIMBUS_ACCEL=kvm: this host's /dev/kvm may not work for guests; NIMBUS_ACCEL=tcg does without)"
 
 
 def _first(group: BaseExceptionGroup[NimbusError]) -> NimbusError:

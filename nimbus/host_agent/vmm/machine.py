@@ -78,7 +78,7 @@ class Machine:
             total = (await self.keeper.console(1 << 62)).total
             return (await self.keeper.console(max(0, total - limit_bytes))).data[-limit_bytes:]
         except (KeeperGone, Unavailable):
-            return await trio.to_thread.run_sync(_read_end, self.plan.paths.folder / CONSOLE_TAIL, limit_bytes)
+            return await trio.to_thread.run_sync(read_console_file, self.plan, limit_bytes)
 
     async def kill(self, reason: str) -> None:
         """Ask the keeper to kill the VM now; the next step is teardown, which does not depend on the answer."""
@@ -86,9 +86,10 @@ class Machine:
             await self.keeper.kill(reason)
 
 
-def _read_end(path: Path, limit_bytes: int) -> bytes:
+def read_console_file(plan: VmPlan, limit_bytes: int) -> bytes:
+    """The console's end as the keeper left it; nothing where it left none."""
     try:
-        return path.read_bytes()[-limit_bytes:]
+        return (plan.paths.folder / CONSOLE_TAIL).read_bytes()[-limit_bytes:]
     except FileNotFoundError:
         return b""
 
