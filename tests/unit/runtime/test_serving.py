@@ -104,28 +104,23 @@ async def test_an_upload_waits_while_nobody_reads_it() -> None:
             total += len(data)
         return json_response({"total": total})
 
-    sent = 0
     size = 64 * 1024 * 1024
-    async with served(app) as port:
-        stream = await trio.open_tcp_stream("127.0.0.1", port)
-        head = f"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
+    head = f"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
+    async with served(app) as port, await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(head.encode())
         await begun.wait()
-        with trio.move_on_after(2):  # long enough for loopback to carry all of it, were it let in
+        sent = 0
+        with trio.move_on_after(1):  # long enough for loopback to carry all of it, were it let in
             while sent < size:
-                await stream.send_all(CHUNK)
-                sent += len(CHUNK)
+                sent += await stream.socket.send(CHUNK[: size - sent])
         held_back = sent
         may_read.set()
-        rest = size - sent
-        while rest > 0:
-            await stream.send_all(CHUNK[:rest])
-            rest -= len(CHUNK)
+        while sent < size:
+            sent += await stream.socket.send(CHUNK[: size - sent])
         heard = b"".join([data async for data in stream])
-        await stream.aclose()
 
     assert held_back < 20 * 1024 * 1024  # the kernel's own buffers and a little of ours
-    assert heard.startswith(b"HTTP/1.1 200") or heard == b""
+    assert heard.endswith(b'{"total":%d}' % size)
     assert largest <= serving.BODY_HIGH_BYTES + 2 * len(CHUNK)
 
 
