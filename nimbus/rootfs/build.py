@@ -77,7 +77,7 @@ def _make_files(build: Build, packages: Packages, init: bytes, e2fsprogs: str) -
     kernel_step = Step("kernel", 1, {"package": packages.kernel.sha256, "modules": ",".join(modules.WANTED)})
     from_kernel = run_step(store, kernel_step, partial(_make_kernel, build, packages), force=force)
     module_archive = from_kernel.blobs["modules"]
-    init_step = Step("initramfs", 1, {"modules": module_archive.sha256, "init": _sha256(init)})
+    init_step = Step("initramfs", 2, {"modules": module_archive.sha256, "init": _sha256(init)})
     from_init = run_step(store, init_step, partial(_make_initramfs, build, module_archive.sha256, init), force=force)
     inputs = {"busybox": packages.busybox.sha256, "files": _digest_files(build.files), "e2fsprogs": e2fsprogs}
     from_base = run_step(store, Step("rootfs", 1, inputs), partial(_make_rootfs, build, packages), force=force)
@@ -110,7 +110,7 @@ def _is_kernel_file(path: str) -> bool:
 def _make_initramfs(build: Build, modules_sha256: str, init: bytes) -> Outputs:
     build.progress("packing the initramfs")
     archive = build.store.blob_path(modules_sha256).read_bytes()
-    packed = initramfs.compress(initramfs.render_cpio(initramfs.plan_init(init)) + archive)
+    packed = initramfs.render_cpio(initramfs.plan_init(init)) + archive
     return Outputs({"initramfs": put_bytes(build.store, packed, replace=build.force)})
 
 
