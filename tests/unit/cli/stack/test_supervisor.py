@@ -145,8 +145,8 @@ async def test_a_service_that_ignores_the_stop_signal_is_killed_with_its_childre
             grandchild = os.pidfd_open(int(await trio.Path(tmp_path / "grandchild").read_text()))
             leader = identify(child.pid)
     assert not is_alive(leader)
-    with os.fdopen(grandchild):
-        assert ends_within(grandchild, LIMIT_S)  # it is init's by now, whose reaping nobody waits for
+    assert ends_within(grandchild, LIMIT_S)  # it is init's by now, whose reaping nobody waits for
+    os.close(grandchild)
 
 
 async def test_what_a_service_prints_is_in_its_log_and_stdin_is_given(tmp_path: Path) -> None:
