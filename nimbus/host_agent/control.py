@@ -7,7 +7,7 @@ talks to GitHub or a database. Errors come mapped: Fenced, Unavailable, Gone, Un
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx2
 import trio
@@ -51,6 +51,7 @@ class ControlPlane:
         self.lease_ttl_s = reply.lease_ttl_s
         early_s = min(REFRESH_EARLY_S, reply.expires_in_s / 2)
         self._token = _Token(reply.token, trio.current_time() + reply.expires_in_s - early_s)
+        self._who = replace(self._who, held=None)  # said once: said again, it would give up what was leased since
 
     async def lease(self, request: LeaseRequest) -> Grant | None:
         """Wait for a machine request for up to `request.wait_s`; None where there was none."""

@@ -28,6 +28,7 @@ from nimbus.wire.leaseapi import HeldState, JobLink, RenewReply, RenewRequest
 log = structlog.get_logger()
 
 RENEW_EVERY = 1 / 3  # of the ttl: two renewals may fail before the deadline
+RENEW_MAX_S = 10.0  # a wish to cancel, and the link to a job, arrive with a renewal: people wait for the first
 RETRY_S = 1.0  # between failed renewals, with jitter
 
 
@@ -104,7 +105,7 @@ class HeldLease:
 
     async def keep_renewing(self) -> None:
         """Renew until cancelled. A refusal of any kind but a fence is met with patience."""
-        wait_s = self._ttl_s * RENEW_EVERY
+        wait_s = self._pause_s()
         while True:
             with trio.move_on_after(wait_s * random.uniform(0.8, 1.0)):  # noqa: S311 - spreads agents, keeps no secret
                 await self._hurry.wait()
@@ -115,13 +116,16 @@ class HeldLease:
             try:
                 with trio.move_on_after(self._ttl_s * RENEW_EVERY):
                     await self.renew()
-                wait_s = self._ttl_s * RENEW_EVERY
+                wait_s = self._pause_s()
             except (Fenced, Conflict) as error:
                 self._give_up(str(error))
                 return
             except NimbusError as error:
                 log.warning("lease.renewal_failed", machine=self.key.machine_id, error=str(error))
                 wait_s = min(RETRY_S, self._ttl_s * RENEW_EVERY / 4)
+
+    def _pause_s(self) -> float:
+        return min(self._ttl_s * RENEW_EVERY, RENEW_MAX_S)
 
     def _give_up(self, why: str) -> None:
         self.lost = why

@@ -51,7 +51,8 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
         control = ControlPlane(
             http,
             settings.control_plane_token.get_secret_value(),
-            EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib),
+            # the reaper has just ended every VM of a former agent: the control plane need not wait for its leases
+            EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, held=()),
         )
         log.info("agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where)
         async with trio.open_nursery() as machines:

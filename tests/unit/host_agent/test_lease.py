@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from nimbus.host_agent.lease import open_lease
+from nimbus.host_agent.lease import RENEW_MAX_S, open_lease
 from nimbus.model.errors import Fenced, Unavailable
 from nimbus.model.lease import LeaseKey, LeasePolicy
 from nimbus.wire.leaseapi import JobLink, RenewReply, RenewRequest
@@ -165,3 +165,17 @@ async def test_the_control_plane_hears_at_once_that_the_command_runs(autojump_cl
     heard_at, state = plane.heard[-1]
     assert state == "running"
     assert heard_at == pytest.approx(began)
+
+
+async def test_a_wish_to_cancel_is_heard_within_seconds_however_long_the_lease(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    wished_at_s = trio.current_time() + 1000
+
+    def answer(_: int) -> RenewReply:
+        return RenewReply(3600, cancel=trio.current_time() >= wished_at_s)
+
+    async with open_lease(Plane(answer), KEY, POLICY, virtual_ns) as lease:
+        await lease.stop.wait()
+        heard_at_s = trio.current_time()
+    assert 0 <= heard_at_s - wished_at_s <= RENEW_MAX_S
