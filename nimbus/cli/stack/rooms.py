@@ -182,7 +182,8 @@ def _agent(plan: StackPlan) -> Service:
         "NIMBUS_AGENT_METRICS_PORT": str(plan.ports.agent_metrics),
     }
     if plan.sim:
-        env["NIMBUS_GUEST_PORTS"] = f"{SIM_GUEST_PORT}={LOOPBACK}:{plan.ports.sim}"
+        sim_port = f"{SIM_GUEST_PORT}={LOOPBACK}:{plan.ports.sim}"
+        env["NIMBUS_GUEST_PORTS"] = ",".join(filter(None, (plan.environ.get("NIMBUS_GUEST_PORTS"), sim_port)))
     argv, environment = _module(plan, "nimbus.host_agent.main", env)
     return Service(
         name="host-agent",
