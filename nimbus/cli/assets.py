@@ -65,7 +65,8 @@ def build(name: str, as_json: bool, force: bool) -> None:
     if as_json:
         print(json.dumps(_describe(built.manifest) | {"changed": built.changed}))
         return
-    what = "built" if built.changed else "up to date"
+    same = "made anew, the same bytes as before" if force else "up to date"
+    what = "built" if built.changed else same
     print(f"image {name}: {what} in {time.monotonic() - started:.2f} s")
     _print_files(built.manifest)
 

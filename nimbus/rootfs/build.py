@@ -60,16 +60,24 @@ def build_image(build: Build) -> Built:
     debian.check_platform()
     init = _read_init(build.init)
     e2fsprogs = run_e2fs("mke2fs", "-V").split("\n", 1)[0]
-    with _builders_lock(build):
-        sweep_staging(build.store)
-        packages = fetch_packages(build.store, build.progress)
-        made = _make_files(build, packages, init, e2fsprogs)
-        files = {role: blob for outputs in made for role, blob in outputs.blobs.items() if role != "modules"}
-        provenance = _provenance(packages, build.files, init, e2fsprogs)
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        release = made[0].facts["kernel_release"]
-        changed = put_manifest(build.store, Manifest(build.name, created, release, files, provenance))
-        return Built(read_manifest(build.store, build.name), changed)
+    try:
+        with _builders_lock(build):
+            sweep_staging(build.store)
+            return _build_locked(build, init, e2fsprogs)
+    except OSError as error:  # a full disk, a folder of another user
+        where = error.filename or build.store.root
+        raise HostFault(f"the image cannot be written: {where}: {error.strerror}; is NIMBUS_STATE_DIR right?") from None
+
+
+def _build_locked(build: Build, init: bytes, e2fsprogs: str) -> Built:
+    packages = fetch_packages(build.store, build.progress, ask_again=build.force)
+    made = _make_files(build, packages, init, e2fsprogs)
+    files = {role: blob for outputs in made for role, blob in outputs.blobs.items() if role != "modules"}
+    provenance = _provenance(packages, build.files, init, e2fsprogs)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    release = made[0].facts["kernel_release"]
+    changed = put_manifest(build.store, Manifest(build.name, created, release, files, provenance))
+    return Built(read_manifest(build.store, build.name), changed)
 
 
 def _make_files(build: Build, packages: Packages, init: bytes, e2fsprogs: str) -> tuple[Outputs, Outputs, Outputs]:

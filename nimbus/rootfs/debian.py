@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -21,8 +22,6 @@ from urllib.parse import unquote
 from nimbus.model.errors import HostFault, Refused
 from nimbus.storage.content import hash_file
 
-_SYSTEM_LISTS = Path("/var/lib/apt/lists")
-_SYSTEM_SOURCES = Path("/etc/apt")
 _TOOL_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 
@@ -41,7 +40,7 @@ class Apt:
     """The distribution's client, reading the machine's own lists or, where it has none, lists of ours."""
 
     options: tuple[str, ...] = ()
-    lists: Path = _SYSTEM_LISTS
+    lists: Path | None = None
 
 
 def check_platform() -> None:
@@ -58,8 +57,6 @@ def check_platform() -> None:
 
 def private_apt(folder: Path) -> Apt:
     """A client whose lists and cache are ours, so that a plain user can refresh them."""
-    for name in ("lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
     options = (
         *("-o", f"Dir::State::lists={folder / 'lists'}", "-o", f"Dir::Cache={folder / 'cache'}"),
         *("-o", "APT::Sandbox::User=", "-o", "Debug::NoLocking=1"),
@@ -67,18 +64,35 @@ def private_apt(folder: Path) -> Apt:
     return Apt(options, folder / "lists")
 
 
-def fingerprint_lists(*lists: Path) -> str:
+def fingerprint_archive(private: Apt) -> str:
     """Changes when apt's idea of the archive changes: cheap, so that a build with nothing to do asks apt nothing."""
+    system = _read_places()
+    paths = [system["SOURCES"], *_listing(system["PARTS"], "*"), *_listing(system["LISTS"], "*Packages*")]
+    if private.lists is not None:
+        paths += _listing(private.lists, "*Packages*")
     digest = hashlib.sha256()
-    for root, pattern in ((_SYSTEM_SOURCES, "sources.list*/**/*"), *((path, "*Packages*") for path in lists)):
-        paths = sorted({*root.glob(pattern), *root.glob("sources.list")}) if root.is_dir() else []
-        for path in paths:
+    for path in paths:
+        if path.is_file():
             stat = path.stat()
             digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
+def _listing(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern)) if folder.is_dir() else []
+
+
+def _read_places() -> dict[str, Path]:
+    """Where this machine's apt keeps its lists and sources, which an administrator may have moved."""
+    asked = ("LISTS", "Dir::State::lists/d", "SOURCES", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d")
+    lines = _run(("apt-config", "shell", *asked), "say where its lists are").splitlines()
+    return {key: Path(shlex.split(value)[0]) for key, _, value in (line.partition("=") for line in lines)}
+
+
 def refresh_lists(apt: Apt) -> None:
+    if apt.lists is not None:
+        (apt.lists / "partial").mkdir(parents=True, exist_ok=True)
+        (apt.lists.parent / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
     _run(("apt-get", *apt.options, "-q", "update"), "fetch the package lists")
 
 
@@ -113,11 +127,16 @@ def find_dependency(apt: Apt, package: str, prefix: str) -> str:
     raise HostFault(f"{package} depends on no package that starts with {prefix}")
 
 
+def is_fetched(deb: Deb, folder: Path) -> bool:
+    path = folder / deb.file_name
+    return path.is_file() and hash_file(path).sha256 == deb.sha256
+
+
 def fetch_deb(apt: Apt, deb: Deb, folder: Path) -> Path:
     """The package file in `folder`, checked against the index; fetched unless it is there already."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / deb.file_name
-    if path.is_file() and hash_file(path).sha256 == deb.sha256:
+    if is_fetched(deb, folder):
         return path
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as name:
         exact = f"{deb.package}={deb.version}"

@@ -31,41 +31,41 @@ class Packages:
     busybox_path: Path
 
 
-def fetch_packages(store: ImageStore, progress: Callable[[str], None]) -> Packages:
-    """Choose, download what is not there, verify."""
-    private = store.cache / "apt"
+def fetch_packages(store: ImageStore, progress: Callable[[str], None], *, ask_again: bool = False) -> Packages:
+    """Choose, download what is not there, verify. `ask_again` forgets what was chosen last time."""
+    private = debian.private_apt(store.cache / "apt")
     memo = store.cache / "selection.json"
-    fingerprint = debian.fingerprint_lists(Apt().lists, private / "lists")
-    remembered = _read_memo(memo, fingerprint)
-    if remembered is not None and all((store.cache / "debs" / deb.file_name).is_file() for deb in remembered):
-        return _fetch(store, Apt(), remembered, lambda _: None)
+    remembered = None if ask_again else _read_memo(memo, debian.fingerprint_archive(private))
+    if remembered is not None and all(debian.is_fetched(deb, _folder(store)) for deb in remembered):
+        return _packages(store, remembered)
     try:
         progress("asking apt for the current kernel")
-        apt = Apt()
-        chosen = _choose(apt)
-        packages = _fetch(store, apt, chosen, progress)
+        chosen = _fetch(store, Apt(), progress)
     except HostFault as error:
-        progress(f"fetching package lists of our own ({error})")
-        apt = debian.private_apt(private)
-        debian.refresh_lists(apt)
-        chosen = _choose(apt)
-        packages = _fetch(store, apt, chosen, progress)
-    fingerprint = debian.fingerprint_lists(Apt().lists, private / "lists")
-    _write_memo(memo, fingerprint, chosen)
-    return packages
+        progress(f"fetching package lists of our own: {error}")
+        debian.refresh_lists(private)
+        chosen = _fetch(store, private, progress)
+    _write_memo(memo, debian.fingerprint_archive(private), chosen)
+    return _packages(store, chosen)
 
 
-def _choose(apt: Apt) -> tuple[Deb, Deb]:
+def _fetch(store: ImageStore, apt: Apt, progress: Callable[[str], None]) -> tuple[Deb, Deb]:
     kernel = debian.find_dependency(apt, KERNEL_META, "linux-image-")
-    return debian.find_deb(apt, kernel), debian.find_deb(apt, BUSYBOX)
-
-
-def _fetch(store: ImageStore, apt: Apt, chosen: tuple[Deb, Deb], progress: Callable[[str], None]) -> Packages:
-    paths = []
+    chosen = debian.find_deb(apt, kernel), debian.find_deb(apt, BUSYBOX)
     for deb in chosen:
         progress(f"fetching {deb.package} {deb.version}")
-        paths.append(debian.fetch_deb(apt, deb, store.cache / "debs"))
-    return Packages(chosen[0], paths[0], chosen[1], paths[1])
+        debian.fetch_deb(apt, deb, _folder(store))
+    return chosen
+
+
+def _packages(store: ImageStore, chosen: tuple[Deb, Deb]) -> Packages:
+    kernel, busybox = chosen
+    folder = _folder(store)
+    return Packages(kernel, folder / kernel.file_name, busybox, folder / busybox.file_name)
+
+
+def _folder(store: ImageStore) -> Path:
+    return store.cache / "debs"
 
 
 def _read_memo(path: Path, fingerprint: str) -> tuple[Deb, Deb] | None:
