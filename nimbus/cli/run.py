@@ -16,9 +16,9 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import click
-import structlog
 import trio
 
+from nimbus.cli.events import quiet_events
 from nimbus.host import caps
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.guest import OutputSink
@@ -150,7 +150,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter for each option: click's own 
     The VM is thrown away afterwards, whatever happens: Ctrl-C, SIGTERM, even SIGKILL of this command.
     Exit status: the command's; 124 after --timeout; 125 where Nimbus or the host failed; 2 for bad usage.
     """
-    quiet_logs()
+    quiet_events()
     settings = read_settings(HostSettings)
     host = find_host(settings)
     command = Command(cmd, parse_env(env), workdir, user, timeout, settings.vm_shutdown_grace)
@@ -253,8 +253,3 @@ async def _watch_signals(
         async for signum in signals:
             caught.append(signum)
             scope.cancel()
-
-
-def quiet_logs() -> None:
-    """Events of the agent's modules are for operators; a person at a terminal sees warnings only."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30), cache_logger_on_first_use=True)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import click
 import trio
 
+from nimbus.cli.events import quiet_events
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.reaper import ReapReport, reap
@@ -60,6 +61,7 @@ def purge(vm: str | None, everything: bool, as_json: bool) -> None:
     """
     if (vm is None) == (not everything):
         raise Refused("name one VM, or say --all")
+    quiet_events()
     layout = find_layout(read_settings(HostSettings))
     report = trio.run(_purge, layout, VmId(vm) if vm else None)
     if as_json:

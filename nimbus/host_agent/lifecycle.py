@@ -24,7 +24,7 @@ from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import VmPaths, render_plan
 from nimbus.host_agent.serve import Lease, Life, serve_vm
-from nimbus.host_agent.teardown import teardown
+from nimbus.host_agent.teardown import end_vmm, teardown
 from nimbus.model.errors import GuestFault, HostFault, NimbusError
 from nimbus.model.ids import VmId, new_vm_id
 from nimbus.model.record import Record
@@ -70,7 +70,11 @@ async def run_machine(host: Host, order: Order, lease: Lease) -> Outcome:
         try:
             plan, boot = await build_vm(host, record, order.shape, order.image, phases)
             async with order.open_sink(plan.paths) as sink:
-                await serve_vm(host, plan, boot, lease, order.command, sink, life)
+                try:
+                    await serve_vm(host, plan, boot, lease, order.command, sink, life)
+                finally:
+                    # Before the sink is closed: its last words may travel for seconds, and the guest must not go on.
+                    await end_vmm(host.layout, record)  # noqa: ASYNC102 - its shield and limit are inside
         except NimbusError as caught:
             error = caught
         finally:

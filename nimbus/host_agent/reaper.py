@@ -48,10 +48,10 @@ async def reap(layout: HostLayout, *, living: bool, only: VmId | None = None) ->
     report = ReapReport()
     ledger = Ledger(layout.ledger)
     nameless = await in_thread(partial(find_nameless, layout))  # before the records: a VM being made has its record
-    for vm in [only] if only else await in_thread(ledger.vms):
+    recorded = await in_thread(ledger.vms)
+    for vm in [only] if only else recorded:
         await _reap_record(layout, ledger, vm, living, report)
-    known = set(await in_thread(ledger.vms))
-    for vm in sorted(nameless - known):
+    for vm in sorted(nameless - set(recorded)):
         if only in (None, vm):
             await _sweep(layout, vm, report)
     if report.reaped or report.stuck:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import trio
 
-from nimbus.cli.run import open_local_lease, quiet_logs
+from nimbus.cli.events import quiet_events
+from nimbus.cli.run import open_local_lease
 from nimbus.host.inventory import Territory
 from nimbus.host_agent.lifecycle import run_machine
 from tests.hosts import Collected, make_host
@@ -49,7 +50,7 @@ async def run(territory: Territory, saboteur: Saboteur) -> None:
 
 def main() -> None:
     state, runtime, mode, at = sys.argv[1:]
-    quiet_logs()
+    quiet_events()
     saboteur = Saboteur(mode, int(at))
     trio.run(run, Territory(Path(state), Path(runtime)), saboteur, instruments=[saboteur])
     print(saboteur.steps)  # noqa: T201 - the caller reads it
