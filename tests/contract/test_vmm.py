@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import trio
 
 from nimbus.cli.run import open_local_lease
+from nimbus.host_agent.guest import OutputSink
 from nimbus.host_agent.lifecycle import Order, Outcome, run_machine
+from nimbus.host_agent.plan import VmPaths
 from nimbus.host_agent.vmm.choice import choose_vmm
 from nimbus.model.errors import HostFault, Refused
 from nimbus.model.vm import Ending, ExitReason, GuestExit
@@ -130,6 +134,20 @@ def vmm_pids(host: TestHost) -> list[int]:
     for name in cgroup.list_cgroups(host.territory.prefix):
         found += [int(pid) for pid in (cgroup.cgroup_dir(name) / "vmm" / "cgroup.procs").read_text().split()]
     return found
+
+
+async def test_the_vmm_has_ended_before_the_output_sink_is_closed(host: TestHost) -> None:
+    out, alive = Collected(), [-1]
+
+    @asynccontextmanager
+    async def open_sink(_: VmPaths) -> AsyncIterator[OutputSink]:
+        yield out
+        alive[:] = vmm_pids(host)
+        await trio.lowlevel.checkpoint()
+
+    outcome = await run(host, replace(host.order("true", sink=out), open_sink=open_sink))
+    assert outcome.ending is Ending.DONE
+    assert alive == []
 
 
 async def test_cancelling_a_run_tears_it_down(host: TestHost) -> None:
