@@ -43,7 +43,7 @@ def running_gate(address: str = "127.0.0.1") -> Iterator[Gate]:
     """A shut door on a free port; opened at the end, so that nobody waits for ever."""
 
     class Door(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the library's name for it
+        def do_GET(self) -> None:
             gate.wait()
             self.send_response(200)
             self.end_headers()
