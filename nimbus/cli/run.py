@@ -11,8 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 
 import click
@@ -34,6 +34,7 @@ from nimbus.storage.content import ImageStore
 from nimbus.storage.images import Image, resolve_image
 
 _SIZE = re.compile(r"([0-9]+)\s*([kmgt]?)i?b?", re.IGNORECASE)
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _UNITS = {"": 20, "k": 10, "m": 20, "g": 30, "t": 40}  # a bare number is MiB, as the VMMs read it
 
 
@@ -160,7 +161,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter for each option: click's own 
     if not quiet:
         click.echo(f"nimbus: {found.name if found else 'no image'} on {host.choice.label}", err=True)
     sink = TerminalSink(2 if as_json else 1, 2)
-    outcome, signum = trio.run(_run, host, shape, found, command, sink)
+    outcome, signum = run_until_signal(host, shape, found, command, sink)
     _tell(host, outcome, signum, as_json)
     sys.exit(exit_status(outcome, signum))
 
@@ -220,36 +221,66 @@ def _resolve(host: Host, image: str) -> Image | None:
     return resolve_image(store, image, kernel=host.kernel_override, rootfs=host.rootfs_override)
 
 
-async def _run(
+def note_signals() -> tuple[list[int], list[signal.Signals]]:
+    """From here on the signals that end a run are noted in the list, and do nothing else by themselves.
+
+    SIGINT and SIGHUP stay ignored where our caller had them ignored (nohup, a script's background job): the second
+    value lacks them.
+    """
+    caught: list[int] = []
+    unheeded = {signum for signum in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(signum) is signal.SIG_IGN}
+    heeded = [signum for signum in ENDING_SIGNALS if signum not in unheeded]
+    for signum in heeded:
+        signal.signal(signum, lambda number, _: caught.append(number))
+    return caught, heeded
+
+
+def run_until_signal(
     host: Host, shape: Shape, image: Image | None, command: Command, sink: TerminalSink
 ) -> tuple[Outcome | None, int | None]:
     """The outcome, or the signal that ended the run before there was one. Either way nothing is left."""
-    caught: list[int] = []
-    outcome: Outcome | None = None
-
-    async def give_command() -> Command:  # noqa: ASYNC124 - a lease's command comes over the network, this one is here
-        return command
-
-    @asynccontextmanager
-    async def open_sink(_: VmPaths) -> AsyncIterator[OutputSink]:
-        yield sink
-
-    with open_local_lease() as lease:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_watch_signals, caught, nursery.cancel_scope)
-            outcome = await run_machine(host, Order(shape, image, give_command, open_sink), lease)
-            nursery.cancel_scope.cancel()
+    caught, heeded = note_signals()
+    outcome = trio.run(_run, host, Order(shape, image, _giving(command), _opening(sink)), caught, heeded)
+    for signum in heeded:
+        signal.signal(
+            signum, signal.SIG_IGN
+        )  # all is done: another Ctrl-C must not change the status that we exit with
     if sink.reader_left:
         caught.append(signal.SIGPIPE)  # what would have ended the command on this host
     return outcome, caught[0] if caught else None
 
 
-async def _watch_signals(
-    caught: list[int], scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
+async def _run(host: Host, order: Order, caught: list[int], heeded: list[signal.Signals]) -> Outcome | None:
+    scope = trio.CancelScope()  # around the run alone: whoever hears the signals must live until teardown is over
+    outcome: Outcome | None = None
+    with open_local_lease() as lease, trio.open_signal_receiver(*heeded) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_hear_signals, signals, caught, scope)
+            if caught:
+                scope.cancel()
+            with scope:
+                outcome = await run_machine(host, order, lease)
+            nursery.cancel_scope.cancel()
+    return outcome
+
+
+async def _hear_signals(signals: AsyncIterator[int], caught: list[int], scope: trio.CancelScope) -> None:
     """The first signal cancels the run, and teardown follows; later ones are heard and change nothing."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        task_status.started()
-        async for signum in signals:
-            caught.append(signum)
-            scope.cancel()
+    async for signum in signals:
+        caught.append(signum)
+        scope.cancel()
+
+
+def _giving(command: Command) -> Callable[[], Awaitable[Command]]:
+    async def give() -> Command:  # noqa: ASYNC124 - a lease's command comes over the network, this one is here
+        return command
+
+    return give
+
+
+def _opening(sink: TerminalSink) -> Callable[[VmPaths], AbstractAsyncContextManager[OutputSink]]:
+    @asynccontextmanager
+    async def open_sink(_: VmPaths) -> AsyncIterator[OutputSink]:
+        yield sink
+
+    return open_sink
