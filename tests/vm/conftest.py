@@ -1,0 +1,42 @@
+"""A terminal for each test; whatever its VMs leave behind fails the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.hosts import BUILT_IMAGES, is_root, require_guest
+from tests.oracle import open_territory, watch_leaks
+from tests.vm.terminal import Terminal
+
+
+@contextmanager
+def open_terminal() -> Iterator[Terminal]:
+    with open_territory() as territory:
+        (territory.state_root / "images").symlink_to(BUILT_IMAGES)
+        with watch_leaks(territory):
+            yield Terminal(territory)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """One person's shell."""
+    _require_vms()
+    with open_terminal() as opened:
+        yield opened
+
+
+@pytest.fixture
+def other_terminal() -> Iterator[Terminal]:
+    """Another's, with another state root, on the same host."""
+    _require_vms()
+    with open_terminal() as opened:
+        yield opened
+
+
+def _require_vms() -> None:
+    if not is_root():
+        pytest.skip("needs root: namespaces, cgroups and mounts")
+    require_guest()
