@@ -91,18 +91,28 @@ class Stack:
         lines = (self.state / "secrets.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)[name]
 
+    def kill(self, service: str) -> None:
+        """SIGKILL for one service; returns when the supervisor has a new one that is ready."""
+        old = self.pids()[service]
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: self.pids()[service] != old, f"a new {service}")
+
     def kill_all(self) -> None:
         """SIGKILL for the supervisor and every process that it started; the VMs' keepers are none of them."""
-        victims = [self.popen.pid, *self.pids().values()]
-        fds = [os.pidfd_open(pid) for pid in victims]
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
-        for fd in fds:
+        victims = [os.pidfd_open(pid) for pid in (self.popen.pid, *self.pids().values())]
+        for victim in victims:
+            with suppress(ProcessLookupError):  # the kernel kills most of them when the supervisor goes
+                signal.pidfd_send_signal(victim, signal.SIGKILL)
+        for victim in victims:
             poll = select.poll()
-            poll.register(fd, select.POLLIN)
+            poll.register(victim, select.POLLIN)
             assert poll.poll(LIMIT_S * 1000), "a killed process did not end"
-            os.close(fd)
+            os.close(victim)
         self.popen.wait(LIMIT_S)
+
+    def vms(self) -> list[Json]:
+        """What `nimbus vms list` says of this host and state folder."""
+        return list(json.loads(self.run("vms", "list", "--json").stdout))
 
     # -- the command -------------------------------------------------------------------------------
 

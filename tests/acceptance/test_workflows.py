@@ -9,6 +9,7 @@ import jwt
 import pytest
 
 from nimbus.wire.github import app_jwt_claims
+from tests.acceptance.gate import WAIT, Gate
 from tests.acceptance.stack import Github, Stack, wait_idle, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.services, pytest.mark.vm, pytest.mark.slow]
@@ -45,11 +46,17 @@ def test_a_failing_step_ends_in_failure_with_its_output_and_the_machine_is_well(
     assert "the last words" in stack.run("logs", "--job-id", str(job["job_id"])).stdout
 
 
-def test_runners_are_gone_from_github_when_their_jobs_are(stack: Stack, github: Github) -> None:
-    run = github.start("true")
+def test_runners_are_gone_from_github_when_their_jobs_are(stack: Stack, github: Github, gate: Gate) -> None:
+    run = github.start(f"echo begun; {WAIT}")
+    (told,) = run["jobs"]
+    job = stack.wait_job(told["job_id"], "in_progress")
+    during = list_runners(stack, github)
+    gate.open()
     github.wait_end(run)
     wait_idle(stack)
-    assert list_runners(stack, github) == []
+    gate.shut()
+    assert job["runner_name"] in during
+    assert job["runner_name"] not in list_runners(stack, github)
 
 
 def test_a_job_cancelled_on_github_while_it_runs_ends_cancelled(stack: Stack, github: Github) -> None:
@@ -83,8 +90,8 @@ def test_a_job_cancelled_while_the_host_is_full_boots_nothing(stack: Stack, gith
     assert (after["cancelled"], after["done"]) == (before["cancelled"] + 2, before["done"])
 
 
-def list_runners(stack: Stack, github: Github) -> list[object]:
-    """GitHub's list of runners of the repository, asked for as the App."""
+def list_runners(stack: Stack, github: Github) -> set[str]:
+    """The names of GitHub's runners of the repository, asked for as the App."""
     key = (stack.state / "github-app.pem").read_text()
     app = jwt.encode(app_jwt_claims("1", time.time()), key, algorithm="RS256")
     minted = httpx2.post(
@@ -95,4 +102,4 @@ def list_runners(stack: Stack, github: Github) -> list[object]:
         f"{github.url}/repos/nimbus-demo/hello/actions/runners", headers={"Authorization": f"Bearer {token}"}
     )
     assert answer.status_code == 200
-    return list(answer.json()["runners"])
+    return {runner["name"] for runner in answer.json()["runners"]}

@@ -1,0 +1,77 @@
+"""SIGKILL for the host agent in the middle of its work: the next one ends what it left, and touches nobody else's."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.gate import WAIT, Gate
+from tests.acceptance.stack import (
+    LIMIT_S,
+    Github,
+    Stack,
+    clean_environment,
+    find_leaks,
+    nimbus_argv,
+    prepare_state,
+    wait_idle,
+    wait_until,
+)
+from tests.guests import count_boots
+
+pytestmark = [pytest.mark.root, pytest.mark.services, pytest.mark.vm, pytest.mark.slow]
+
+TALE = f"echo begun; {WAIT}; echo ended"
+
+
+@contextmanager
+def running_neighbour(state: Path, gate: Gate) -> Iterator[subprocess.Popen[str]]:
+    """A `nimbus run` of somebody on this host, whose command has begun and waits at the gate."""
+    env = clean_environment(state, NIMBUS_GUEST_PORTS=gate.guest_ports)
+    argv = nimbus_argv("run", "--", "sh", "-c", TALE)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as run:
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "begun\n"
+            count_boots("qemu", 1)
+            yield run
+        finally:
+            run.terminate()  # it has ended by now, unless the test failed
+
+
+def test_its_vms_are_reaped_its_jobs_go_on_elsewhere_or_are_lost_and_neighbours_live(
+    stack: Stack, github: Github, gate: Gate, tmp_path: Path
+) -> None:
+    elsewhere = prepare_state(tmp_path)
+    gate.shut()
+    with running_neighbour(elsewhere, gate) as stranger, running_neighbour(stack.state, gate) as housemate:
+        ours = stack.submit(TALE)
+        (told,) = github.start(f"echo begun; {WAIT}")["jobs"]
+        for job_id in (ours, told["job_id"]):
+            stack.wait_job(job_id, "in_progress")
+            stack.wait_output(job_id, "begun")
+        before = {row["vm"] for row in stack.vms() if row["lease"] != "local"}
+
+        stack.kill("host-agent")
+
+        lost = stack.wait_job(told["job_id"], "lost")
+        wait_until(lambda: stack.job(ours)["machines"][0]["fence"] == 2, "our own job is leased again")
+        after = {row["vm"] for row in stack.vms()}
+        gate.open()
+        again = stack.wait_job(ours, "completed")
+        told_by = [run.communicate(timeout=LIMIT_S)[0] for run in (stranger, housemate)]
+    gate.shut()
+    count_boots("qemu", 2)  # those that died with the agent
+    wait_idle(stack)
+    assert (len(before), before & after) == (2, set())
+    assert (again["conclusion"], again["machines"][0]["fence"]) == ("success", 2)
+    assert stack.output(ours) == "begun\nbegun\nopen\nended\n"
+    assert (lost["conclusion"], "was started anew" in lost["cause"]) == (None, True)
+    assert (lost["machines"][0]["state"], lost["machines"][0]["fence"]) == ("lost", 1)
+    assert told_by == ["open\nended\n"] * 2
+    assert (stranger.returncode, housemate.returncode) == (0, 0)
+    assert find_leaks(elsewhere) == ()
