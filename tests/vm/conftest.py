@@ -16,8 +16,13 @@ from tests.vm.terminal import Terminal
 def open_terminal() -> Iterator[Terminal]:
     with open_territory() as territory:
         (territory.state_root / "images").symlink_to(BUILT_IMAGES)
-        with watch_leaks(territory):
-            yield Terminal(territory)
+        opened = Terminal(territory)
+        try:
+            with watch_leaks(territory):
+                yield opened
+        except BaseException:
+            opened.call("vms", "purge", "--all")  # one test's failure is not to be the next one's
+            raise
 
 
 @pytest.fixture

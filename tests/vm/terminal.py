@@ -23,6 +23,7 @@ from tests.guests import count_boots
 
 NIMBUS = (sys.executable, "-m", "nimbus")
 LIMIT_S = 120.0  # a guest boots in two seconds; on a machine that eight share, in thirty
+END_S = 10.0  # from a signal to the end of the process, teardown included, on a machine that others use too
 _LOOK_EVERY_S = 0.01
 
 Env = Mapping[str, str]
@@ -56,7 +57,7 @@ class Terminal:
 
     @contextmanager
     def start(self, *words: str, before: tuple[str, ...] = (), env: Env = NO_ENV) -> Iterator[Started]:
-        """`nimbus run WORDS` while the block runs; killed at its end if it still lives."""
+        """`nimbus run WORDS` while the block runs; asked to end, if it still lives, when the block does."""
         argv = [*before, *NIMBUS, "run", *words]
         process = subprocess.Popen(
             argv, env=self._env(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -64,6 +65,8 @@ class Terminal:
         with process:
             try:
                 yield process
+                process.terminate()
+                process.wait(END_S)
             finally:
                 process.kill()
         count_boots("qemu", 1)

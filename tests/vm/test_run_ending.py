@@ -7,11 +7,10 @@ import time
 
 import pytest
 
-from tests.vm.terminal import Started, Terminal, wait_until
+from tests.vm.terminal import END_S, Started, Terminal, wait_until
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
-END_S = 10.0  # from a signal to the end of the process, teardown included, on a machine that others use too
 ORPHAN_S = 2.0  # from SIGKILL of the supervisor to the death of its VM
 
 
