@@ -22,6 +22,8 @@ from urllib.parse import unquote
 from nimbus.model.errors import HostFault, Refused
 from nimbus.storage.content import hash_file
 
+# Or the candidate of a package that this host has installed may be the installed one, which no archive offers.
+_WITHOUT_HOST = ("-o", "Dir::State::status=/dev/null")
 _TOOL_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 
@@ -41,6 +43,9 @@ class Apt:
 
     options: tuple[str, ...] = ()
     lists: Path | None = None
+
+    def call(self, tool: str, *arguments: str) -> tuple[str, ...]:
+        return (tool, *_WITHOUT_HOST, *self.options, *arguments)
 
 
 def check_platform() -> None:
@@ -93,12 +98,12 @@ def refresh_lists(apt: Apt) -> None:
     if apt.lists is not None:
         (apt.lists / "partial").mkdir(parents=True, exist_ok=True)
         (apt.lists.parent / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    _run(("apt-get", *apt.options, "-q", "update"), "fetch the package lists")
+    _run(apt.call("apt-get", "-q", "update"), "fetch the package lists")
 
 
 def find_deb(apt: Apt, package: str) -> Deb:
     """The candidate of a package. HostFault where the lists do not know it."""
-    output = _run(("apt-get", *apt.options, "download", "--print-uris", package), f"look up {package}")
+    output = _run(apt.call("apt-get", "download", "--print-uris", package), f"look up {package}")
     deb = parse_print_uris(package, output)
     if deb is None:
         raise HostFault(f"apt has no candidate with a SHA256 for {package}: run `apt-get update`")
@@ -119,7 +124,7 @@ def parse_print_uris(package: str, output: str) -> Deb | None:
 
 def find_dependency(apt: Apt, package: str, prefix: str) -> str:
     """The one dependency of a metapackage that starts with `prefix`: which kernel `linux-image-cloud-amd64` means."""
-    output = _run(("apt-cache", *apt.options, "depends", "--important", package), f"look up {package}")
+    output = _run(apt.call("apt-cache", "depends", "--important", package), f"look up {package}")
     for line in output.splitlines():
         kind, _, name = line.strip().partition(": ")
         if kind.lstrip("|") == "Depends" and name.startswith(prefix):
@@ -140,7 +145,7 @@ def fetch_deb(apt: Apt, deb: Deb, folder: Path) -> Path:
         return path
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as name:
         exact = f"{deb.package}={deb.version}"
-        _run(("apt-get", *apt.options, "-q", "download", exact), f"download {exact}", cwd=Path(name))
+        _run(apt.call("apt-get", "-q", "download", exact), f"download {exact}", cwd=Path(name))
         found = Path(name) / deb.file_name
         if not found.is_file() or hash_file(found).sha256 != deb.sha256:
             raise HostFault(f"apt fetched {exact}, but not the file that its index names: run `apt-get update`")

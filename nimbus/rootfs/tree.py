@@ -39,14 +39,20 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        # Spaces and quotes are left out too: debugfs reads commands, and nothing of ours needs them.
-        clean = self.path == posixpath.normpath(self.path) and not self.path.startswith(("/", ".."))
-        if not clean or self.path == "." or any(c.isspace() or c in "\"\\'" or c == "\0" for c in self.path):
+        normal = self.path == posixpath.normpath(self.path)
+        if not normal or self.path.startswith("/") or self.path.split("/")[0] in {".", ".."} or _unquotable(self.path):
             raise HostFault(f"{self.path!r} cannot be a path in a guest's tree")
+        if self.kind is Kind.LINK and (not self.content or _unquotable(self.content.decode())):
+            raise HostFault(f"{self.path} cannot be a link to {self.content!r}")
 
     @property
     def st_mode(self) -> int:
         return self.kind.value | self.mode
+
+
+def _unquotable(text: str) -> bool:
+    """debugfs reads commands, one a line, in words: a name that is no plain word could be another command."""
+    return any(c.isspace() or not c.isprintable() or c in "\"\\'" for c in text)
 
 
 def file(path: str, content: bytes, mode: int = 0o644) -> Entry:

@@ -175,7 +175,7 @@ def _read_manifest(store: ImageStore, name: str) -> tuple[bytes, Manifest]:
         raise HostFault(f"{path} may not be read by this user: run as the owner of {store.root}") from None
     try:
         return raw, parse_manifest(json.loads(raw))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, Refused) as error:
         raise HostFault(
             f"manifest {path} cannot be understood ({error}); `{BUILD_COMMAND} --force` writes it anew"
         ) from None
