@@ -13,9 +13,11 @@ PYTHON ?=
 export PYTHON
 ARGS ?=
 WORKFLOW ?=
+ROUNDS ?=
+AT_ONCE ?=
 LINTED := nimbus tests bench native
 
-.PHONY: help setup setup-run build check format test test-pythons demo up run lock clean
+.PHONY: help setup setup-run build check format test test-pythons demo up run soak-run lock clean
 
 help: ## show this list
 	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
@@ -65,6 +67,10 @@ up: setup-run ## the whole stack with the fake GitHub; Ctrl-C stops it
 run: setup-run ## one command in a fresh microVM: make run ARGS='-- uname -r'
 	@$(BIN)/nimbus assets build
 	@$(BIN)/nimbus run $(ARGS)
+
+soak-run: setup ## 8 runs at once, 20 rounds, and big outputs (ROUNDS=5 AT_ONCE=4 changes that)
+	@$(BIN)/nimbus assets build
+	@$(BIN)/python -m bench.soak $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(AT_ONCE),--at-once $(AT_ONCE)) $(ARGS)
 
 bench-%: setup ## a measurement with bounds, for example bench-run; writes bench/results/NAME.json
 	@$(BIN)/nimbus assets build
