@@ -5,6 +5,8 @@ Never makes a VM's own disk: the agent clones the template (`host/disk.py`) and 
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from nimbus.model.errors import Refused
@@ -13,12 +15,13 @@ from nimbus.storage.ext4 import make_ext4
 
 MIN_OVERLAY_MIB = 16
 MAX_OVERLAY_MIB = 1 << 20  # 1 TiB: sparse, but a typing error all the same
-_FORMAT = 1  # part of the name, so that a later layout never meets an older template
+_CHUNK_BYTES = 4096  # one block of the file system
+_FORMAT = 2  # part of the name, so that a later layout never meets an older template
 _UUID = "6e696d62-7573-4000-8000-00000000000d"
 
 
 def overlay_template(store: ImageStore, mib: int) -> Path:
-    """Path of the empty overlay of `mib` MiB; about 10 ms the first time, one stat afterwards."""
+    """Path of the empty overlay of `mib` MiB; about 30 ms the first time, one stat afterwards."""
     if not MIN_OVERLAY_MIB <= mib <= MAX_OVERLAY_MIB:
         raise Refused(f"an overlay of {mib} MiB is not possible: {MIN_OVERLAY_MIB} to {MAX_OVERLAY_MIB} are")
     path = store.templates / f"overlay{_FORMAT}-{mib}.img"
@@ -27,7 +30,35 @@ def overlay_template(store: ImageStore, mib: int) -> Path:
             return path
     except FileNotFoundError:
         pass
-    with staged_file(store) as staged:
-        make_ext4(staged, mib << 20, uuid=_UUID, label="overlay")
-        publish(staged, path)
+    with staged_file(store) as dense, staged_file(store) as sparse:
+        make_ext4(dense, mib << 20, uuid=_UUID, label="overlay")
+        copy_without_zeros(dense, sparse)
+        publish(sparse, path)
     return path
+
+
+def copy_without_zeros(source: Path, target: Path) -> None:
+    """Fill the empty `target` with what is not zero in `source`: holes take no room, and a clone skips them.
+
+    mke2fs zeroes the inode tables, 1.6% of the disk, in extents that a clone would copy for each VM.
+    """
+    with source.open("rb", buffering=0) as reader, target.open("r+b", buffering=0) as writer:
+        size = os.fstat(reader.fileno()).st_size
+        writer.truncate(size)
+        at = _next_data(reader.fileno(), 0)
+        while at is not None:
+            end = os.lseek(reader.fileno(), at, os.SEEK_HOLE)
+            for offset in range(at, end, _CHUNK_BYTES):
+                chunk = os.pread(reader.fileno(), min(_CHUNK_BYTES, end - offset), offset)
+                if any(chunk):
+                    os.pwrite(writer.fileno(), chunk, offset)
+            at = _next_data(reader.fileno(), end) if end < size else None
+
+
+def _next_data(fd: int, offset: int) -> int | None:
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole until the end
+            return None
+        raise
