@@ -23,7 +23,7 @@ from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import VmPaths, render_plan
-from nimbus.host_agent.serve import Lease, Life, serve_vm
+from nimbus.host_agent.serve import Lease, Life, Overtime, serve_vm
 from nimbus.host_agent.teardown import end_vmm, teardown
 from nimbus.model.errors import GuestFault, HostFault, NimbusError
 from nimbus.model.ids import VmId, new_vm_id
@@ -32,6 +32,13 @@ from nimbus.model.vm import Command, Ending, ExitReason, GuestExit, Shape
 from nimbus.storage.images import Image
 
 log = structlog.get_logger()
+
+# Without an exit that was told; the most specific first.
+_ENDINGS: tuple[tuple[type[NimbusError], Ending], ...] = (
+    (Overtime, Ending.TIMED_OUT),
+    (GuestFault, Ending.GUEST_CRASHED),
+    (HostFault, Ending.HOST_FAULT),
+)
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,7 @@ def judge(told: GuestExit | None, error: NimbusError | None) -> Ending:
         if told.reason is ExitReason.STOPPED:
             return Ending.CANCELLED
         return Ending.DONE if told.status == 0 else Ending.FAILED
-    if isinstance(error, GuestFault):
-        return Ending.GUEST_CRASHED
-    if error is None or isinstance(error, HostFault):
-        return Ending.HOST_FAULT
-    return Ending.CANCELLED
+    for kind, ending in _ENDINGS:
+        if isinstance(error, kind):
+            return ending
+    return Ending.HOST_FAULT if error is None else Ending.CANCELLED

@@ -24,7 +24,7 @@ from nimbus.host_agent.lifecycle import Order, Outcome, run_machine
 from nimbus.host_agent.logs import open_log_shipping
 from nimbus.host_agent.plan import VmPaths
 from nimbus.host_agent.runner import ask_command
-from nimbus.model.errors import NimbusError
+from nimbus.model.errors import NimbusError, Unauthorized, Unavailable
 from nimbus.model.lease import LeasePolicy
 from nimbus.model.vm import Ending
 from nimbus.runtime.retry import Backoff
@@ -89,16 +89,19 @@ async def _run(
 
 
 async def _report(control: ControlPlane, grant: Grant, outcome: Outcome | NimbusError) -> None:
-    """Say the end until it is heard; the lease's own scope limits how long that may take."""
+    """Say the end until it is heard or refused; the lease's own scope limits how long that may take."""
     request = render_finish(grant, outcome)
     metrics.count_end(request)
     delays = Backoff(base_s=0.5, max_s=10).delays_s()
     while True:
         try:
             await control.finish(request)
-        except NimbusError as error:
+        except (Unavailable, Unauthorized) as error:
             log.warning("finish.not_heard", error=str(error))
             await trio.sleep(next(delays))
+        except NimbusError as error:  # fenced, or refused for good: saying it again would hold the slot for ever
+            log.error("finish.refused", error=str(error), ending=str(request.ending))
+            return
         else:
             log.info("machine.finished", ending=str(request.ending), cause=request.cause)
             return

@@ -7,6 +7,7 @@ teardown.py's. Called by lifecycle.py.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,15 @@ import trio
 
 from nimbus.host import cgroup, slots
 from nimbus.host_agent.build import Host
-from nimbus.host_agent.guest import GuestEvent, GuestHello, GuestJobStarted, GuestSession, OutputSink, run_guest
+from nimbus.host_agent.guest import (
+    GuestConnected,
+    GuestEvent,
+    GuestHello,
+    GuestJobStarted,
+    GuestSession,
+    OutputSink,
+    run_guest,
+)
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.phases import Phases
@@ -39,6 +48,10 @@ OVERTIME_S = 30.0  # beyond the command's own timeout and grace, which the guest
 CONSOLE_TAIL_BYTES = 8192  # a panic's one telling line stands before a screenful of registers
 PANIC = "Kernel panic"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Overtime(GuestFault):
+    """The guest let its command run on: who is root in there can stop nimbus-init from ending it, but not us."""
 
 
 class Lease(Protocol):
@@ -81,6 +94,7 @@ class Life:
     vmm_exit: VmmExit | None = None
     console: bytes = b""
     heard: trio.CancelScope = field(default_factory=trio.CancelScope)
+    latest: float = math.inf  # when the command's time is over by the host's own clock
 
 
 async def serve_vm(
@@ -100,6 +114,8 @@ async def serve_vm(
         await _serve_once(host, plan, boot, lease, ask_command, sink, life)
         if life.exit is not None:
             return life.exit
+        if trio.current_time() >= life.latest:
+            raise Overtime("the guest did not end its command in time: its VM was killed")
         if life.greeted:
             raise GuestFault(_describe_end(life, "the guest ended without telling its command's exit"))
         log.warning("vm.boot_failed", vm=str(plan.vm), attempt=attempt, limit_s=limit_s)
@@ -167,19 +183,29 @@ async def _run_guest(machine: Machine, plan: VmPlan, lease: Lease, sink: OutputS
 
 
 def _hear(life: Life, lease: Lease, event: GuestEvent) -> None:
-    """Every word of the guest moves the silence limit; its first ones date its boot."""
+    """Every word of the guest moves the silence limit, within its command's time; its first ones date its boot."""
+    if isinstance(event, GuestConnected):
+        return  # the VMM's word: a guest that hangs in its boot has a connection too
     now = trio.current_time()
-    life.heard.deadline = now + SILENCE_LIMIT_S
     match event:
-        case GuestHello():
+        case GuestHello() if not life.greeted:
             life.greeted = True
+            life.latest = now + _longest_s(life.command)
             life.phases.add("kernel", event.kernel_ms)
             life.phases.add("init", event.init_ms)
-        case GuestJobStarted():
+        case GuestJobStarted() if not life.started:
             life.started = True
             lease.note_started()
         case _:
             pass
+    life.heard.deadline = min(now + SILENCE_LIMIT_S, life.latest)
+
+
+def _longest_s(command: Command | None) -> float:
+    """Pure: how long a guest may live after its hello."""
+    if command is None or command.timeout_s is None:
+        return math.inf
+    return command.timeout_s + command.grace_s + OVERTIME_S
 
 
 async def _persist_exit(life: Life, told: GuestExit) -> None:
@@ -203,7 +229,11 @@ def _clear_cgroup(name: str) -> None:
 
 
 def _describe_end(life: Life, what: str) -> str:
-    lines = life.console.decode(errors="replace").splitlines()
+    # A guest writes there what it likes: nothing of it may steer a terminal or be refused by a database.
+    lines = [
+        "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+        for line in life.console.decode(errors="replace").splitlines()
+    ]
     panic = [line for line in lines if PANIC in line]
     ended = ""
     if life.vmm_exit is not None:

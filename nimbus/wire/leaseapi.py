@@ -306,9 +306,14 @@ def render_finish_request(request: FinishRequest) -> Json:
         "ending": request.ending.value,
         "exit_code": request.exit_code,
         "signal": request.signal,
-        "cause": request.cause[:MAX_CAUSE_CHARS],
+        "cause": _storable(request.cause),
         "phases_ms": dict(request.phases_ms),
     }
+
+
+def _storable(cause: str) -> str:
+    """A guest's words may stand in it: whatever they are, the control plane takes the end of its machine."""
+    return cause.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_CAUSE_CHARS]
 
 
 def parse_finish_request(body: bytes, machine_id: int) -> FinishRequest:

@@ -102,3 +102,10 @@ def test_any_object_is_parsed_or_refused_and_nothing_else_is_raised(value: dict[
     for parse in (api.parse_enrol_request, api.parse_lease_request, api.parse_grant, api.parse_renew_reply):
         with pytest.raises(Refused):
             parse(body(value))
+
+
+@given(st.text(st.characters(), max_size=3000))
+def test_a_machines_end_is_taken_whatever_its_guest_said_last(cause: str) -> None:
+    request = api.FinishRequest(KEY, Ending.GUEST_CRASHED, cause=f"panic\0{cause}")
+    told = api.parse_finish_request(body(api.render_finish_request(request)), KEY.machine_id)
+    assert told.cause.startswith("panic")
