@@ -47,6 +47,7 @@ RECEIVE_BYTES = 256 * 1024
 WRITE_BYTES = 256 * 1024  # small outputs that wait together go to the sink together
 HELLO_S = 2.0  # a guest that boots reads the first attach late; one that lost half of it needs another
 REPEAT_S = 3.0  # a job or stop that a heartbeat shows as unheard is said again after this
+OFFSET_MAX = 2**62  # no guest prints that much; beyond 2**64 an offset could not be answered
 RESYNCS_MAX = 20  # without one new byte of output in between
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.01, 0.1
 _NAMES = {Stream.STDOUT: "stdout", Stream.STDERR: "stderr"}
@@ -149,6 +150,8 @@ class Talk:
         if hello.version != VERSION or not secrets.compare_digest(hello.nonce, self._session.nonce):
             raise ProtocolError(f"the guest said hello in version {hello.version} or to somebody else")
         for stream, first, end in zip(Stream, hello.first_offsets, hello.end_offsets, strict=True):
+            if max(first, end) > OFFSET_MAX:
+                raise ProtocolError(f"the guest claims {max(first, end)} bytes of output, which cannot be")
             if end < self._received[stream]:
                 raise ProtocolError(f"the guest takes back output: it has {end} bytes of {self._received[stream]}")
             if first > self._received[stream]:
