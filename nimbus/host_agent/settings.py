@@ -43,7 +43,7 @@ class HostSettings(BaseSettings):
     jailer_uid: int = Field(200_000, ge=1000, description="start of the range of uids, one for each VM")
     guest_ports: str = Field("", description="host services guests may reach: PORT=ADDRESS:PORT, comma separated")
     guest_nameserver: IPv4Address | None = Field(None, description="DNS server of the guests")
-    kernel_image: Path | None = Field(None, description="a bzImage in place of the image's own kernel")
+    kernel_image: Path | None = Field(None, description="a kernel (ELF or bzImage) in place of the image's own")
     rootfs_image: Path | None = Field(None, description="an ext4 file in place of the image's own root")
     vm_shutdown_grace: float = Field(30.0, ge=0, description="seconds between SIGTERM and SIGKILL in the guest")
 

@@ -37,7 +37,7 @@ class Qemu:
             Bind("/usr", "/usr"),
             Bind("/lib", "/lib"),
             Bind("/lib64", "/lib64"),
-            Bind(str(image.kernel), "/boot/kernel"),
+            Bind(str(image.vmlinux), "/boot/kernel"),
             Bind(str(image.initramfs), "/boot/initramfs"),
             Bind(str(image.rootfs), "/boot/rootfs"),
             Bind(str(plan.paths.run), "/vm/run", writable=True),
