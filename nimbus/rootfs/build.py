@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from nimbus.model.errors import HostFault
-from nimbus.rootfs import base, debian, initramfs, kernel, modules
+from nimbus.rootfs import busybox, debian, initramfs, kernel, modules
 from nimbus.rootfs.filesystem import write_filesystem
 from nimbus.rootfs.packages import Packages, fetch_packages
 from nimbus.rootfs.steps import Outputs, Step, run_step
@@ -44,7 +44,7 @@ class Build:
     progress: Callable[[str], None]
     name: str = DEFAULT_IMAGE
     init: Path = INIT_PROGRAM
-    files: Path = base.FILES
+    files: Path = busybox.FILES
     force: bool = False  # make everything anew, though nothing has changed: repairs a damaged store
 
 
@@ -127,9 +127,9 @@ def _make_rootfs(build: Build, packages: Packages) -> Outputs:
     found = debian.read_deb(packages.busybox_path, lambda path: path in {"bin/busybox", "usr/bin/busybox"})
     if len(found) != 1:
         raise HostFault(f"{packages.busybox.file_name} holds no busybox")
-    (busybox,) = found.values()
+    (program,) = found.values()
     with staged_file(build.store) as path:
-        write_filesystem(path, base.plan_base(busybox, build.files))
+        write_filesystem(path, busybox.plan_base(program, build.files))
         return Outputs({"rootfs": put_file(build.store, path, replace=build.force)})
 
 
@@ -142,7 +142,7 @@ def _provenance(packages: Packages, files: Path, init: bytes, e2fsprogs: str) ->
 
 
 def _digest_files(files: Path) -> str:
-    return digest_tree(plan_tree(base.read_files(files)))
+    return digest_tree(plan_tree(busybox.read_files(files)))
 
 
 def _read_init(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nimbus.model.errors import HostFault
-from nimbus.rootfs.base import merge_usr, plan_base, read_files
+from nimbus.rootfs.busybox import merge_usr, plan_base, read_files
 from nimbus.rootfs.tree import Entry, Kind
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox")
