@@ -104,6 +104,12 @@ static bool may_leave(const struct agent *agent, uint64_t now_ms)
 	return now_ms >= agent->leave_at || (!agent->want_bye && link_idle(&agent->link));
 }
 
+/* Never 0, which stands for never: a fast host reaches a double within its first millisecond. */
+static uint64_t agent_clock_ms(const struct agent *agent)
+{
+	return boot_clock_ms() - agent->born_ms + 1;
+}
+
 int agent_run(struct agent *agent)
 {
 	int signal_fd = open_child_signals();
@@ -111,7 +117,7 @@ int agent_run(struct agent *agent)
 	if (signal_fd < 0)
 		return signal_fd;
 	for (;;) {
-		uint64_t now_ms = boot_clock_ms() - agent->born_ms;
+		uint64_t now_ms = agent_clock_ms(agent);
 		struct frame frame;
 		short revents;
 
@@ -123,7 +129,7 @@ int agent_run(struct agent *agent)
 			break;
 		if (wait_for_events(agent, signal_fd, now_ms, &revents))
 			supervise_reap(&agent->job, now_ms);
-		now_ms = boot_clock_ms() - agent->born_ms;
+		now_ms = agent_clock_ms(agent);
 		if (link_serve(&agent->link, revents, now_ms))
 			agent->attached = false;
 		while (link_next(&agent->link, &frame))
