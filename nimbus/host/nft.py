@@ -7,6 +7,7 @@ Renders nothing: the text comes from host_agent/network.py, made of checked valu
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from nimbus.model.errors import HostFault
 
 # nft waits for the kernel's nftables lock; past this the host is sick and the caller must undo.
 BATCH_LIMIT_S = 10.0
+_TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _NOT_FOUND = "nft was not found: install the Debian package nftables"
 
 
@@ -70,6 +72,9 @@ def list_tables(prefix: str, *, family: str = "inet", netns: Path | None = None)
 
 def _start(args: list[str], netns: Path | None) -> subprocess.Popen[bytes]:
     inside = ["nsenter", f"--net={netns}", "--"] if netns is not None else []
+    # A Ctrl-C at a terminal reaches every process of its group: one that hits nft would break an undo half-way. The
+    # child inherits this thread's mask from its first moment on, as no process group of its own could.
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)
     try:
         return subprocess.Popen(
             [*inside, "nft", *args],
@@ -79,6 +84,8 @@ def _start(args: list[str], netns: Path | None) -> subprocess.Popen[bytes]:
         )
     except FileNotFoundError as error:
         raise HostFault(_NOT_FOUND) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
 
 def _finish(process: subprocess.Popen[bytes], what: str) -> bytes:

@@ -221,6 +221,7 @@ async def _open_outer(spec: KeeperSpec, ready_fd: int, orphan_fd: int | None) ->
         pass_fds=(ready_fd, *spec.keep_fds, *([] if orphan_fd is None else [orphan_fd])),
         env={},
         cwd="/",
+        process_group=0,  # a Ctrl-C at the terminal is for us to hear, not for it
     )
 
 

@@ -60,7 +60,12 @@ class Terminal:
         """`nimbus run WORDS` while the block runs; asked to end, if it still lives, when the block does."""
         argv = [*before, *NIMBUS, "run", *words]
         process = subprocess.Popen(
-            argv, env=self._env(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            argv,
+            env=self._env(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,  # as a shell starts a job: a Ctrl-C reaches every process of it
         )
         with process:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
@@ -56,7 +57,18 @@ def test_an_interrupt_before_there_is_a_vm_leaves_nothing(terminal: Terminal) ->
 def test_an_impatient_person_changes_nothing(terminal: Terminal) -> None:
     with terminal.start_ready() as process:
         while process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            press_ctrl_c(process)
+            time.sleep(0.005)
+        assert process.returncode == 130
+        assert not terminal.has_record()
+        assert b"Traceback" not in read_stderr(process)
+
+
+def test_an_impatient_person_changes_nothing_while_the_host_prepares(terminal: Terminal) -> None:
+    with terminal.start("--", "sleep", "1000") as process:
+        wait_until(terminal.has_record, 30)
+        while process.poll() is None:
+            press_ctrl_c(process)
             time.sleep(0.005)
         assert process.returncode == 130
         assert not terminal.has_record()
@@ -114,6 +126,11 @@ def test_the_end_of_one_run_is_not_the_end_of_its_neighbour(terminal: Terminal) 
         assert len(terminal.vmm_pids()) == 1
         second.send_signal(signal.SIGINT)
         assert second.wait(END_S) == 130
+
+
+def press_ctrl_c(process: Started) -> None:
+    """To the whole process group, as a terminal does: the tools that it runs just now are hit too."""
+    os.killpg(process.pid, signal.SIGINT)
 
 
 def read_stderr(process: Started) -> bytes:
