@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Archive:
         self.packages.mkdir()
         (self.lists / "partial").mkdir(parents=True)
         (folder / "parts").mkdir()
+        self._published = int(time.time()) - 3600
         (folder / "sources.list").write_text(f"deb [trusted=yes] file:{self.packages} ./\n")
         self.configuration.write_text(
             f'Dir::Etc::sourcelist "{folder}/sources.list"; Dir::Etc::sourceparts "{folder}/parts";'
@@ -65,12 +67,19 @@ class Archive:
         files = {f"boot/vmlinuz-{RELEASE}": bzimage(payload_of(vmlinux, "lz4")), **module_files(WANTED)}
         make_deb(self.packages, name, version, files)
         make_deb(self.packages, KERNEL_META, version, {"usr/share/doc/x": b""}, depends=f"{name} (= {version})")
-        write_index(self.packages)
+        self._publish()
 
     def offer_busybox(self) -> None:
         program = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()
         make_deb(self.packages, BUSYBOX, "1:1.35", {"bin/busybox": program})
+        self._publish()
+
+    def _publish(self) -> None:
+        """Write the index, dated later than the last: apt tells two of the same second for one."""
         write_index(self.packages)
+        self._published += 10
+        for index in self.packages.glob("*Packages*"):
+            os.utime(index, (self._published, self._published))
 
     def update(self) -> None:
         """What an administrator's `apt-get update` does."""
