@@ -91,10 +91,12 @@ class Stack:
         lines = (self.state / "secrets.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)[name]
 
-    def kill(self, service: str) -> None:
-        """SIGKILL for one service; returns when the supervisor has a new one that is ready."""
+    @contextmanager
+    def killed(self, service: str) -> Iterator[None]:
+        """SIGKILL for one service; the block runs while it is away, and a new one is ready afterwards."""
         old = self.pids()[service]
         os.kill(old, signal.SIGKILL)
+        yield
         wait_until(lambda: self.pids()[service] != old, f"a new {service}")
 
     def kill_all(self) -> None:

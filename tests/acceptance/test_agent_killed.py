@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,10 +55,11 @@ def test_its_vms_are_reaped_its_jobs_go_on_elsewhere_or_are_lost_and_neighbours_
         for job_id in (ours, told["job_id"]):
             stack.wait_job(job_id, "in_progress")
             stack.wait_output(job_id, "begun")
+        purged = json.loads(stack.run("vms", "purge", "--all", "--json").stdout)
         before = {row["vm"] for row in stack.vms() if row["lease"] != "local"}
 
-        stack.kill("host-agent")
-
+        with stack.killed("host-agent"):
+            pass
         lost = stack.wait_job(told["job_id"], "lost")
         wait_until(lambda: stack.job(ours)["machines"][0]["fence"] == 2, "our own job is leased again")
         after = {row["vm"] for row in stack.vms()}
@@ -67,6 +69,7 @@ def test_its_vms_are_reaped_its_jobs_go_on_elsewhere_or_are_lost_and_neighbours_
     gate.shut()
     count_boots("qemu", 2)  # those that died with the agent
     wait_idle(stack)
+    assert (purged["reaped"], len(purged["alive"])) == ([], 3)  # everybody's supervisor lived
     assert (len(before), before & after) == (2, set())
     assert (again["conclusion"], again["machines"][0]["fence"]) == ("success", 2)
     assert stack.output(ours) == "begun\nbegun\nopen\nended\n"
