@@ -16,6 +16,7 @@ import click
 import pytest
 
 from nimbus.__main__ import COMMANDS, cli
+from nimbus.wire import guestframe, guestlink
 from tests.readme import PAGES, README, ROOT, find_blocks, find_console_commands
 
 ACCEPTANCE = "tests/acceptance/test_readme.py"
@@ -147,3 +148,13 @@ def test_operations_names_every_metric_and_no_other() -> None:
     exported = {name for text in sources for name in re.findall(r'"(nimbus_[a-z_]+)"', text)}
     named = set(re.findall(r"`(nimbus_[a-z_]+)`", (ROOT / "docs" / "operations.md").read_text()))
     assert named == exported
+
+
+def test_the_page_of_the_guest_link_has_every_number_of_the_code() -> None:
+    page = (ROOT / "docs" / "guest-link.md").read_text()
+    types = {(int(number), name) for number, name in re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", page, flags=re.MULTILINE)}
+    assert types == {(kind.value, kind.name) for kind in guestlink.Kind}
+    for values in (guestlink.Stream, guestlink.GuestState, guestlink.Refusal):
+        assert ", ".join(f"{value.name} {value.value}" for value in values) in page
+    assert f"at most {guestframe.MAX_PAYLOAD_BYTES}" in page
+    assert f"1 to {guestlink.MAX_OUTPUT_BYTES} bytes of output" in page
