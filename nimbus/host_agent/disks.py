@@ -14,6 +14,8 @@ from nimbus.model.errors import HostFault
 
 RESERVE_BYTES = 256 << 20  # what stays free for the host's own ledger, logs and spool
 
+FULL_BYTES = 1 << 20  # below this a VMM's write of some blocks may already be refused
+
 
 def acquire_disk(plan: VmPlan, template: Path) -> None:
     """Make the overlay, owned by the VM's uid. Raises HostFault where the disk is full or refuses."""
@@ -27,6 +29,11 @@ def acquire_disk(plan: VmPlan, template: Path) -> None:
         chown_nofollow(plan.paths.disk, plan.slot.uid, plan.slot.gid)
     except OSError as error:
         raise HostFault(f"cannot make the disk of VM {plan.vm}: {error.strerror}") from error
+
+
+def is_full(plan: VmPlan) -> bool:
+    """Whether the host would refuse the VM's next write."""
+    return free_bytes(plan.paths.folder) < FULL_BYTES
 
 
 def release_disk(folder: Path) -> None:

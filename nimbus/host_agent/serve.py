@@ -19,6 +19,7 @@ import trio
 
 from nimbus.host import cgroup, slots
 from nimbus.host_agent.build import Host
+from nimbus.host_agent.disks import is_full
 from nimbus.host_agent.guest import (
     GuestConnected,
     GuestEvent,
@@ -44,6 +45,7 @@ BOOT_ATTEMPTS = 3
 BOOT_LIMIT_S = 10.0  # plus the next for each VM on the host: a boot takes 1.5 s of a core under TCG (facts/qemu)
 BOOT_LIMIT_PER_VM_S = 3.0
 SILENCE_LIMIT_S = 60.0  # a guest sends a heartbeat each second; a host under heavy load delays it, a hung one stops it
+DISK_LOOK_S = 5.0
 OVERTIME_S = 30.0  # beyond the command's own timeout and grace, which the guest enforces
 CONSOLE_TAIL_BYTES = 8192  # a panic's one telling line stands before a screenful of registers
 PANIC = "Kernel panic"
@@ -94,6 +96,8 @@ class Life:
     vmm_exit: VmmExit | None = None
     console: bytes = b""
     heard: trio.CancelScope = field(default_factory=trio.CancelScope)
+    heard_at: float = math.inf  # the guest's last word
+    starved: bool = False  # the host's disk is full, so the VMM halted the VM
     latest: float = math.inf  # when the command's time is over by the host's own clock
 
 
@@ -116,8 +120,14 @@ async def serve_vm(
             return life.exit
         if trio.current_time() >= life.latest:
             raise Overtime("the guest did not end its command in time: its VM was killed")
+        if life.starved:
+            raise HostFault(
+                f"the host's disk became full and its VM was halted: free space at {plan.paths.folder.parent}"
+            )
         if life.greeted:
-            raise GuestFault(_describe_end(life, "the guest ended without telling its command's exit"))
+            silent = f"the guest was silent for {SILENCE_LIMIT_S:g} s and was killed"
+            ended = "the guest ended without telling its command's exit"
+            raise GuestFault(_describe_end(life, ended if life.vmm_exit else silent))
         log.warning("vm.boot_failed", vm=str(plan.vm), attempt=attempt, limit_s=limit_s)
         await in_thread(partial(_clear_cgroup, plan.object))
     raise HostFault(_describe_end(life, f"the guest never said hello in {BOOT_ATTEMPTS} boots{_advise(host)}"))
@@ -140,6 +150,7 @@ async def _serve_once(
                 machine: Machine = await vm.start(launched)
             await in_thread(partial(life.record.write, replace(life.record.value, keeper=machine.keeper.identity)))
             vm.start_soon(lease.follow, machine, life.record)
+            vm.start_soon(_watch_disk, plan, life)
             if life.command is None:
                 life.command = await ask_command()
             with life.heard:
@@ -186,7 +197,7 @@ def _hear(life: Life, lease: Lease, event: GuestEvent) -> None:
     """Every word of the guest moves the silence limit, within its command's time; its first ones date its boot."""
     if isinstance(event, GuestConnected):
         return  # the VMM's word: a guest that hangs in its boot has a connection too
-    now = trio.current_time()
+    now = life.heard_at = trio.current_time()
     match event:
         case GuestHello() if not life.greeted:
             life.greeted = True
@@ -199,6 +210,16 @@ def _hear(life: Life, lease: Lease, event: GuestEvent) -> None:
         case _:
             pass
     life.heard.deadline = min(now + SILENCE_LIMIT_S, life.latest)
+
+
+async def _watch_disk(plan: VmPlan, life: Life) -> None:
+    """A VMM halts its VM when the host's disk has no room for a write: the guest falls silent, and stays so."""
+    while True:
+        await trio.sleep(DISK_LOOK_S)
+        silent = trio.current_time() - life.heard_at > DISK_LOOK_S
+        if silent and await in_thread(partial(is_full, plan)):
+            life.starved = True
+            life.heard.cancel()
 
 
 def _longest_s(command: Command | None) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 
 import pytest
 
+from nimbus.host_agent.serve import SILENCE_LIMIT_S
+from tests.vm.conftest import open_small
 from tests.vm.terminal import END_S, Started, Terminal, wait_until
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
@@ -126,6 +129,17 @@ def test_the_end_of_one_run_is_not_the_end_of_its_neighbour(terminal: Terminal) 
         assert len(terminal.vmm_pids()) == 1
         second.send_signal(signal.SIGINT)
         assert second.wait(END_S) == 130
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_under_a_job_is_the_hosts_fault_and_said_soon(terminal: Terminal) -> None:
+    with open_small(terminal, size_mib=280) as small:
+        began = time.monotonic()
+        done = small.run("--json", "--", "sh", "-c", "head -c 400000000 /dev/zero > /big && sync; echo ended $?")
+        assert time.monotonic() - began < SILENCE_LIMIT_S
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["ending"]) == (125, "host_fault")
+    assert "the host's disk became full" in told["cause"]
 
 
 def press_ctrl_c(process: Started) -> None:

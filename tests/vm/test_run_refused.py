@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nimbus.host.inventory import Territory
 from tests.hosts import BUILT_IMAGES
-from tests.oracle import RUNTIME_DIR, watch_leaks
+from tests.vm.conftest import open_small
 from tests.vm.terminal import Done, Terminal
 
 pytestmark = pytest.mark.root
@@ -154,17 +152,8 @@ def test_a_manifest_that_makes_no_sense_is_named_with_its_repair(terminal: Termi
 
 @pytest.fixture
 def small_terminal(terminal: Terminal) -> Iterator[Terminal]:
-    """A terminal whose state folder is a filesystem of one MiB."""
-    root = terminal.territory.state_root / "small"
-    root.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(root)], check=True)
-    try:
-        (root / "images").symlink_to(BUILT_IMAGES)
-        territory = Territory(root, RUNTIME_DIR)
-        with watch_leaks(territory):
-            yield Terminal(territory)
-    finally:
-        subprocess.run(["umount", str(root)], check=True)
+    with open_small(terminal, size_mib=1) as opened:
+        yield opened
 
 
 def test_a_disk_without_room_for_a_vm_is_said_and_nothing_is_left(small_terminal: Terminal) -> None:
