@@ -18,7 +18,7 @@ from tests.oracle import open_territory, watch_leaks
 
 pytestmark = [needs_root, pytest.mark.root]
 
-POINTS = 24  # of the steps of a run, spread evenly; `make test-faults` strikes at every one
+POINTS = 12  # of the steps of a run, spread evenly; NIMBUS_TEST_ALL_POINTS=1 strikes at every one
 ALL_POINTS = bool(os.environ.get("NIMBUS_TEST_ALL_POINTS"))
 
 
