@@ -160,14 +160,18 @@ class Stack:
 
     def wait_job(self, job_id: int, *states: str) -> Json:
         """The job once it stands in one of these states."""
-        found: list[Json] = [{}]
+        seen: list[Json] = []
 
         def look() -> bool:
-            found[0] = self.job(job_id)
-            return found[0].get("state") in states
+            seen[:] = [self.job(job_id)]
+            return seen[0].get("state") in states
 
-        wait_until(look, f"job {job_id} {' or '.join(states)}")
-        return found[0]
+        try:
+            wait_until(look, f"job {job_id} {' or '.join(states)}")
+        except AssertionError as error:
+            error.add_note(f"the job was: {seen}")
+            raise
+        return seen[0]
 
     def deliver(self, event: str, body: bytes, guid: str, **headers: str) -> httpx2.Response:
         """A webhook delivery as GitHub sends it; `headers` are those that this one has beside the usual."""
