@@ -74,6 +74,11 @@ def test_the_agent_gets_a_token_that_enrols_it_and_a_door_to_the_sim(tmp_path: P
     assert agent.env["NIMBUS_GUEST_PORTS"] == "8080=127.0.0.1:8080"
 
 
+def test_guest_ports_of_the_user_stand_beside_the_sims(tmp_path: Path) -> None:
+    agent = rooms(tmp_path, {"NIMBUS_GUEST_PORTS": "5000=127.0.0.1:5000"})["host-agent"]
+    assert agent.env["NIMBUS_GUEST_PORTS"] == "5000=127.0.0.1:5000,8080=127.0.0.1:8080"
+
+
 def test_without_the_sim_a_github_app_is_asked_for_by_name(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"NIMBUS_GITHUB_APP_ID, NIMBUS_GITHUB_APP_PRIVATE_KEY.*--sim"):
         rooms(tmp_path, sim=False)
