@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 
 import trio
 
+from nimbus.host_agent.guestoutput import PendingOutput
 from nimbus.host_agent.guestsession import GuestConnected, GuestEvent, GuestSession, OutputGap, OutputSink
 from nimbus.model.errors import GuestFault
 from nimbus.model.vm import GuestExit, NetPlan
@@ -44,7 +43,6 @@ from nimbus.wire.guestlink import (
 
 WINDOW_BYTES = 512 * 1024  # a stream's bytes between guest and safety: the agent's memory for one VM is twice this
 RECEIVE_BYTES = 256 * 1024
-WRITE_BYTES = 256 * 1024  # small outputs that wait together go to the sink together
 HELLO_S = 2.0  # a guest that boots reads the first attach late; one that lost half of it needs another
 REPEAT_S = 3.0  # a job or stop that a heartbeat shows as unheard is said again after this
 OFFSET_MAX = 2**62  # no guest prints that much; beyond 2**64 an offset could not be answered
@@ -63,12 +61,13 @@ class Talk:
         self._stream: trio.abc.Stream | None = None
         self._sending = trio.Lock()
         self._attach_id = secrets.randbits(32)
-        self._greeted = False
+        self._greeted = False  # in this attach
+        self._has_greeted = False  # in any
         self._resyncs = 0
         self._received = dict(zip(Stream, session.next_offsets, strict=True))
         self._safe = dict(self._received)
         self._limits = dict(self._received)
-        self._pending: deque[Output] = deque()  # bounded by the credit that was given
+        self._pending = PendingOutput()
         self._writing = False
         self._changed = trio.Event()
         self._told: GuestExit | None = None
@@ -127,7 +126,7 @@ class Talk:
 
     async def _hear(self, message: FromGuest) -> None:
         match message:
-            case Hello() if message.attach_id == self._attach_id:
+            case Hello() if message.attach_id == self._attach_id and not self._greeted:
                 await self._hear_hello(message)
             case Refused() if message.attach_id == self._attach_id:
                 raise GuestFault(f"the guest refused: {message.why.name.lower()}: {message.message}")
@@ -154,11 +153,13 @@ class Talk:
                 raise ProtocolError(f"the guest claims {max(first, end)} bytes of output, which cannot be")
             if end < self._received[stream]:
                 raise ProtocolError(f"the guest takes back output: it has {end} bytes of {self._received[stream]}")
+            if first > self._received[stream] and self._has_greeted:
+                raise ProtocolError(f"the guest forgot output that was not acknowledged, up to byte {first}")
             if first > self._received[stream]:
                 self._on_event(OutputGap(_NAMES[stream], self._received[stream], first))
                 self._received[stream] = self._safe[stream] = first
                 await self._send(render_credit(stream, self._raise_limit(stream)))
-        self._greeted = True
+        self._greeted = self._has_greeted = True
         self._on_event(hello)
         if hello.state is GuestState.IDLE:
             await self._send_job()
@@ -175,7 +176,7 @@ class Talk:
         elif end > received:
             self._resyncs = 0
             self._received[output.stream] = end
-            self._pending.append(replace(output, offset=received, data=output.data[received - output.offset :]))
+            self._pending.put(output.stream, received, memoryview(output.data)[received - output.offset :])
             self._changed.set()
 
     async def _hear_heartbeat(self, beat: Heartbeat) -> None:
@@ -206,15 +207,14 @@ class Talk:
         while True:
             while not self._pending:
                 await self._wait_change()
-            output = self._take_output()
+            piece = self._pending.take()
             self._writing = True
-            await self._sink.write(_NAMES[output.stream], output.offset, output.data)
+            await self._sink.write(_NAMES[piece.stream], piece.offset, bytes(piece.data))
             self._writing = False
-            end = output.offset + len(output.data)
-            self._safe[output.stream] = max(self._safe[output.stream], end)
+            self._safe[piece.stream] = piece.end
             self._changed.set()
-            limit = self._raise_limit(output.stream)
-            await self._send(render_ack(output.stream, end) + render_credit(output.stream, limit))
+            limit = self._raise_limit(piece.stream)
+            await self._send(render_ack(piece.stream, piece.end) + render_credit(piece.stream, limit))
 
     async def wait_exit(self) -> GuestExit:
         """The command's exit, once all output before it is safe."""
@@ -233,19 +233,6 @@ class Talk:
         await self._stop.wait()
         if self._greeted:
             await self._send_stop()
-
-    def _take_output(self) -> Output:
-        """The oldest output, with what follows it directly in the same stream."""
-        first = self._pending.popleft()
-        parts, end, size = [first.data], first.offset + len(first.data), len(first.data)
-        while self._pending and size < WRITE_BYTES:
-            following = self._pending[0]
-            if following.stream is not first.stream or following.offset != end:
-                break
-            self._pending.popleft()
-            parts.append(following.data)
-            end, size = end + len(following.data), size + len(following.data)
-        return first if len(parts) == 1 else replace(first, data=b"".join(parts))
 
     def _raise_limit(self, stream: Stream) -> int:
         self._limits[stream] = max(self._limits[stream], self._safe[stream] + WINDOW_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
-from nimbus.host_agent.guest import GuestEvent, GuestHeartbeat, GuestSession, run_guest
+from nimbus.host_agent.guest import GuestEvent, GuestHeartbeat, GuestHello, GuestSession, run_guest
 from nimbus.model.errors import GuestFault, HostFault
 from nimbus.model.vm import Command, GuestExit
 from nimbus.wire.guestframe import Frame, FrameSplitter, render_frame
@@ -46,13 +47,17 @@ class Guest:
     async def say(self, kind: Kind, payload: bytes = b"") -> None:
         await self.stream.send_all(render_frame(kind, payload))
 
-    async def greet(self, state: int = IDLE, nonce: bytes | None = None, end: int = 0) -> None:
+    async def greet(self, state: int = IDLE, nonce: bytes | None = None, first: int = 0, end: int = 0) -> None:
         """Answer the next attach."""
-        attach = await self.hear(Kind.ATTACH)
+        await self.answer(await self.hear(Kind.ATTACH), state, nonce, first, end)
+
+    async def answer(
+        self, attach: Frame, state: int = IDLE, nonce: bytes | None = None, first: int = 0, end: int = 0
+    ) -> None:
+        """Say hello to that attach."""
         ident, told = struct.unpack_from("<4xI16s", attach.payload)
-        await self.say(
-            Kind.HELLO, struct.pack("<HBBI16sIIQQQQ", 1, state, 0, ident, nonce or told, 1, 2, 0, 0, end, end)
-        )
+        head = struct.pack("<HBBI16sII", 1, state, 0, ident, nonce or told, 1, 2)
+        await self.say(Kind.HELLO, head + struct.pack("<QQQQ", first, first, end, end))
 
     async def print(self, offset: int, data: bytes, stream: Stream = Stream.STDOUT) -> None:
         await self.say(Kind.OUT, struct.pack("<B7xQ", stream, offset) + data)
@@ -415,3 +420,63 @@ async def test_a_cancelled_talk_leaves_the_exit_unacknowledged_unless_it_was_sav
         await stage.play(script)
 
     assert (stage.saved, acknowledged) == ([], False)
+
+
+async def test_a_guest_that_forgets_what_was_never_acknowledged_is_at_fault(autojump_clock: MockClock) -> None:
+    async def first(guest: Guest) -> None:
+        await guest.greet(RUNNING)
+
+    async def second(guest: Guest) -> None:
+        await guest.greet(RUNNING, first=10, end=10)
+        await trio.sleep_forever()
+
+    with pytest.raises(GuestFault, match="forgot output"):
+        await Stage().play(first, second)
+
+
+async def test_a_guest_that_drips_bytes_into_a_stuck_sink_costs_the_agent_little_more_than_the_bytes(
+    autojump_clock: MockClock,
+) -> None:
+    stage = Stage(Sink(gate=trio.Event()))
+    drips = 3000
+    grown = 0
+
+    async def script(guest: Guest) -> None:
+        nonlocal grown
+        await guest.greet(RUNNING)
+        before = len(gc.get_objects())
+        for n in range(drips):
+            await guest.print(n, b"x")
+            await guest.print(n, b"y", Stream.STDERR)
+        await guest.beat(RUNNING)
+        await guest.hear(Kind.ECHO)  # by now all of it was heard
+        grown = len(gc.get_objects()) - before
+        assert stage.sink.gate is not None
+        stage.sink.gate.set()
+        await guest.end(0, out=drips, err=drips)
+        await leave(guest)
+
+    await stage.play(script)
+
+    printed = {
+        name: b"".join(data for told, _, data in stage.sink.writes if told == name) for name in ("stdout", "stderr")
+    }
+    assert printed == {"stdout": b"x" * drips, "stderr": b"y" * drips}
+    assert len(stage.sink.writes) < 300
+    assert grown < 2000
+
+
+async def test_a_second_hello_to_one_attach_changes_nothing(autojump_clock: MockClock) -> None:
+    stage = Stage()
+
+    async def script(guest: Guest) -> None:
+        attach = await guest.hear(Kind.ATTACH)
+        await guest.answer(attach)
+        await guest.answer(attach)
+        await guest.hear(Kind.JOB)
+        await guest.end(0)
+        await leave(guest)
+
+    await stage.play(script)
+
+    assert sum(isinstance(event, GuestHello) for event in stage.events) == 1
