@@ -5,7 +5,7 @@ The record that lists every claim is on disk before the first of these runs. Cal
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +55,7 @@ async def build_vm(
         slot = await in_thread(
             partial(slots.claim_slot, layout.runtime, name, limit=layout.slot_limit, uid_base=layout.uid_base)
         )
-        await in_thread(partial(record.write, replace(record.value, slot=slot)))
+        await in_thread(partial(record.change, slot=slot))
     plan = plan_vm(
         layout,
         vm,

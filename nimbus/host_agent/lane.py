@@ -15,8 +15,10 @@ T = TypeVar("T")
 
 WIDTH = 32  # netlink and file acts are short; a slow device must not hold back more than itself
 LIMITER = trio.CapacityLimiter(WIDTH)
+UNDO_LIMITER = trio.CapacityLimiter(WIDTH)  # an abandoned act keeps its place for good: never one of those above
 
 
 async def in_thread(act: Callable[[], T], *, abandon: bool = False) -> T:
     """The act's result."""
-    return await trio.to_thread.run_sync(act, limiter=LIMITER, abandon_on_cancel=abandon, thread_name="nimbus-host")
+    limiter = UNDO_LIMITER if abandon else LIMITER
+    return await trio.to_thread.run_sync(act, limiter=limiter, abandon_on_cancel=abandon, thread_name="nimbus-host")

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +20,7 @@ import trio
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
-from nimbus.model.errors import Conflict, Fenced, HostFault, NimbusError
+from nimbus.model.errors import Conflict, Fenced, NimbusError
 from nimbus.model.lease import LeaseKey, LeasePolicy
 from nimbus.wire.leaseapi import HeldState, JobLink, RenewReply, RenewRequest
 
@@ -29,6 +28,7 @@ log = structlog.get_logger()
 
 RENEW_EVERY = 1 / 3  # of the ttl: two renewals may fail before the deadline
 RENEW_MAX_S = 10.0  # a wish to cancel, and the link to a job, arrive with a renewal: people wait for the first
+SILENCE = "no renewal was answered before the lease's deadline"
 RETRY_S = 1.0  # between failed renewals, with jitter
 
 
@@ -98,9 +98,11 @@ class HeldLease:
                 given_ns = self._deadline_ns
                 try:
                     await machine.keeper.set_deadline(given_ns)
-                except (OSError, HostFault) as error:
+                    await in_thread(partial(record.change, deadline_ns=given_ns))
+                except (OSError, NimbusError) as error:
+                    # Never the job's end: a keeper that is gone tells so by its VMM's, a fence comes with the renewal,
+                    # and a record behind the times (a full disk) makes the reaper of a dead agent early, not late.
                     log.warning("keeper.deadline_not_moved", machine=self.key.machine_id, error=str(error))
-                await in_thread(partial(record.write, replace(record.value, deadline_ns=given_ns)))
             await moved.wait()
 
     async def keep_renewing(self) -> None:
@@ -111,7 +113,8 @@ class HeldLease:
                 await self._hurry.wait()
             self._hurry = trio.Event()
             if self._now_ns() >= self._deadline_ns:
-                self._give_up("the lease's deadline passed while this host was suspended")
+                asleep = trio.current_time() < self._scope.deadline
+                self._give_up("the lease's deadline passed while this host was suspended" if asleep else SILENCE)
                 return
             try:
                 with trio.move_on_after(self._ttl_s * RENEW_EVERY):
@@ -152,5 +155,5 @@ async def open_lease(
             nursery.start_soon(lease.keep_renewing)
             yield lease
         if scope.cancelled_caught and not lease.lost:
-            lease.lost = "no renewal was answered before the lease's deadline"
+            lease.lost = SILENCE
         nursery.cancel_scope.cancel()

@@ -11,9 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,22 @@ from nimbus.model.record import RECORD_VERSION, ProcessId, Record
 from nimbus.model.vm import Claim, ExitReason, GuestExit, Slot
 
 
+class TornRecord(HostFault):
+    """A record that no release ever wrote: a host crash can tear one, since strikes are not fsynced."""
+
+
 @dataclass
 class OpenRecord:
     """A record whose lock this process holds. `write` keeps the file and the value in step."""
 
     ledger: Ledger
     value: Record
+    _changing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def change(self, **fields: Any) -> None:
+        """Replace these fields, whatever another thread changes meanwhile. Raises HostFault where the disk refuses."""
+        with self._changing:
+            self.write(replace(self.value, **fields))
 
     def write(self, value: Record, *, fsync: bool = False) -> None:
         """Replace the record's file. Raises HostFault where the disk refuses."""
@@ -65,8 +76,16 @@ class Ledger:
         with self._locked(vm) as held:
             value = self.read(vm) if held else None
             if held and value is None:
+                self._remove_torn_writes(vm)
                 self._lock_path(vm).unlink(missing_ok=True)
             yield OpenRecord(self, value) if value is not None else None
+
+    def forget_torn(self, vm: VmId) -> bool:
+        """Remove a torn record that nobody supervises; what its VM owned is found by name. False: somebody does."""
+        with self._locked(vm) as held:
+            if held:
+                self._path(vm).unlink(missing_ok=True)
+            return held
 
     def vms(self) -> list[VmId]:
         """Every VM with a record or a lock file, oldest id order not promised."""
@@ -81,6 +100,10 @@ class Ledger:
             return None
         return parse_record(text)
 
+    def holds(self, vm: VmId) -> bool:
+        """Whether there is a record, readable or not."""
+        return self._path(vm).exists()
+
     def write(self, value: Record, *, fsync: bool) -> None:
         """Put `value` in the place of the file. Raises HostFault where the disk refuses."""
         try:
@@ -91,7 +114,13 @@ class Ledger:
     def remove(self, vm: VmId) -> None:
         """Forget `vm`: the last act of a complete teardown. Absent is success."""
         self._path(vm).unlink(missing_ok=True)
+        self._remove_torn_writes(vm)
         self._lock_path(vm).unlink(missing_ok=True)
+
+    def _remove_torn_writes(self, vm: VmId) -> None:
+        """What a writer that was killed between its file and the rename left."""
+        for stray in self.folder.glob(f".{vm}.json.*"):
+            stray.unlink(missing_ok=True)
 
     def _ensure_folder(self) -> None:
         try:
@@ -155,7 +184,7 @@ def parse_record(text: str) -> Record:
             failures=tuple(body["failures"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise HostFault(f"a ledger record cannot be read: {error!r}") from error
+        raise TornRecord(f"a ledger record cannot be read: {error!r}") from error
 
 
 def _parse_exit(body: dict[str, Any] | None) -> GuestExit | None:

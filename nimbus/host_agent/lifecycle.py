@@ -23,7 +23,7 @@ from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import VmPaths, render_plan
-from nimbus.host_agent.serve import Lease, Life, Overtime, serve_vm
+from nimbus.host_agent.serve import Lease, Life, Overtime, first_error, serve_vm
 from nimbus.host_agent.teardown import end_vmm, teardown
 from nimbus.model.errors import GuestFault, HostFault, NimbusError
 from nimbus.model.ids import VmId, new_vm_id
@@ -82,8 +82,8 @@ async def run_machine(host: Host, order: Order, lease: Lease) -> Outcome:
                 finally:
                     # Before the sink is closed: its last words may travel for seconds, and the guest must not go on.
                     await end_vmm(host.layout, record)  # noqa: ASYNC102 - its shield and limit are inside
-        except NimbusError as caught:
-            error = caught
+        except* NimbusError as caught:  # a sink with tasks of its own gives even a single error in a group
+            error = first_error(caught)
         finally:
             with phases.span("teardown"):
                 clean = await teardown(host.layout, record)  # noqa: ASYNC102 - its shields and limits are inside

@@ -18,12 +18,11 @@ import structlog
 import trio
 
 from nimbus.host import cgroup, link, netns, nft, process, slots
-from nimbus.host.disk import remove_tree
 from nimbus.host_agent.lane import in_thread
-from nimbus.host_agent.ledger import Ledger, OpenRecord
+from nimbus.host_agent.ledger import Ledger, OpenRecord, TornRecord
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.teardown import teardown
-from nimbus.model.errors import HostFault
+from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.model.ids import VmId, object_name, parse_object_name
 from nimbus.model.record import Record
 from nimbus.model.vm import Claim
@@ -65,7 +64,7 @@ async def reap_forever(layout: HostLayout, on_round: Callable[[ReapReport], None
         await trio.sleep(ROUND_S)
         try:
             on_round(await reap(layout, living=False))
-        except (HostFault, OSError) as error:
+        except (NimbusError, OSError) as error:
             log.warning("reaper.round_failed", error=str(error))  # the next round may find the host mended
 
 
@@ -78,10 +77,19 @@ def is_orphan(record: Record, *, boot_id: str, now_ns: int, keeper_alive: bool) 
 
 async def _reap_record(layout: HostLayout, ledger: Ledger, vm: VmId, living: bool, report: ReapReport) -> None:
     page: AbstractContextManager[OpenRecord | None] = ledger.take(vm)
-    record = await in_thread(page.__enter__)
+    try:
+        record = await in_thread(page.__enter__)
+    except TornRecord:
+        if await in_thread(partial(ledger.forget_torn, vm)):
+            await _sweep(layout, vm, report)
+        return
+    except HostFault as error:  # of a newer release, or the disk fails: the other VMs are reaped all the same
+        log.error("reaper.record_unreadable", vm=str(vm), error=str(error))
+        report.stuck.append(str(vm))
+        return
     try:
         if record is None:
-            if await in_thread(partial(ledger.read, vm)) is not None:
+            if await in_thread(partial(ledger.holds, vm)):
                 report.alive.append(str(vm))
         elif living or await in_thread(partial(_find_orphan, record.value)):
             clean = await teardown(layout, record)
@@ -122,7 +130,11 @@ async def _sweep(layout: HostLayout, vm: VmId, report: ReapReport) -> None:
         vm=vm, created_at=time.time(), boot_id=process.boot_id(), backend="unknown", plan={}, claims=ALL_CLAIMS
     )
     page = Ledger(layout.ledger).create(value)
-    record = await in_thread(page.__enter__)
+    try:
+        record = await in_thread(page.__enter__)
+    except Conflict:  # another reaper has just found it too
+        report.alive.append(str(vm))
+        return
     try:
         log.warning("reaper.nameless", vm=str(vm), object=object_name(layout.root_id, vm))
         clean = await teardown(layout, record)
@@ -130,9 +142,3 @@ async def _sweep(layout: HostLayout, vm: VmId, report: ReapReport) -> None:
     finally:
         with trio.CancelScope(shield=True):  # closes one file descriptor
             await in_thread(partial(page.__exit__, None, None, None))
-
-
-def purge_unreadable(layout: HostLayout, vm: VmId) -> None:
-    """Remove a record that cannot be read: what it owned is found by name in the next round."""
-    Ledger(layout.ledger).remove(vm)
-    remove_tree(layout.state / "vms" / str(vm))

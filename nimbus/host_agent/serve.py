@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -148,7 +148,7 @@ async def _serve_once(
             with life.phases.span("vmm"):
                 launched = partial(_launch, host, plan, boot, lease.terms(), life, vm.cancel_scope)
                 machine: Machine = await vm.start(launched)
-            await in_thread(partial(life.record.write, replace(life.record.value, keeper=machine.keeper.identity)))
+            await in_thread(partial(life.record.change, keeper=machine.keeper.identity))
             vm.start_soon(lease.follow, machine, life.record)
             vm.start_soon(_watch_disk, plan, life)
             if life.command is None:
@@ -158,7 +158,7 @@ async def _serve_once(
             await _read_console(machine, life)
             vm.cancel_scope.cancel()
     except* NimbusError as group:
-        raise _first(group) from None
+        raise first_error(group) from None
 
 
 async def _launch(  # noqa: ASYNC128 - launch has the machine and says that it started
@@ -231,7 +231,7 @@ def _longest_s(command: Command | None) -> float:
 
 async def _persist_exit(life: Life, told: GuestExit) -> None:
     """The record first, then the acknowledgement: a successor finishes the lease with this very exit."""
-    await in_thread(partial(life.record.write, replace(life.record.value, exit=told)))
+    await in_thread(partial(life.record.change, exit=told))
     life.exit = told  # from here on it counts, even if the VM is gone before its farewell was read
 
 
@@ -272,6 +272,7 @@ def _advise(host: Host) -> str:
     return " (NIMBUS_ACCEL=kvm: this host's /dev/kvm may not work for guests; NIMBUS_ACCEL=tcg does without)"
 
 
-def _first(group: BaseExceptionGroup[NimbusError]) -> NimbusError:
+def first_error(group: BaseExceptionGroup[NimbusError]) -> NimbusError:
+    """The one that counts: errors of one VM that come together have one cause."""
     inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+    return first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner

@@ -70,7 +70,10 @@ class Spool:
         self._cap_bytes = cap_bytes
         self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
-        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _fault(error) from error
         self._sizes: dict[int, int] = {}
         self.ends: dict[Stream, int] = {}  # the offset after the last byte told of, for each stream
         self.finished = False

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -79,19 +81,42 @@ async def _release(claim: Claim, target: Target, record: OpenRecord) -> None:
     try:
         with trio.fail_after(RELEASE_LIMIT_S):
             # Abandoned on its limit: the thread may sit in the kernel for good; the claim stays and is tried again.
-            await in_thread(partial(RELEASES[claim], target), abandon=True)
+            await in_thread(partial(_release_once, claim, target), abandon=True)
     except (Exception, trio.TooSlowError) as error:  # noqa: BLE001 - the next claim is released whatever this one did
         log.warning("claim.release_failed", vm=str(record.value.vm), claim=str(claim), error=str(error))
-        _note(record, record.value.with_failure(f"{claim}: {type(error).__name__}: {error}"))
+        await _note(record, record.value.with_failure(f"{claim}: {type(error).__name__}: {error}"))
         return
-    _note(record, record.value.strike(claim))
+    await _note(record, record.value.strike(claim))
     log.debug("claim.released", vm=str(record.value.vm), claim=str(claim), ms=_ms_since(started))
 
 
-def _note(record: OpenRecord, value: Record) -> None:
+def _release_once(claim: Claim, target: Target) -> None:
+    with _alone(f"{target.object} {claim}"):
+        RELEASES[claim](target)
+
+
+_under_way: set[str] = set()
+_under_way_lock = threading.Lock()
+
+
+@contextmanager
+def _alone(release: str) -> Iterator[None]:
+    """HostFault while an earlier try still sits in the kernel: one more each round would use up all threads."""
+    with _under_way_lock:
+        if release in _under_way:
+            raise HostFault("an earlier release of it still hangs in the kernel")
+        _under_way.add(release)
+    try:
+        yield
+    finally:
+        with _under_way_lock:
+            _under_way.discard(release)
+
+
+async def _note(record: OpenRecord, value: Record) -> None:
     """Write the record; a disk that refuses must not end a teardown: releasing twice is harmless."""
     try:
-        record.write(value)
+        await in_thread(partial(record.write, value))
     except HostFault as error:
         record.value = value
         log.warning("ledger.write_failed", vm=str(value.vm), error=str(error))

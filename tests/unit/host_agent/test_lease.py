@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
-from nimbus.host_agent.lease import RENEW_MAX_S, open_lease
-from nimbus.model.errors import Fenced, Unavailable
+from nimbus.host_agent.keeper import KeeperGone
+from nimbus.host_agent.lease import RENEW_MAX_S, HeldLease, open_lease
+from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.vmm.machine import Machine
+from nimbus.model.errors import Fenced, HostFault, Unavailable
 from nimbus.model.lease import LeaseKey, LeasePolicy
 from nimbus.wire.leaseapi import JobLink, RenewReply, RenewRequest
 
@@ -179,3 +184,32 @@ async def test_a_wish_to_cancel_is_heard_within_seconds_however_long_the_lease(
         await lease.stop.wait()
         heard_at_s = trio.current_time()
     assert 0 <= heard_at_s - wished_at_s <= RENEW_MAX_S
+
+
+class Refusing:
+    """A keeper that moves no deadline."""
+
+    def __init__(self, error: Exception) -> None:
+        self.asked = trio.Event()
+        self._error = error
+
+    async def set_deadline(self, deadline_ns: int | None) -> None:
+        await trio.lowlevel.checkpoint()
+        self.asked.set()
+        self.asked = trio.Event()
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [KeeperGone("ended"), HostFault("odd"), Fenced("past"), Unavailable("mute")])
+async def test_a_keeper_that_moves_no_deadline_does_not_end_the_job_by_that(error: Exception) -> None:
+    keeper = Refusing(error)
+    lease = HeldLease(Plane(always(RenewReply(30, cancel=False))), KEY, POLICY)
+    machine = cast("Machine", SimpleNamespace(keeper=keeper))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lease.follow, machine, cast("OpenRecord", None))
+            for _ in range(2):
+                asked = keeper.asked
+                await lease.renew()
+                await asked.wait()
+            nursery.cancel_scope.cancel()

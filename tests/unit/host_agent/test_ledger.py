@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,3 +125,44 @@ def test_a_ledger_that_cannot_be_written_is_a_host_fault_and_leaves_no_lock(tmp_
     with pytest.raises(HostFault), Ledger(tmp_path).create(value):
         pass
     assert not (tmp_path / f"{value.vm}.lock").exists()
+
+
+class SlowLedger(Ledger):
+    """A disk that takes its time with the first write."""
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def write(self, value: Record, *, fsync: bool) -> None:
+        if value.deadline_ns == 5:
+            self.begun.set()
+            self.go_on.wait(10)
+        super().write(value, fsync=fsync)
+
+
+def test_two_threads_that_change_a_record_at_once_lose_nothing(tmp_path: Path) -> None:
+    ledger, told = SlowLedger(tmp_path), GuestExit(0, None)
+    with ledger.create(make_record()) as record:
+        first = threading.Thread(target=record.change, kwargs={"deadline_ns": 5})
+        second = threading.Thread(target=record.change, kwargs={"exit": told})
+        first.start()
+        assert ledger.begun.wait(10)
+        second.start()
+        ledger.go_on.set()
+        first.join()
+        second.join()
+        stored = ledger.read(record.value.vm)
+    assert stored is not None
+    assert (stored.deadline_ns, stored.exit) == (5, told)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_write_that_a_kill_cut_short_goes_with_its_vm(tmp_path: Path, recorded: bool) -> None:
+    ledger, value = Ledger(tmp_path), make_record()
+    with ledger.create(value):
+        (tmp_path / f".{value.vm}.json.x1y2z3").write_text("{")
+    if not recorded:
+        (tmp_path / f"{value.vm}.json").unlink()
+    with ledger.take(value.vm) as record:
+        if record is not None:
+            ledger.remove(value.vm)
+    assert list(tmp_path.iterdir()) == []
