@@ -15,7 +15,7 @@ ARGS ?=
 WORKFLOW ?=
 ROUNDS ?=
 AT_ONCE ?=
-LINTED := nimbus tests bench native
+LINTED := nimbus tests bench native docs
 
 .PHONY: help setup setup-run build check format test test-pythons demo up run soak-run lock clean
 

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("nimbus.cli.logs:logs", "Read or follow the output of a job."),
     "vms": ("nimbus.cli.vms:vms", "List the microVMs of this host; purge what a crash left."),
     "assets": ("nimbus.cli.assets:assets", "Build, list and verify what guests boot from."),
-    "agent": ("nimbus.cli.agent:agent", "Run or drain this host's agent."),
+    "agent": ("nimbus.cli.agent:agent", "Run this host's agent."),
     "auth": ("nimbus.cli.auth:auth", "Mint the token with which an agent enrols."),
 }
 

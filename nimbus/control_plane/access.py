@@ -56,12 +56,17 @@ def read_agent(services: Services) -> str:
     return verify_token(token, services.keys.accepted, audience=Audience.AGENT, now_s=time.time()).subject
 
 
-def read_enrolment(policy: AccessPolicy) -> str:
-    """The id of the agent that enrols."""
+def read_enrolment(services: Services) -> str:
+    """The id of the agent that enrols, or that renews: a token that is still good may be exchanged for the next.
+
+    So an enrolment token need not outlive the agent's first start, and none has to lie about for years.
+    """
     token = parse_bearer(request.headers.get("Authorization"))
-    key = policy.enrolment_key.verify_key()
-    claims = verify_token(token, (key,), audience=Audience.AGENT_ENROLMENT, now_s=time.time())
-    return claims.subject
+    key = services.access.enrolment_key.verify_key()
+    try:
+        return verify_token(token, (key,), audience=Audience.AGENT_ENROLMENT, now_s=time.time()).subject
+    except Unauthorized:
+        return read_agent(services)
 
 
 def _verify_hmac(policy: AccessPolicy, audience: Audience) -> Claims:

@@ -31,7 +31,7 @@ def build_agents_api(services: Services) -> Blueprint:
 
     @blueprint.post("/api/agents/enrol")
     async def enrol() -> Response:
-        agent_id = read_enrolment(access)
+        agent_id = read_enrolment(services)
         asked = leaseapi.parse_enrol_request(await read_body())
         limit.count(agent_id, time.monotonic())
         await services.database.run(_enrol, agent_id, asked)

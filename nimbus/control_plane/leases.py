@@ -87,7 +87,7 @@ async def _grant(transaction: Transaction, agent_id: str, request: LeaseRequest,
 def _parse_granted(row: Row, terms: LeaseTerms, keys: KeyRing, log_url: str | None) -> Grant:
     key = LeaseKey(row["machine_id"], str(row["lease_id"]), row["fence"])
     command = None if row["command"] is None else parse_command(Fields(row["command"], "stored command"))
-    token = mint_machine_token(keys, key, row["org_id"], row["agent_id"]) if log_url is not None else None
+    token = mint_machine_token(keys, key, row["org_id"], row["agent_id"])  # also for an agent's own NIMBUS_LOG_SINK_URL
     webhook = None if row["webhook_at"] is None else _unix_ms(row["webhook_at"])
     return Grant(
         key=key,

@@ -37,7 +37,7 @@ class Settings(DatabaseSettings):
     admin_allowed_subjects: Annotated[str, NoDecode] = ""  # comma-separated; empty: all
     control_plane_bind: str = "127.0.0.1:8000"
     metrics_token: SecretStr | None = None
-    log_public_url: str | None = None  # where agents send job output; none: the output stays on the host
+    log_public_url: str | None = None  # where agents send job output, unless NIMBUS_LOG_SINK_URL of theirs says another
     job_lease_ttl: float = Field(default=300.0, ge=1.0)
     job_in_progress_lease_ttl: float = Field(default=3600.0, ge=1.0)  # GitHub gives no second runner
     org_job_rate_limit: int = Field(default=100, ge=1)

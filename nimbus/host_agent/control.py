@@ -40,18 +40,29 @@ class ControlPlane:
         self.lease_ttl_s = 300.0
 
     async def enrol(self) -> None:
-        """Exchange the enrolment token for a short one. Raises Unauthorized where it is not accepted."""
-        with mapped_http_errors(SERVICE):
-            response = await self._http.post(
-                "/api/agents/enrol",
-                json=leaseapi.render_enrol_request(self._who),
-                headers={"Authorization": f"Bearer {self._enrolment_token}"},
-            )
-        reply = leaseapi.parse_enrol_reply(check_status(response, SERVICE).content)
+        """A new short token for the present one, or for the enrolment token where there is none that still counts.
+
+        Raises Unauthorized where neither is accepted.
+        """
+        try:
+            reply = await self._exchange(self._token.text or self._enrolment_token)
+        except Unauthorized:
+            if not self._token.text:
+                raise
+            reply = await self._exchange(self._enrolment_token)
         self.lease_ttl_s = reply.lease_ttl_s
         early_s = min(REFRESH_EARLY_S, reply.expires_in_s / 2)
         self._token = _Token(reply.token, trio.current_time() + reply.expires_in_s - early_s)
         self._who = replace(self._who, held=None)  # said once: said again, it would give up what was leased since
+
+    async def _exchange(self, token: str) -> leaseapi.EnrolReply:
+        with mapped_http_errors(SERVICE):
+            response = await self._http.post(
+                "/api/agents/enrol",
+                json=leaseapi.render_enrol_request(self._who),
+                headers={"Authorization": f"Bearer {token}"},
+            )
+        return leaseapi.parse_enrol_reply(check_status(response, SERVICE).content)
 
     async def lease(self, request: LeaseRequest) -> Grant | None:
         """Wait for a machine request for up to `request.wait_s`; None where there was none."""

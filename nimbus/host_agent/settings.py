@@ -7,6 +7,7 @@ documents. Nothing below `main` and the CLI sees these classes.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nimbus.host import native
+from nimbus.host.roots import claim_root
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.vmm.choice import choose_vmm
@@ -42,7 +44,9 @@ class HostSettings(BaseSettings):
     vm_slots: int = Field(64, ge=1, le=4096, description="VMs at the same time at most")
     jailer_uid: int = Field(200_000, ge=1000, description="start of the range of uids, one for each VM")
     guest_ports: str = Field("", description="host services guests may reach: PORT=ADDRESS:PORT, comma separated")
-    guest_nameserver: IPv4Address | None = Field(None, description="DNS server of the guests")
+    guest_nameserver: IPv4Address | None = Field(
+        None, description="DNS server that guests ask through their gateway; unset: the host's own first one"
+    )
     kernel_image: Path | None = Field(None, description="a kernel (ELF or bzImage) in place of the image's own")
     rootfs_image: Path | None = Field(None, description="an ext4 file in place of the image's own root")
     vm_shutdown_grace: float = Field(30.0, ge=0, description="seconds between SIGTERM and SIGKILL in the guest")
@@ -77,17 +81,33 @@ def read_settings(kind: type[HostSettings]) -> HostSettings:
 
 
 def find_layout(settings: HostSettings) -> HostLayout:
-    """Where this host's VMs live. Raises Refused for a bad setting."""
-    return HostLayout(
+    """Where this host's VMs live. Raises Refused for a bad setting, or a state folder whose short name is taken."""
+    layout = HostLayout(
         state=settings.state_dir.absolute(),
         runtime=settings.runtime_dir,
         subnet=settings.vm_subnet,
         tap_prefix=settings.tap_prefix,
         host_ports=parse_guest_ports(settings.guest_ports),
-        nameserver=settings.guest_nameserver,
+        nameserver=settings.guest_nameserver or find_nameserver(Path("/etc/resolv.conf")),
         uid_base=settings.jailer_uid,
         slot_limit=settings.vm_slots,
     )
+    claim_root(layout.runtime, layout.root_id, layout.state)
+    return layout
+
+
+def find_nameserver(resolv_conf: Path) -> IPv4Address | None:
+    """The first IPv4 nameserver that this host asks itself; None where it has none. Loopback ones do: the gateway asks."""
+    try:
+        lines = resolv_conf.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            with suppress(ValueError):
+                return IPv4Address(words[1])
+    return None
 
 
 def find_host(settings: HostSettings) -> Host:

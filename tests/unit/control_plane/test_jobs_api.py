@@ -163,6 +163,7 @@ async def test_no_route_of_the_api_answers_without_its_own_kind_of_token(databas
             accepted[method, path] = len(codes) - codes.count(401)
             answers[method, path] = set(codes)
 
+    assert accepted.pop(("POST", "/api/agents/enrol")) == 2  # an enrolment token, or an agent's own that still counts
     assert set(accepted.values()) == {1}  # one key for one audience; every other pair is refused
     assert not any(500 in codes for codes in answers.values())
 
@@ -249,6 +250,19 @@ async def test_metrics_are_for_loopback_and_not_for_what_a_proxy_forwards(databa
     assert 'nimbus_control_plane_machines{state="queued"} 0.0' in near.text
     assert forwarded.status_code == 401
     assert set(jwks.json()["keys"][0]) == {"kty", "crv", "x", "kid", "use", "alg"}
+
+
+async def test_an_agent_renews_by_its_own_token_long_after_its_enrolment_token_ran_out(
+    database_dsn: str, redis_url: str
+) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol("one")
+        asked = {"version": "1", "boot_id": "b", "cpus": 1, "mem_mib": 512}
+        renewed = await plane.http.post("/api/agents/enrol", json=asked, headers=agent)
+        following = await plane.http.post("/api/agents/enrol", json=asked, headers=bearer(renewed.json()["token"]))
+
+    assert (renewed.status_code, following.status_code) == (200, 200)
+    assert following.json()["agent_id"] == "one"
 
 
 async def test_an_agent_that_enrols_too_often_is_told_to_wait(database_dsn: str, redis_url: str) -> None:

@@ -1,0 +1,45 @@
+"""What an operator sets for a host, read strictly."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from nimbus.host_agent.settings import find_nameserver, parse_guest_ports
+from nimbus.model.errors import Refused
+from nimbus.model.vm import HostPort
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("nameserver 127.0.0.53\n", IPv4Address("127.0.0.53")),
+        ("# nameserver 9.9.9.9\nsearch lan\nnameserver fe80::1\nnameserver 10.0.0.2\n", IPv4Address("10.0.0.2")),
+        ("nameserver\n", None),
+        ("", None),
+    ],
+)
+def test_guests_ask_the_hosts_own_first_nameserver(text: str, found: IPv4Address | None, tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(text)
+    assert find_nameserver(path) == found
+
+
+def test_a_host_without_resolv_conf_gives_its_guests_none(tmp_path: Path) -> None:
+    assert find_nameserver(tmp_path / "absent") is None
+
+
+def test_guest_ports_are_read_in_their_order() -> None:
+    loopback = IPv4Address("127.0.0.1")
+    assert parse_guest_ports("8080=127.0.0.1:80, 9=127.0.0.1:9,") == (
+        HostPort(8080, loopback, 80),
+        HostPort(9, loopback, 9),
+    )
+
+
+@pytest.mark.parametrize("text", ["8080", "x=127.0.0.1:80", "0=127.0.0.1:80", "80=127.0.0.1:65536", "80=host:80"])
+def test_any_other_guest_port_is_refused(text: str) -> None:
+    with pytest.raises(Refused):
+        parse_guest_ports(text)
