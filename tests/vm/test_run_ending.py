@@ -6,9 +6,12 @@ import json
 import os
 import signal
 import time
+from itertools import count
+from pathlib import Path
 
 import pytest
 
+from nimbus.host.inventory import Territory
 from nimbus.host_agent.serve import SILENCE_LIMIT_S
 from tests.vm.conftest import open_small
 from tests.vm.terminal import END_S, Started, Terminal, wait_until
@@ -129,6 +132,19 @@ def test_the_end_of_one_run_is_not_the_end_of_its_neighbour(terminal: Terminal) 
         assert len(terminal.vmm_pids()) == 1
         second.send_signal(signal.SIGINT)
         assert second.wait(END_S) == 130
+
+
+def test_a_purge_in_a_folder_of_the_same_short_name_is_refused(terminal: Terminal, tmp_path: Path) -> None:
+    name = terminal.territory.prefix
+    territories = (Territory(tmp_path / str(number), terminal.territory.runtime_dir) for number in count())
+    twin = next(territory for territory in territories if territory.prefix == name)
+    with terminal.start_ready() as process:
+        refused = Terminal(twin).call("vms", "purge", "--all")
+        assert refused.returncode == 2
+        assert str(terminal.territory.state_root) in refused.stderr.decode()
+        assert terminal.vmm_pids()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(END_S) == 143
 
 
 @pytest.mark.slow

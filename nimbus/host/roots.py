@@ -1,0 +1,43 @@
+"""Which state root has which three-digit name on this host: the prefix of its kernel objects, and of nobody else's.
+
+There are 4096 such names. Two state roots that shared one would sweep up each other's living VMs as leftovers, so the
+second is refused. One file a name under `<runtime>/roots`. Called by host_agent/settings.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from nimbus.model.errors import Refused
+
+
+def claim_root(runtime_dir: Path, root_id: str, state_root: Path) -> None:
+    """Take `root_id` for `state_root`; Refused where another root that still exists has it.
+
+    Without the right to write there nothing is claimed: who may not do that may not touch a VM either.
+    """
+    try:
+        runtime_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        (runtime_dir / "roots").mkdir(mode=0o700, exist_ok=True)
+        folder = os.open(runtime_dir / "roots", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # for the moment of one read and one write
+        _claim(runtime_dir / "roots" / root_id, str(state_root))
+    finally:
+        os.close(folder)
+
+
+def _claim(ticket: Path, wanted: str) -> None:
+    holder = ticket.read_text() if ticket.exists() else ""
+    if holder == wanted:
+        return
+    if holder and os.path.isdir(holder):
+        raise Refused(
+            f"the state folder {wanted} would share its short name nb{ticket.name} with {holder}, and each would take"
+            " the other's VMs for leftovers: choose another NIMBUS_STATE_DIR"
+        )
+    ticket.write_text(wanted)
