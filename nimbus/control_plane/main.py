@@ -5,7 +5,6 @@ Reads the settings once, configures the logs, and holds the nursery: signals -> 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +13,7 @@ import trio
 
 from nimbus.control_plane.app import open_app
 from nimbus.control_plane.settings import Settings
-from nimbus.model.errors import NimbusError
+from nimbus.runtime.listening import run_room
 from nimbus.runtime.serving import App, LazyApp, serve_app
 from nimbus.runtime.settings import read_settings, unknown_variables
 from nimbus.runtime.signals import watch_signals
@@ -51,14 +50,8 @@ async def run(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Exit 0 after a signal, 1 where a service is away, 2 where a setting is wrong."""
-    settings = _prepare()
-    try:
-        trio.run(run, settings)
-    except NimbusError as error:
-        print(f"control plane: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
-        return error.exit_code
-    return 0
+    """Exit 0 after a signal, 1 where a service is away or the port is taken, 2 where a setting is wrong."""
+    return run_room("control plane", run, _prepare())
 
 
 if __name__ == "__main__":

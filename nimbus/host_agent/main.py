@@ -26,9 +26,10 @@ from nimbus.host_agent.metrics import count_stuck, serve_metrics
 from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, poll_leases
 from nimbus.host_agent.reaper import reap, reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, read_settings
-from nimbus.model.errors import HostFault, NimbusError
+from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.http import open_http
+from nimbus.runtime.listening import run_room
 from nimbus.runtime.signals import watch_signals
 from nimbus.runtime.telemetry import configure_logging
 from nimbus.wire.leaseapi import EnrolRequest
@@ -89,13 +90,13 @@ def lease_retry(settings: AgentSettings) -> LeaseRetry:
 
 @contextmanager
 def single_instance(host: Host) -> Iterator[None]:
-    """The state root's own lock. Raises HostFault while another agent has it."""
+    """The state root's own lock. Raises Conflict while another agent has it."""
     host.layout.state.mkdir(parents=True, exist_ok=True)
     fd = os.open(host.layout.state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise HostFault(f"an agent runs on {host.layout.state}: stop it, or set another NIMBUS_STATE_DIR") from None
+        raise Conflict(f"an agent runs on {host.layout.state}: stop it, or set another NIMBUS_STATE_DIR") from None
     else:
         yield
     finally:
@@ -118,10 +119,11 @@ def main() -> None:
         sys.exit(f"nimbus agent: {error}")
     try:
         with single_instance(host):
-            trio.run(run_agent, settings, host)
-    except HostFault as error:
+            status = run_room("nimbus agent", run_agent, settings, host)
+    except Conflict as error:
         print(f"nimbus agent: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
-        sys.exit(EXIT_BUSY)
+        status = EXIT_BUSY
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,13 @@ Counts what happened; decides nothing. Names are those of the documents.
 
 from __future__ import annotations
 
-from functools import partial
-
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
 from prometheus_client import Counter, Gauge, Histogram, make_asgi_app
 
 from nimbus.host_agent.reaper import ReapReport
 from nimbus.model.vm import Ending
+from nimbus.runtime.listening import start_hypercorn
 from nimbus.wire.leaseapi import FinishRequest
 
 MACHINES = Counter("nimbus_host_agent_machines_total", "Machines by how they ended", ["ending"])
@@ -46,6 +44,6 @@ async def serve_metrics(host: str, port: int, *, task_status: trio.TaskStatus[st
     config.errorlog = None
     app = make_asgi_app()
     async with trio.open_nursery() as nursery:
-        binds = await nursery.start(partial(serve, app, config, mode="asgi", shutdown_trigger=trio.sleep_forever))
+        binds = await start_hypercorn(nursery, app, config, trio.sleep_forever)
         task_status.started(binds[0])
         await trio.sleep_forever()

@@ -5,7 +5,6 @@ Reads the settings once, configures the logs, and holds the nursery: signals -> 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,7 +14,7 @@ import trio
 
 from nimbus.logging_pipeline.app import open_app
 from nimbus.logging_pipeline.settings import Settings
-from nimbus.model.errors import NimbusError
+from nimbus.runtime.listening import run_room
 from nimbus.runtime.serving import App, LazyApp, serve_app
 from nimbus.runtime.settings import read_settings, unknown_variables
 from nimbus.runtime.signals import watch_signals
@@ -56,26 +55,8 @@ async def run(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Exit 0 after a signal, 1 where the store is away, 2 where a setting is wrong."""
-    settings = _prepare()
-    status = 0
-    try:
-        trio.run(run, settings)
-    except* NimbusError as group:
-        status = _report(group)
-    return status
-
-
-def _report(group: BaseExceptionGroup[NimbusError]) -> int:
-    """One line for each error; the exit code of the first."""
-    codes = []
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            codes.append(_report(error))
-        else:
-            print(f"logging pipeline: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
-            codes.append(error.exit_code)
-    return codes[0]
+    """Exit 0 after a signal, 1 where the store is away or the port is taken, 2 where a setting is wrong."""
+    return run_room("logging pipeline", run, _prepare())
 
 
 if __name__ == "__main__":

@@ -14,13 +14,11 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import cast
 
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from quart import request
 from quart.wrappers import Request
@@ -43,6 +41,7 @@ from nimbus.model.errors import (
     Unauthorized,
     Unavailable,
 )
+from nimbus.runtime.listening import start_hypercorn
 from nimbus.wire.fields import MAX_BIGINT
 
 log = structlog.get_logger()
@@ -265,8 +264,7 @@ async def serve_app(
     config.server_names = []
     config.keep_alive_timeout = 30
     async with trio.open_nursery() as nursery:
-        urls = await nursery.start(partial(serve, app, config, shutdown_trigger=stop.wait, mode="asgi"))
-        task_status.started(urls)
+        task_status.started(await start_hypercorn(nursery, app, config, stop.wait))
 
 
 class LazyApp:

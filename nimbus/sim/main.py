@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from nimbus.model.errors import NimbusError
+from nimbus.runtime.listening import run_room
 from nimbus.runtime.settings import read_settings
 from nimbus.runtime.signals import watch_signals
 from nimbus.runtime.telemetry import configure_logging
@@ -37,13 +38,7 @@ def main() -> int:
     except NimbusError as error:
         print(error, file=sys.stderr)  # noqa: T201 -- the operator's terminal
         return error.exit_code
-    status = 0
-    try:
-        trio.run(run_sim, plan, settings.sim_bind)
-    except* OSError as group:
-        print(f"NIMBUS_SIM_BIND: {group.exceptions[0]}", file=sys.stderr)  # noqa: T201
-        status = 1
-    return status
+    return run_room("sim", run_sim, plan, settings.sim_bind)
 
 
 if __name__ == "__main__":
