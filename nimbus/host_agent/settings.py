@@ -16,7 +16,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nimbus.host import native
 from nimbus.host.roots import claim_root
-from nimbus.host.roots import claim_root
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.vmm.choice import choose_vmm
@@ -93,8 +92,6 @@ def find_layout(settings: HostSettings) -> HostLayout:
         uid_base=settings.jailer_uid,
         slot_limit=settings.vm_slots,
     )
-    claim_root(layout.runtime, layout.root_id, layout.state)
-    return layout
     claim_root(layout.runtime, layout.root_id, layout.state)
     return layout
 
