@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 import trio
@@ -44,7 +45,8 @@ async def run(settings: Settings) -> None:
     stop = trio.Event()
     async with open_app(settings, stop) as control_plane, trio.open_nursery() as nursery:
         await nursery.start(watch_signals, stop)
-        binds = await nursery.start(serve_app, control_plane, [settings.control_plane_bind], stop)
+        serve = partial(serve_app, setting="NIMBUS_CONTROL_PLANE_BIND")
+        binds = await nursery.start(serve, control_plane, [settings.control_plane_bind], stop)
         log.info("control_plane.ready", binds=binds)
     log.info("control_plane.stopped")
 

@@ -44,6 +44,6 @@ async def serve_metrics(host: str, port: int, *, task_status: trio.TaskStatus[st
     config.errorlog = None
     app = make_asgi_app()
     async with trio.open_nursery() as nursery:
-        binds = await start_hypercorn(nursery, app, config, trio.sleep_forever)
+        binds = await start_hypercorn(nursery, app, config, trio.sleep_forever, "NIMBUS_AGENT_METRICS_PORT")
         task_status.started(binds[0])
         await trio.sleep_forever()

@@ -47,7 +47,7 @@ async def run(settings: Settings) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(watch_signals, stop)
         async with open_app(settings) as pipeline, trio.open_nursery() as serving:
-            serve = partial(serve_app, graceful_s=GRACEFUL_S)
+            serve = partial(serve_app, graceful_s=GRACEFUL_S, setting="NIMBUS_LOGGING_BIND")
             binds = await serving.start(serve, pipeline, [settings.logging_bind], stop)
             log.info("logging_pipeline.ready", binds=binds)
         nursery.cancel_scope.cancel()

@@ -22,9 +22,9 @@ Args = TypeVarTuple("Args")
 
 
 async def start_hypercorn(
-    nursery: trio.Nursery, app: Framework, config: Config, stop: Callable[[], Awaitable[None]]
+    nursery: trio.Nursery, app: Framework, config: Config, stop: Callable[[], Awaitable[None]], setting: str
 ) -> list[str]:
-    """Serve as a child of `nursery` until `stop` returns; the real addresses. Conflict where one cannot be had."""
+    """Serve as a child of `nursery` until `stop` returns; the real addresses. Conflict, naming `setting`, where one is taken."""
     try:
         binds: list[str] = await nursery.start(partial(serve, app, config, shutdown_trigger=stop, mode="asgi"))
     except (OSError, BaseExceptionGroup) as error:
@@ -32,7 +32,7 @@ async def start_hypercorn(
         if refused is None:
             raise
         where = ", ".join(config.bind)
-        raise Conflict(f"cannot listen on {where}: {refused.strerror}; end who has it, or set another") from None
+        raise Conflict(f"cannot listen on {where}: {refused.strerror}; end who has it, or set {setting}") from None
     return binds
 
 

@@ -252,9 +252,13 @@ async def serve_app(
     stop: trio.Event,
     *,
     graceful_s: float = GRACEFUL_S,
+    setting: str = "another address",
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `stop` is set, then finish what is in flight; hands over the real addresses as URLs."""
+    """Serve until `stop` is set, then finish what is in flight; hands over the real addresses as URLs.
+
+    `setting` is what an operator changes where an address cannot be had.
+    """
     config = Config()
     config.bind = list(binds)
     config.graceful_timeout = graceful_s
@@ -264,7 +268,7 @@ async def serve_app(
     config.server_names = []
     config.keep_alive_timeout = 30
     async with trio.open_nursery() as nursery:
-        task_status.started(await start_hypercorn(nursery, app, config, stop.wait))
+        task_status.started(await start_hypercorn(nursery, app, config, stop.wait, setting))
 
 
 class LazyApp:

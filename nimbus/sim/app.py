@@ -52,7 +52,7 @@ async def serve_sim(
         nursery.start_soon(world.deliveries.run_sender, client)
         nursery.start_soon(_sweep, world)
         async with trio.open_nursery() as server:
-            serve = partial(serve_app, create_app(world), binds, stop, graceful_s=GRACEFUL_S)
+            serve = partial(serve_app, create_app(world), binds, stop, graceful_s=GRACEFUL_S, setting="NIMBUS_SIM_BIND")
             urls: list[str] = await server.start(serve)
             task_status.started(urls)
         nursery.cancel_scope.cancel()

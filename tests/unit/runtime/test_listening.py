@@ -27,11 +27,12 @@ def start(module: str, port: int, env: dict[str, str]) -> subprocess.CompletedPr
     return subprocess.run(argv, env=kept | named, capture_output=True, text=True, timeout=60, check=False)
 
 
-def check(done: subprocess.CompletedProcess[str], port: int) -> None:
+def check(done: subprocess.CompletedProcess[str], port: int, setting: str) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "cannot listen" in line)
     assert f"127.0.0.1:{port}: Address already in use" in line
+    assert line.endswith(f"or set {setting}")
 
 
 @pytest.fixture
@@ -45,7 +46,11 @@ def port() -> int:
 
 def test_the_sim_says_whose_port_it_wants(port: int) -> None:
     public = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-    check(start("nimbus.sim.main", port, {"NIMBUS_SIM_BIND": "{at}", "NIMBUS_SIM_APP_PUBLIC_KEY": public}), port)
+    check(
+        start("nimbus.sim.main", port, {"NIMBUS_SIM_BIND": "{at}", "NIMBUS_SIM_APP_PUBLIC_KEY": public}),
+        port,
+        "NIMBUS_SIM_BIND",
+    )
 
 
 @pytest.mark.slow
@@ -56,7 +61,7 @@ def test_the_logging_pipeline_says_whose_port_it_wants(port: int, tmp_path: Path
         "NIMBUS_JWT_SECRET": SECRET,
         "NIMBUS_STATE_DIR": str(tmp_path),
     }
-    check(start("nimbus.logging_pipeline.main", port, env), port)
+    check(start("nimbus.logging_pipeline.main", port, env), port, "NIMBUS_LOGGING_BIND")
 
 
 @pytest.mark.services
@@ -74,7 +79,7 @@ def test_the_control_plane_says_whose_port_it_wants(port: int, database_dsn: str
         "NIMBUS_CACHE_SHARED_SECRET": SECRET,
         "NIMBUS_PUBLIC_BASE_URL": "http://127.0.0.1:9",
     }
-    check(start("nimbus.control_plane.main", port, env), port)
+    check(start("nimbus.control_plane.main", port, env), port, "NIMBUS_CONTROL_PLANE_BIND")
 
 
 @needs_root
@@ -88,7 +93,7 @@ def test_the_agent_says_whose_port_its_metrics_want(port: int, tmp_path: Path) -
         "NIMBUS_STATE_DIR": str(tmp_path),
         "NIMBUS_VMM": "fake",
     }
-    check(start("nimbus.host_agent.main", port, env), port)
+    check(start("nimbus.host_agent.main", port, env), port, "NIMBUS_AGENT_METRICS_PORT")
 
 
 def test_a_bug_is_not_made_a_line_of() -> None:
