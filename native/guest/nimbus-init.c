@@ -5,6 +5,7 @@
  *                                     here. No isolation. Ends when the host has acknowledged the exit.
  */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,6 +21,16 @@
 
 static struct agent agent; /* some 130 KiB: not for the stack */
 
+/* Do not interrupt the job at each write that it makes: it goes on until its pipe is full or its time slice over, and we
+ * then take all of it at once. Halves the time of a job that prints much on one processor. The job does not inherit it. */
+static void let_the_job_run(void)
+{
+	const struct sched_param none = {0};
+
+	if (sched_setscheduler(0, SCHED_BATCH | SCHED_RESET_ON_FORK, &none) != 0)
+		say("no batch scheduling: %s", strerror(errno));
+}
+
 static int serve_guest(uint64_t entered_ms)
 {
 	char device[80];
@@ -28,6 +39,7 @@ static int serve_guest(uint64_t entered_ms)
 	if (boot_root() != 0 || boot_find_port(PORT_NAME, device, sizeof device) != 0)
 		return 1;
 	network_start();
+	let_the_job_run();
 	error = link_open_port(&agent.link, device);
 	if (error == 0)
 		error = agent_open(&agent, true, 0, entered_ms);
