@@ -1,6 +1,6 @@
 """The host agent: `python -m nimbus.host_agent.main`. The nursery tree of the room, readable from here.
 
-SIGTERM and SIGINT stop the leasing; then every machine is torn down (adoption by the next agent is the
+SIGTERM and SIGINT, once or often, stop the leasing; then every machine is torn down (adoption by the next agent is the
 next issue's). One agent for each state root: a second one exits with 75.
 """
 
@@ -25,19 +25,18 @@ from nimbus.host_agent.machines import JobPolicy, run_leased
 from nimbus.host_agent.metrics import count_stuck, serve_metrics
 from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, poll_leases
 from nimbus.host_agent.reaper import reap, reap_forever
-from nimbus.host_agent.settings import AgentSettings, find_host, read_settings
+from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.http import open_http
 from nimbus.runtime.listening import run_room
-from nimbus.runtime.signals import watch_signals
+from nimbus.runtime.signals import hold_signals
 from nimbus.runtime.telemetry import configure_logging
 from nimbus.wire.leaseapi import EnrolRequest
 
 log = structlog.get_logger()
 
 EXIT_BUSY = 75  # EX_TEMPFAIL: another agent holds this state root
-LABELS = ("nimbus",)
 
 
 async def run_agent(settings: AgentSettings, host: Host) -> None:
@@ -45,7 +44,7 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
     await reap(host.layout, living=True)
     async with open_http(settings.control_plane_url) as http, trio.open_nursery() as agent:
         stop = trio.Event()
-        await agent.start(watch_signals, stop)
+        await agent.start(hold_signals, stop)
         agent.start_soon(partial(reap_forever, host.layout, count_stuck))
         where = await agent.start(serve_metrics, settings.agent_metrics_host, settings.agent_metrics_port)
         capacity = host_capacity(settings)
@@ -58,7 +57,8 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
         log.info("agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where)
         async with trio.open_nursery() as machines:
             serve = partial(run_leased, host, control, job_policy(settings, control))
-            machines.start_soon(poll_leases, control, Room(capacity), LABELS, lease_retry(settings), serve, machines)
+            labels = parse_labels(settings.job_labels)
+            machines.start_soon(poll_leases, control, Room(capacity), labels, lease_retry(settings), serve, machines)
             await stop.wait()
             log.info("agent.stopping", machines=len(machines.child_tasks) - 1)
             machines.cancel_scope.cancel()
@@ -116,7 +116,8 @@ def main() -> None:
             if getattr(settings, name) is not None:
                 log.warning("setting.not_used_on_a_host", name=f"NIMBUS_{name.upper()}")
     except NimbusError as error:
-        sys.exit(f"nimbus agent: {error}")
+        print(f"nimbus agent: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
+        sys.exit(error.exit_code)
     try:
         with single_instance(host):
             status = run_room("nimbus agent", run_agent, settings, host)

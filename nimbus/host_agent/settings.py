@@ -62,6 +62,7 @@ class AgentSettings(HostSettings):
     agent_metrics_host: str = Field("127.0.0.1", description="where metrics are served")
     agent_metrics_port: int = Field(9460, ge=0, le=65535)
     job_timeout: float = Field(3600.0, gt=0, description="seconds a job may run at most")
+    job_labels: str = Field("nimbus", description="labels whose GitHub jobs this host takes, comma separated")
     agent_lease_retries: int = Field(3, ge=0, description="quick retries of a lease request before the long wait")
     agent_lease_retry_base: float = Field(1.0, gt=0)
     agent_lease_retry_max: float = Field(15.0, gt=0)
@@ -69,6 +70,14 @@ class AgentSettings(HostSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     agent_state_database_url: SecretStr | None = Field(None, description="not used on the host; reported if set")
     agent_redis_url: SecretStr | None = Field(None, description="not used on the host; reported if set")
+
+
+def parse_labels(text: str) -> tuple[str, ...]:
+    """`nimbus,gpu` as values. Raises Refused for none: such a host would be offered every job."""
+    labels = tuple(word.strip().lower() for word in text.split(",") if word.strip())
+    if not labels:
+        raise Refused("NIMBUS_JOB_LABELS: at least one label is needed")
+    return labels
 
 
 def read_settings(kind: type[HostSettings]) -> HostSettings:
@@ -97,7 +106,10 @@ def find_layout(settings: HostSettings) -> HostLayout:
 
 
 def find_nameserver(resolv_conf: Path) -> IPv4Address | None:
-    """The first IPv4 nameserver that this host asks itself; None where it has none. Loopback ones do: the gateway asks."""
+    """The first IPv4 nameserver that this host asks itself; None where it has none.
+
+    One on loopback does as well: guests ask their gateway, and the gateway's rules reach it.
+    """
     try:
         lines = resolv_conf.read_text(errors="replace").splitlines()
     except OSError:

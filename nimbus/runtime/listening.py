@@ -24,7 +24,7 @@ Args = TypeVarTuple("Args")
 async def start_hypercorn(
     nursery: trio.Nursery, app: Framework, config: Config, stop: Callable[[], Awaitable[None]], setting: str
 ) -> list[str]:
-    """Serve as a child of `nursery` until `stop` returns; the real addresses. Conflict, naming `setting`, where one is taken."""
+    """Serve until `stop` returns; the real addresses. Conflict where one is taken: `setting` changes it."""
     try:
         binds: list[str] = await nursery.start(partial(serve, app, config, shutdown_trigger=stop, mode="asgi"))
     except (OSError, BaseExceptionGroup) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nimbus.host_agent.settings import find_nameserver, parse_guest_ports
+from nimbus.host_agent.settings import find_nameserver, parse_guest_ports, parse_labels
 from nimbus.model.errors import Refused
 from nimbus.model.vm import HostPort
 
@@ -43,3 +43,12 @@ def test_guest_ports_are_read_in_their_order() -> None:
 def test_any_other_guest_port_is_refused(text: str) -> None:
     with pytest.raises(Refused):
         parse_guest_ports(text)
+
+
+def test_a_hosts_labels_are_those_of_the_control_planes_own_variable() -> None:
+    assert parse_labels("Nimbus, gpu,") == ("nimbus", "gpu")
+
+
+def test_a_host_without_a_label_is_refused_since_it_would_be_offered_every_job() -> None:
+    with pytest.raises(Refused, match="NIMBUS_JOB_LABELS"):
+        parse_labels(" , ")
