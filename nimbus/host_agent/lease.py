@@ -64,6 +64,10 @@ class HeldLease:
         self._moved = trio.Event()
         self._hurry = trio.Event()
 
+    def is_held(self) -> bool:
+        """Whether a write under this lease may still be made."""
+        return not self.lost and self._now_ns() < self._deadline_ns
+
     def terms(self) -> KeeperTerms:
         """The deadline as of now, for the keeper to hold."""
         return KeeperTerms(deadline_ns=self._deadline_ns, orphan_fd=None)

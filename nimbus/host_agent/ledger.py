@@ -139,6 +139,9 @@ class Ledger:
         """True when the lock was free. A lock whose file was unlinked meanwhile does not count."""
         try:
             fd = os.open(self._lock_path(vm), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            yield False  # no ledger yet: nobody has a record
+            return
         except OSError as error:
             raise HostFault(f"cannot open the lock of VM {vm}: {error.strerror}") from error
         try:

@@ -34,6 +34,8 @@ from nimbus.wire.leaseapi import FinishRequest, Grant
 
 log = structlog.get_logger()
 
+GIVE_BACK_S = 3.0  # of an agent's stop: a control plane that is away hears it from the lease's end
+
 
 @dataclass(frozen=True)
 class JobPolicy:
@@ -57,11 +59,25 @@ async def run_leased(host: Host, control: ControlPlane, policy: JobPolicy, grant
 
 async def _hold_and_run(host: Host, control: ControlPlane, policy: JobPolicy, grant: Grant) -> None:
     async with open_lease(control, grant.key, policy.lease) as lease:
-        outcome = await _run(host, control, policy, grant, lease)
+        outcome: Outcome | NimbusError | None = None
+        try:
+            outcome = await _run(host, control, policy, grant, lease)
+        finally:
+            if outcome is None and lease.is_held():
+                with trio.move_on_after(GIVE_BACK_S, shield=True):
+                    await _give_back(control, grant)
         await _report(control, grant, outcome)
     if lease.lost:
         metrics.MACHINES.labels(Ending.FENCED).inc()
         log.warning("lease.lost", why=lease.lost)
+
+
+async def _give_back(control: ControlPlane, grant: Grant) -> None:
+    """The agent stops and the machine is down: the work may be leased anew at once, not when the lease runs out."""
+    try:
+        await control.finish(FinishRequest(grant.key, Ending.HOST_FAULT, cause="its agent was stopped"))
+    except NimbusError as error:
+        log.warning("finish.not_heard", error=str(error))  # the lease's end says it later
 
 
 async def _run(

@@ -105,6 +105,12 @@ def test_a_lock_without_a_record_is_cleared_by_whoever_takes_it(tmp_path: Path) 
     assert Ledger(tmp_path).vms() == []
 
 
+def test_a_ledger_that_was_never_made_holds_nobody(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "absent").take(new_vm_id()) as record:
+        assert record is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sigkill_frees_the_lock_and_keeps_the_record(tmp_path: Path) -> None:
     script = (
         "import sys, os, signal; from pathlib import Path\n"
