@@ -22,12 +22,13 @@
 static struct agent agent; /* some 130 KiB: not for the stack */
 
 /* Do not interrupt the job at each write that it makes: it goes on until its pipe is full or its time slice over, and we
- * then take all of it at once. Halves the time of a job that prints much on one processor. The job does not inherit it. */
+ * then take all of it at once. Halves the time of a job that prints much on one processor. process.c gives the job the
+ * ordinary policy back. */
 static void let_the_job_run(void)
 {
 	const struct sched_param none = {0};
 
-	if (sched_setscheduler(0, SCHED_BATCH | SCHED_RESET_ON_FORK, &none) != 0)
+	if (sched_setscheduler(0, SCHED_BATCH, &none) != 0)
 		say("no batch scheduling: %s", strerror(errno));
 }
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,12 +76,15 @@ static _Noreturn void become_job(const struct job *job, const struct account *ac
 				 int report_fd)
 {
 	const struct rlimit files = {OPEN_FILES, OPEN_FILES};
+	const struct sched_param none = {0};
 	bool ok = setsid() >= 0;
 
 	for (int fd = 0; fd < 3; fd++)
 		ok = ok && dup2(fds[fd], fd) >= 0;
-	if (guest)
+	if (guest) {
 		(void)setrlimit(RLIMIT_NOFILE, &files);
+		(void)sched_setscheduler(0, SCHED_OTHER, &none); /* ours is another: nimbus-init.c says why */
+	}
 	if (!ok)
 		fail(report_fd, STEP_SESSION);
 	if (become_user(account) != 0)

@@ -29,6 +29,7 @@ echo "address $(ip -4 -o address show eth0 | awk '{print $4}') $(ip route | head
 echo "lo $(ip -4 -o address show lo | awk '{print $4}')"
 echo "names $(cat /etc/resolv.conf) $(grep -c nimbus /etc/hosts)"
 echo "files $(ulimit -n)"
+echo "policies $(cut -d' ' -f41 /proc/1/stat) $(cut -d' ' -f41 /proc/self/stat)"
 sh -c 'sleep 0.1' & sh -c '(sleep 0.05 &)'; wait; sleep 0.3
 echo "zombies $(grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l)"
 """
@@ -72,6 +73,7 @@ async def test_a_job_finds_a_root_of_its_own_with_all_that_programs_expect(tmp_p
     assert told["lo"] == "127.0.0.1/8"
     assert told["names"] == "nameserver 172.16.0.1 1"
     assert int(told["files"]) >= 65536
+    assert told["policies"] == "3 0"  # PID 1 is a batch process, the job an ordinary one
     assert told["zombies"] == "0"
     assert hello.kernel_ms > 0
     assert started.boot_ms >= hello.kernel_ms + hello.init_ms
