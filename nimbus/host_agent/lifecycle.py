@@ -84,12 +84,20 @@ async def run_machine(host: Host, order: Order, lease: Lease) -> Outcome:
                     await end_vmm(host.layout, record)  # noqa: ASYNC102 - its shield and limit are inside
         except* NimbusError as caught:  # a sink with tasks of its own gives even a single error in a group
             error = first_error(caught)
+        except* OSError as refused:  # whatever the kernel would not do for this VM, its neighbours live on
+            log.exception("vm.host_refused", vm=str(vm))
+            error = HostFault(f"this host refused: {_only(refused)}")
         finally:
             with phases.span("teardown"):
                 clean = await teardown(host.layout, record)  # noqa: ASYNC102 - its shields and limits are inside
     ending = judge(life.exit, error)
     log.info("vm.ended", ending=str(ending), cause=str(error or ""), clean=clean)
     return Outcome(vm, ending, life.exit, str(error or ""), phases.render(), clean, life.boots)
+
+
+def _only(group: BaseExceptionGroup[OSError]) -> str:
+    inner = group.exceptions[0]
+    return _only(inner) if isinstance(inner, BaseExceptionGroup) else inner.strerror or type(inner).__name__
 
 
 @asynccontextmanager

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import pytest
 import trio
 
+from nimbus.cli.run import open_local_lease
 from nimbus.host import process
 from nimbus.host.inventory import Territory
+from nimbus.host_agent.guest import OutputSink
 from nimbus.host_agent.ledger import Ledger
-from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.lifecycle import run_machine
+from nimbus.host_agent.plan import HostLayout, VmPaths
 from nimbus.host_agent.reaper import ReapReport, reap
 from nimbus.model.errors import Fenced, Unavailable
 from nimbus.model.record import Record
 from nimbus.model.vm import Claim, Ending
 from nimbus.wire.leaseapi import HeldState, RenewRequest
 from tests.faults.leased import NOBODY, Plane, serve
-from tests.hosts import needs_root
+from tests.hosts import Collected, make_host, needs_root
 from tests.oracle import open_territory, watch_leaks
 
 pytestmark = [needs_root, pytest.mark.root]
@@ -38,6 +44,10 @@ def territory() -> Iterator[Territory]:
 
 def layout_of(territory: Territory) -> HostLayout:
     return HostLayout(state=territory.state_root, runtime=territory.runtime_dir, uid_base=territory.uid_base)
+
+
+def _refuse(number: int) -> None:
+    raise OSError(number, os.strerror(number))
 
 
 def records(territory: Territory) -> list[Record]:
@@ -61,6 +71,23 @@ async def test_a_guest_that_crashes_is_reported_and_its_agent_lives_on(territory
     with trio.fail_after(LIMIT_S):
         await serve(territory, plane, "sh", "-c", "kill -KILL $PPID", log_url=NOBODY)
     assert [told.ending for told in plane.ends] == [Ending.GUEST_CRASHED]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.EAGAIN])
+async def test_a_host_that_has_no_more_to_give_fails_the_one_vm_that_asked(territory: Territory, number: int) -> None:
+    @asynccontextmanager
+    async def refuse(_: VmPaths) -> AsyncIterator[OutputSink]:
+        await trio.lowlevel.checkpoint()
+        async with trio.open_nursery():
+            _refuse(number)
+            yield Collected()
+
+    host = make_host(territory, "fake")
+    order = replace(host.order("true", sink=Collected()), open_sink=refuse)
+    with trio.fail_after(LIMIT_S), open_local_lease() as lease:
+        outcome = await run_machine(host.host, order, lease)
+    assert (outcome.ending, outcome.clean) == (Ending.HOST_FAULT, True)
+    assert os.strerror(number) in outcome.cause
 
 
 async def test_a_lease_that_is_fenced_kills_its_vm_and_reports_nothing(territory: Territory) -> None:
