@@ -15,6 +15,8 @@ from nimbus.wire.keeper import Bind, VmmExit
 
 KERNEL_LINE = "console=ttyS0 reboot=t panic=-1 quiet loglevel=1 random.trust_cpu=on cryptomgr.notests"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# TCG emulates `rep movsb` byte by byte: without these two the kernel copies in words, and a boot is a tenth shorter.
+CPU_MODELS = {"kvm": "host", "tcg": "max,erms=off,fsrm=off"}
 LINK_PORT = "nimbus.link"
 QEMU_OVERHEAD_MIB = 512  # QEMU's own heap, stacks and TCG buffer beside the guest's memory
 
@@ -60,7 +62,7 @@ class Qemu:
             str(boot.binary),
             *("-name", f"{plan.object},debug-threads=on"),
             *("-M", f"microvm,accel={plan.accel},acpi=on,rtc=on,pit=on,pic=on,x-option-roms=off,isa-serial=on"),
-            *("-cpu", "host" if plan.accel == "kvm" else "max"),
+            *("-cpu", CPU_MODELS[plan.accel]),
             *("-smp", str(plan.shape.cpus), "-m", f"{plan.shape.mem_mib}M"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-kernel", "/boot/kernel", "-initrd", "/boot/initramfs", "-append", line),
