@@ -1,4 +1,4 @@
-"""The fake GitHub as one application, and its nursery: the server, the webhook sender, the sweeper.
+"""The fake GitHub as one application, and its nursery: server, webhook sender, sweeper, writer of its memory.
 
 `main.py` runs it from the settings; tests and the rehearsal run it inside their own nursery.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import trio
-from quart import Response
+from quart import Response, request
 
 from nimbus.runtime.http import open_http
 from nimbus.runtime.serving import App, build_app, json_response, serve_app
@@ -37,6 +37,13 @@ def create_app(world: World) -> App:
         return json_response({"status": "ok"})
 
     app.add_url_rule("/healthz", "healthz", healthz)
+
+    @app.after_request
+    async def keep(response: Response) -> Response:
+        if request.method not in {"GET", "HEAD"}:
+            await world.memory.wait_written()  # whoever was told of a change finds it again after a SIGKILL
+        return response
+
     return app
 
 
@@ -47,14 +54,18 @@ async def serve_sim(
     *,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `stop` is set; hands over the URLs it listens on. Unsent webhooks die with it, as it does."""
+    """Serve until `stop` is set; hands over the URLs it listens on. An earlier sim's world is taken up first."""
+    await world.memory.recall()
     async with open_http(read_s=ANSWER_WITHIN_S) as client, trio.open_nursery() as nursery:
-        nursery.start_soon(world.deliveries.run_sender, client)
+        nursery.start_soon(world.deliveries.run_sender, client, world.memory.wait_written)
+        nursery.start_soon(world.memory.run_writer)
         nursery.start_soon(_sweep, world)
         async with trio.open_nursery() as server:
             serve = partial(serve_app, create_app(world), binds, stop, graceful_s=GRACEFUL_S, setting="NIMBUS_SIM_BIND")
             urls: list[str] = await server.start(serve)
             task_status.started(urls)
+        with trio.move_on_after(GRACEFUL_S):
+            await world.memory.wait_written()
         nursery.cancel_scope.cancel()
 
 

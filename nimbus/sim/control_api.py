@@ -81,7 +81,7 @@ def _add_run_routes(blueprint: Blueprint, world: World) -> None:
     @blueprint.get("/runs/<int:run_id>")
     async def show_run(run_id: int) -> Response:
         if run_id not in forge.runs:
-            raise NotFound(f"there is no run {run_id}: the sim forgets all when it stops")
+            raise NotFound(f"there is no run {run_id}: without NIMBUS_SIM_STATE_DIR the sim forgets all when it stops")
         return _reply(render_run_report(forge.runs[run_id]))
 
 
@@ -102,6 +102,7 @@ def _add_change_routes(blueprint: Blueprint, world: World) -> None:
         if not isinstance(suspended, bool):
             raise Refused("suspended: true or false is needed")
         world.auth.suspended = suspended
+        world.memory.note()
         return _reply({"installation_id": world.plan.installation_id, "suspended": suspended})
 
 

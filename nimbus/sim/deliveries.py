@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import httpx2
@@ -60,6 +61,7 @@ class Deliveries:
         # No limit but memory's: the sim answers a state change at once, however slow the receiver is.
         self._unsent: deque[Delivery] = deque()
         self._bell = Bell()
+        self.changed: Callable[[], None] = lambda: None
 
     def add(self, event: str, action: str | None, payload: dict[str, object]) -> Delivery:
         body = json.dumps(payload).encode()
@@ -85,10 +87,25 @@ class Deliveries:
         ended = (each for each in reversed(self._all.values()) if each.delivered_at_s is not None)
         return list(itertools.islice((d for d in ended if before_id is None or d.delivery_id < before_id), count))
 
-    async def run_sender(self, client: httpx2.AsyncClient) -> None:
-        """Send what is queued, in order, for ever."""
+    def pending_and_newest(self, sent: int) -> list[Delivery]:
+        """All attempts that have not ended, and the newest of those that have; in the order of their making."""
+        ended = [each.delivery_id for each in self._all.values() if each.delivered_at_s is not None]
+        forgotten = set(ended[:-sent])
+        return [each for each in self._all.values() if each.delivery_id not in forgotten]
+
+    def take_up(self, earlier: Iterable[Delivery]) -> None:
+        """Go on where an earlier sim ended: what it had not sent to the end is sent, perhaps for the second time."""
+        for delivery in earlier:
+            self._all[delivery.delivery_id] = delivery
+            if delivery.delivered_at_s is None:
+                self._unsent.append(delivery)
+        self._ids = itertools.count(max([int(time.time() * 1000), *(each + 1 for each in self._all)]))
+
+    async def run_sender(self, client: httpx2.AsyncClient, wait_written: Callable[[], Awaitable[None]]) -> None:
+        """Send what is queued, in order, for ever; nothing before it would survive us."""
         while True:
             while self._unsent:
+                await wait_written()
                 await self._send(client, self._unsent.popleft())
             await self._bell.wait()
 
@@ -98,6 +115,7 @@ class Deliveries:
             del self._all[next(iter(self._all))]
         self._unsent.append(delivery)
         self._bell.ring()
+        self.changed()
         return delivery
 
     async def _send(self, client: httpx2.AsyncClient, delivery: Delivery) -> None:
@@ -107,6 +125,7 @@ class Deliveries:
         else:
             await self._post(client, self._target, delivery)
         delivery.delivered_at_s, delivery.duration_s = started_s, time.time() - started_s
+        self.changed()
 
     async def _post(self, client: httpx2.AsyncClient, target: WebhookTarget, delivery: Delivery) -> None:
         delivery.status, delivery.status_code = "timed out", 504

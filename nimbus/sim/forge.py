@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nimbus.model.errors import Conflict, NotFound, Refused, Unauthorized
@@ -34,13 +34,14 @@ class ForgePolicy:
     accept_within_s: float = 60.0
     offline_after_s: float = 60.0
     lost_after_s: float = 600.0  # a busy runner silent for this long: its job fails
+    return_within_s: float = 60.0  # the same for one that has not called since the sim is back
     cancel_within_s: float = 300.0  # a runner told to stop and still busy: the job is ended without it
     queued_at_most_s: float = DAY_S
     offline_at_most_s: float = DAY_S
 
 
 class Forge:
-    """One organisation: its repositories, runs, jobs and runners, all in memory."""
+    """One organisation: its repositories, runs, jobs and runners, all in memory; `memory.py` keeps a copy."""
 
     def __init__(self, owner: str, policy: ForgePolicy, now_s: Callable[[], float]) -> None:
         self.owner = owner
@@ -48,8 +49,8 @@ class Forge:
         self.now_s = now_s
         self.tell: Callable[[Job, str], None] = lambda _job, _action: None
         self.changed: Callable[[], None] = lambda: None
-        # The control plane keeps ids for ever and the sim forgets all at its end: start where no earlier one was.
-        self._last_id = int(now_s() * 1000)
+        # The control plane keeps ids for ever, and the sim may have lost its file: start where no earlier one was.
+        self.last_id = int(now_s() * 1000)
         self.owner_id = _stable_id(owner)
         self.repos: dict[str, Repo] = {}
         self.runs: dict[int, Run] = {}
@@ -57,8 +58,20 @@ class Forge:
         self.runners: dict[int, Runner] = {}
 
     def _new_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
+        self.last_id += 1
+        return self.last_id
+
+    def take_up(self, last_id: int, runs: Iterable[Run], runners: Iterable[Runner]) -> None:
+        """Go on where an earlier sim ended: nobody is online, and who was there has a while to call again."""
+        now = self.now_s()
+        self.last_id = max(self.last_id, last_id)
+        for run in runs:
+            self.repos[run.repo.name.lower()] = run.repo
+            self.runs[run.run_id] = run
+            self.jobs |= {job.job_id: job for job in run.jobs}
+        for runner in runners:
+            runner.seen_at_s = now if runner.online_at_s is not None else None
+            self.runners[runner.runner_id] = runner
 
     # -- runs and jobs --------------------------------------------------------------------------
 
@@ -124,6 +137,7 @@ class Forge:
         token = secrets.token_urlsafe(32)
         runner = Runner(self._new_id(), name, scope, lowered, group_id, token, work_folder, self.now_s())
         self.runners[runner.runner_id] = runner
+        self.changed()
         return runner
 
     def runners_of(self, scope: str, name: str | None) -> list[Runner]:
@@ -152,11 +166,13 @@ class Forge:
         for runner in self.runners.values():
             if secrets.compare_digest(runner.token.encode(), token.encode()):
                 runner.seen_at_s = self.now_s()
+                if runner.awaited:
+                    self.go_online(runner)
                 return runner
         raise Unauthorized("this runner is not registered, or no longer")
 
     def go_online(self, runner: Runner) -> None:
-        runner.online = True
+        runner.online, runner.awaited = True, False
         runner.online_at_s = runner.online_at_s or self.now_s()
         self._assign()
 
@@ -165,7 +181,7 @@ class Forge:
         offered = self.offer(runner)
         if offered is not None:
             self._withdraw(offered)
-            self._assign()
+        self._assign()
 
     def offer(self, runner: Runner) -> Job | None:
         """The job that is offered to the runner, if any."""
@@ -179,6 +195,7 @@ class Forge:
         job.state, job.started_at_s = JobState.IN_PROGRESS, self.now_s()
         self._note(job, f"accepted by {runner.name}")
         self.tell(job, "in_progress")
+        self.changed()
         return job
 
     def job_of(self, runner: Runner, job_id: int) -> Job:
@@ -190,12 +207,14 @@ class Forge:
     def start_step(self, job: Job, number: int) -> StepRun:
         step = self.step(job, number)
         step.state, step.started_at_s = JobState.IN_PROGRESS, self.now_s()
+        self.changed()
         return step
 
     def finish_step(self, job: Job, number: int, conclusion: Conclusion) -> StepRun:
         step = self.step(job, number)
         step.state, step.conclusion, step.completed_at_s = JobState.COMPLETED, conclusion, self.now_s()
         self._note(job, f"step {number} {conclusion}")
+        self.changed()
         return step
 
     def step(self, job: Job, number: int) -> StepRun:
@@ -220,7 +239,7 @@ class Forge:
             if runner.online and silent_s > policy.offline_after_s:
                 runner.online = False
             if runner.job is not None:
-                if silent_s > policy.lost_after_s:
+                if silent_s > (policy.return_within_s if runner.awaited else policy.lost_after_s):
                     self._note(runner.job, "the runner lost communication with the server")
                     self._complete(runner.job, Conclusion.FAILURE)
                 elif now - (runner.job.cancelled_at_s or now) > policy.cancel_within_s:

@@ -163,6 +163,8 @@ def _jit_request(body: Mapping[str, object]) -> tuple[str, tuple[str, ...], int,
         raise Refused("Invalid request.\n\nlabels: each must be text.")
     if not isinstance(work_folder, str):
         raise Refused("Invalid request.\n\nwork_folder: text is needed.")
+    if any("\ud800" <= char <= "\udfff" for char in "".join([name, work_folder, *labels])):
+        raise Refused("Invalid request.\n\nname, labels and work_folder: half of a character cannot be part of them.")
     if group_id == FORBIDDEN_GROUP:
         raise Forbidden("Resource not accessible by integration")
     if group_id != DEFAULT_GROUP:

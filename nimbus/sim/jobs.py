@@ -117,6 +117,7 @@ class Runner:
     seen_at_s: float | None = None  # of its newest request; None before its first session
     online_at_s: float | None = None  # of its first session
     online: bool = False
+    awaited: bool = False  # it was there when the sim ended, and has not called since the sim is back
     job: Job | None = None  # accepted and not yet completed
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -41,6 +43,8 @@ class SimSettings(RoomSettings):
     sim_rate_limit: int = 5000
     sim_accept_within_s: float = 60.0
     sim_runner_lost_after_s: float = 600.0
+    sim_runner_return_within_s: float = 60.0
+    sim_state_dir: Path | None = None  # without one the world ends with the process
 
     def world_plan(self) -> WorldPlan:
         """The values that the rest of the room is given."""
@@ -60,5 +64,10 @@ class SimSettings(RoomSettings):
             webhook=webhook,
             control_token=token.get_secret_value() if token is not None else None,
             rate_limit=self.sim_rate_limit,
-            policy=ForgePolicy(accept_within_s=self.sim_accept_within_s, lost_after_s=self.sim_runner_lost_after_s),
+            policy=ForgePolicy(
+                accept_within_s=self.sim_accept_within_s,
+                lost_after_s=self.sim_runner_lost_after_s,
+                return_within_s=self.sim_runner_return_within_s,
+            ),
+            state_dir=self.sim_state_dir,
         )

@@ -170,4 +170,6 @@ def _plain(text: str, where: str) -> str:
         raise Refused(f"{where}: expressions are not evaluated in the rehearsal")
     if "\0" in text:
         raise Refused(f"{where}: a NUL byte cannot be part of it")
+    if any("\ud800" <= char <= "\udfff" for char in text):  # an escape in YAML makes one
+        raise Refused(f"{where}: half of a character cannot be part of it")
     return text

@@ -1,10 +1,11 @@
-"""Everything one running sim holds: the forge, its deliveries, its App and its limits. Made once, passed to routes."""
+"""All that one running sim holds: forge, deliveries, memory, App and limits. Made once, passed to routes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nimbus.model.errors import RateLimited
 from nimbus.sim.app_auth import AppAuth
@@ -12,6 +13,7 @@ from nimbus.sim.bell import Bell
 from nimbus.sim.deliveries import Deliveries, WebhookTarget
 from nimbus.sim.forge import Forge, ForgePolicy
 from nimbus.sim.jobs import Job
+from nimbus.sim.memory import Memory
 from nimbus.sim.payloads import render_workflow_job_event
 
 WINDOW_S = 3600.0
@@ -31,6 +33,7 @@ class WorldPlan:
     control_token: str | None = field(repr=False, default=None)
     rate_limit: int = 5000  # REST requests an hour and installation
     policy: ForgePolicy = field(default_factory=ForgePolicy)
+    state_dir: Path | None = None  # where the world is kept; without one it ends with the process
 
 
 class RateWindow:
@@ -70,8 +73,14 @@ class World:
         self.deliveries = Deliveries(plan.webhook, plan.installation_id)
         self.rate = RateWindow(plan.rate_limit, now_s)
         self.forge = Forge(plan.owner, plan.policy, now_s)
-        self.forge.changed = self.bell.ring
+        self.memory = Memory(plan.state_dir, self.forge, self.deliveries, self.auth)
+        self.deliveries.changed = self.memory.note
+        self.forge.changed = self._change
         self.forge.tell = self._tell
+
+    def _change(self) -> None:
+        self.bell.ring()
+        self.memory.note()
 
     def _tell(self, job: Job, action: str) -> None:
         payload = render_workflow_job_event(job, action, self.plan.installation_id)

@@ -164,6 +164,7 @@ def _sim(plan: StackPlan, private_pem: str) -> Service:
         "NIMBUS_SIM_APP_ID": SIM_APP_ID,
         "NIMBUS_SIM_APP_PUBLIC_KEY": public_half(private_pem),
         "NIMBUS_SIM_CONTROL_TOKEN": plan.secrets["NIMBUS_SIM_CONTROL_TOKEN"],
+        "NIMBUS_SIM_STATE_DIR": str(plan.state / "sim"),
     }
     return _room(plan, "sim", "nimbus.sim.main", env, plan.ports.sim, "/healthz")
 

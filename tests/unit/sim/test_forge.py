@@ -3,66 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from nimbus.model.errors import Conflict, NotFound, Refused, Unauthorized
 from nimbus.model.job import JobState
-from nimbus.sim.forge import DAY_S, Forge, ForgePolicy
-from nimbus.sim.jobs import Conclusion, Job, Runner
-from nimbus.sim.payloads import render_runner, render_workflow_job_event
+from nimbus.sim.forge import DAY_S
+from nimbus.sim.jobs import Conclusion
+from nimbus.sim.payloads import render_runner
 from nimbus.sim.workflow import parse_workflow
 from nimbus.wire.github import parse_workflow_job, runner_serves
+from tests.unit.sim.rig import Clock, Stage
 
 ALWAYS_THERE = {
     "id", "run_id", "run_attempt", "run_url", "head_sha", "node_id", "name", "workflow_name", "head_branch",
     "html_url", "status", "conclusion", "created_at", "started_at", "completed_at", "labels", "runner_id",
     "runner_name", "runner_group_id", "runner_group_name", "steps",
 }  # fmt: skip
-
-
-@dataclass
-class Clock:
-    """A clock that only the test moves."""
-
-    now_s: float = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@dataclass
-class Stage:
-    """A forge, its clock and the webhooks it would have sent."""
-
-    clock: Clock = field(default_factory=Clock)
-    told: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.forge = Forge("octo-org", ForgePolicy(), self.clock)
-        self.forge.tell = lambda job, action: self.told.append(render_workflow_job_event(job, action, 7))
-
-    def job(self, labels: str = "nimbus", extra: str = "") -> Job:
-        text = f"jobs: {{a: {{runs-on: [{labels}], {extra} steps: [{{run: 'true'}}, {{run: 'false'}}]}}}}"
-        return self.forge.start_run(parse_workflow(text), "hello").jobs[0]
-
-    def runner(self, *labels: str, name: str = "nimbus-1-1", scope: str = "octo-org/hello") -> Runner:
-        return self.forge.register(scope, name, labels or ("nimbus",), 1, "_work")
-
-    def online(self, *labels: str, name: str = "nimbus-1-1") -> Runner:
-        runner = self.forge.authenticate(self.runner(*labels, name=name).token)
-        self.forge.go_online(runner)
-        return runner
-
-    def running(self) -> tuple[Job, Runner]:
-        job, runner = self.job(), self.online()
-        return self.forge.accept(runner, job.job_id), runner
-
-    @property
-    def actions(self) -> list[str]:
-        return [str(event["action"]) for event in self.told]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -189,7 +190,8 @@ async def test_a_runner_deleted_while_idle_exits_without_a_job(guest: Guest) -> 
 
         nursery.start_soon(run)
         [runner] = guest.sim.world.forge.runners.values()
-        await wait_until(lambda: runner.online)
+        # its poll, and not only its session, has come: deleted between the two it would be a stranger
+        await wait_until(lambda: (runner.seen_at_s or 0) > (runner.online_at_s or math.inf))
         guest.sim.world.forge.delete_runner(runner.scope, runner.runner_id)
     assert (ended[0].status, "without a job" in ended[0].out) == (0, True)
 
