@@ -91,7 +91,7 @@ async def test_a_plane_that_is_away_is_asked_less_and_less_and_then_served_again
     await poll(plane, Room(Capacity(4, 4096, 4)), served, busy_s=1, for_s=120)
     waits = [b[0] - a[0] for a, b in zip(plane.requests, plane.requests[1:], strict=False)]
     assert served == [9]
-    assert all(0.5 <= wait <= 15 for wait in waits[:6])
+    assert all(0.49 < wait < 15.01 for wait in waits[:6])  # sums of floats
     assert waits[4] > waits[0]
 
 
