@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import httpx2
 import jwt
@@ -71,6 +72,7 @@ async def open_sim(
     control_token: str | None = None,
     rate_limit: int = 5000,
     policy: ForgePolicy | None = None,
+    state_dir: Path | None = None,
 ) -> AsyncIterator[Sim]:
     """A sim on a free port, stopped at the end."""
     plan = WorldPlan(
@@ -84,6 +86,7 @@ async def open_sim(
         control_token=control_token,
         rate_limit=rate_limit,
         policy=policy or ForgePolicy(),
+        state_dir=state_dir,
     )
     world, stop = World(plan), trio.Event()
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""Any sequence of what runners, people and time can do leaves the fake GitHub in a lawful state."""
+"""Any sequence of what runners, people, time and SIGKILL can do leaves the fake GitHub in a lawful state."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nimbus.model.errors import NimbusError
 from nimbus.model.job import RANK, JobState
 from nimbus.sim.forge import Forge, ForgePolicy
 from nimbus.sim.jobs import Conclusion, Job
+from nimbus.sim.records import FORMAT, Header, Pen, parse_world
 from nimbus.sim.workflow import parse_workflow
 from nimbus.wire.github import runner_serves
 
@@ -20,7 +21,7 @@ PICK = st.integers(0, 2)  # few, so that most steps meet somebody
 
 
 class ForgeMachine(RuleBasedStateMachine):
-    """Jobs come, runners register, accept, complete, fall silent, are deleted; jobs are cancelled."""
+    """Jobs come, runners register, accept, complete, fall silent, are deleted; jobs are cancelled, the sim killed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +29,7 @@ class ForgeMachine(RuleBasedStateMachine):
         self.forge = Forge("octo-org", ForgePolicy(), lambda: self.now_s)
         self.forge.tell = self.hear
         self.told: dict[int, list[str]] = {}
+        self.pen = Pen()
 
     def hear(self, job: Job, action: str) -> None:
         self.told.setdefault(job.job_id, []).append(action)
@@ -82,6 +84,25 @@ class ForgeMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
         self.forge.sweep()
+
+    @rule()
+    def the_sim_is_killed_and_comes_back(self) -> None:
+        before = self.render(self.forge)
+        recalled, last_id = parse_world(before), self.forge.last_id
+        self.forge = Forge("octo-org", ForgePolicy(), lambda: self.now_s)
+        self.forge.take_up(last_id, recalled.runs, recalled.runners)
+        self.forge.tell = self.hear
+        assert self.render(self.forge) == before
+        assert self.forge.last_id >= last_id
+
+    def render(self, forge: Forge) -> bytes:
+        header = Header(FORMAT, forge.owner, 0)  # ids may go up with the clock and never down
+        return self.pen.render(header, forge.runners.values(), forge.runs.values(), [])
+
+    @invariant()
+    def what_the_pen_remembers_is_what_it_would_write_anew(self) -> None:
+        remembered, self.pen = self.render(self.forge), Pen()
+        assert self.render(self.forge) == remembered
 
     @invariant()
     def no_runner_has_two_jobs_and_no_job_two_runners(self) -> None:
