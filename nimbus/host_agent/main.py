@@ -21,10 +21,11 @@ from nimbus import __version__
 from nimbus.host import caps, process
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.machines import JobPolicy, run_leased
 from nimbus.host_agent.metrics import count_stuck, serve_metrics
 from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, poll_leases
-from nimbus.host_agent.reaper import reap, reap_forever
+from nimbus.host_agent.reaper import find_undead, reap, reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.model.lease import LeasePolicy
@@ -41,7 +42,8 @@ EXIT_BUSY = 75  # EX_TEMPFAIL: another agent holds this state root
 
 async def run_agent(settings: AgentSettings, host: Host) -> None:
     """The agent until it is told to stop."""
-    await reap(host.layout, living=True)
+    report = await reap(host.layout, living=True)
+    undead = await in_thread(partial(find_undead, host.layout, report))
     async with open_http(settings.control_plane_url) as http, trio.open_nursery() as agent:
         stop = trio.Event()
         await agent.start(hold_signals, stop)
@@ -51,8 +53,8 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
         control = ControlPlane(
             http,
             settings.control_plane_token.get_secret_value(),
-            # the reaper has just ended every VM of a former agent: the control plane need not wait for its leases
-            EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, held=()),
+            # the reaper has just ended the VMs of a former agent: the control plane need not wait for their leases
+            EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, held=undead),
         )
         log.info("agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where)
         async with trio.open_nursery() as machines:

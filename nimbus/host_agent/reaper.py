@@ -24,6 +24,7 @@ from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.teardown import teardown
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.model.ids import VmId, object_name, parse_object_name
+from nimbus.model.lease import LeaseKey
 from nimbus.model.record import Record
 from nimbus.model.vm import Claim
 
@@ -56,6 +57,13 @@ async def reap(layout: HostLayout, *, living: bool, only: VmId | None = None) ->
     if report.reaped or report.stuck:
         log.info("reaper.round", reaped=report.reaped, stuck=report.stuck)
     return report
+
+
+def find_undead(layout: HostLayout, report: ReapReport) -> tuple[LeaseKey, ...]:
+    """Leases whose VMM this round could not end: nobody else may have them before they run out."""
+    ledger = Ledger(layout.ledger)
+    records = (ledger.read(VmId(vm)) for vm in report.stuck)
+    return tuple(r.lease for r in records if r is not None and r.lease is not None and Claim.VMM in r.claims)
 
 
 async def reap_forever(layout: HostLayout, on_round: Callable[[ReapReport], None]) -> None:
