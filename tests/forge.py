@@ -73,8 +73,9 @@ async def open_sim(
     rate_limit: int = 5000,
     policy: ForgePolicy | None = None,
     state_dir: Path | None = None,
+    bind: str = "127.0.0.1:0",
 ) -> AsyncIterator[Sim]:
-    """A sim on a free port, stopped at the end."""
+    """A sim, on a free port unless `bind` names one; stopped at the end."""
     plan = WorldPlan(
         owner=OWNER,
         repo="hello",
@@ -90,7 +91,7 @@ async def open_sim(
     )
     world, stop = World(plan), trio.Event()
     async with trio.open_nursery() as nursery:
-        urls: list[str] = await nursery.start(serve_sim, world, ["127.0.0.1:0"], stop)
+        urls: list[str] = await nursery.start(serve_sim, world, [bind], stop)
         world.plan = replace(plan, public_url=urls[0])
         async with open_http(urls[0]) as http:
             yield Sim(urls[0], world, http)

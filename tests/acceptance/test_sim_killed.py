@@ -1,6 +1,7 @@
-"""SIGKILL for a whole `nimbus up --sim`, its fake GitHub too: the next one knows every job and ends it.
+"""SIGKILL for the fake GitHub, alone and with a whole `nimbus up --sim`: the next one knows every job and ends it.
 
-One job runs, and GitHub gives it no second runner; one waits for a machine, and gets another.
+A job whose guest lives goes on. Of those whose guests are gone, one ran, and GitHub gives it no second runner; one
+waited for a machine, and gets another.
 """
 
 from __future__ import annotations
@@ -12,8 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.gate import WAIT, running_gate
-from tests.acceptance.stack import find_leaks, open_github, prepare_state, running_stack, wait_idle, wait_until
+from tests.acceptance.gate import WAIT, Gate, running_gate
+from tests.acceptance.stack import (
+    Github,
+    Stack,
+    find_leaks,
+    open_github,
+    prepare_state,
+    running_stack,
+    wait_idle,
+    wait_until,
+)
 from tests.guests import count_boots
 from tests.hosts import needs_root, require_guest
 
@@ -56,3 +66,18 @@ def test_the_next_stack_runs_what_was_queued_and_ends_what_was_lost(tmp_path: Pa
     assert "the runner lost communication with the server" in [line["what"] for line in broken["jobs"][0]["history"]]
     assert (broken["conclusion"], lost["machines"][0]["state"]) == ("failure", "lost")
     assert find_leaks(state) == ()
+
+
+def test_a_job_goes_on_in_its_guest_while_github_is_killed(stack: Stack, github: Github, gate: Gate) -> None:
+    gate.shut()
+    run = github.start(f"echo begun; {WAIT}; echo ended")
+    job_id = run["jobs"][0]["job_id"]
+    stack.wait_job(job_id, "in_progress")
+    stack.wait_output(job_id, "begun")
+    with stack.killed("sim"):
+        gate.open()
+    ended = github.wait_end(run)
+    job = stack.wait_job(job_id, "completed")
+    gate.shut()
+    wait_idle(stack)
+    assert (ended["conclusion"], job["conclusion"], job["machines"][0]["fence"]) == ("success", "success", 1)

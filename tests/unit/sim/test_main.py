@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,13 +52,57 @@ def test_a_taken_address_is_said_in_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_it_logs_its_address_answers_and_ends_at_sigterm() -> None:
+@contextmanager
+def running(**settings: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """The process, its address, and the events that it logged before it served."""
     one_line_key = app_key().public_pem.replace("\n", "\\n")  # as an environment file writes it
-    settings = BASE | {"NIMBUS_SIM_APP_PUBLIC_KEY": one_line_key, "NIMBUS_SIM_BIND": "127.0.0.1:0"}
-    with subprocess.Popen(COMMAND, env=settings, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        serving = json.loads(process.stderr.readline())
-        with urllib.request.urlopen(f"{serving['urls'][0]}/healthz", timeout=10) as answer:  # noqa: S310 -- http
-            assert json.loads(answer.read()) == {"status": "ok"}
+    env = BASE | {"NIMBUS_SIM_APP_PUBLIC_KEY": one_line_key, "NIMBUS_SIM_BIND": "127.0.0.1:0", **settings}
+    with subprocess.Popen(COMMAND, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = [json.loads(process.stderr.readline())]
+            while "urls" not in said[-1]:
+                said.append(json.loads(process.stderr.readline()))
+            yield process, said[-1]["urls"][0], [line["event"] for line in said[:-1]]
+        finally:
+            process.kill()
+
+
+def ask(url: str, body: bytes | None = None) -> dict[str, object]:
+    with urllib.request.urlopen(url, body, timeout=10) as answer:  # noqa: S310 -- http
+        return dict(json.loads(answer.read()))
+
+
+def test_it_logs_its_address_answers_and_ends_at_sigterm() -> None:
+    with running() as (process, url, said):
+        assert (ask(f"{url}/healthz"), said) == ({"status": "ok"}, [])
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
+
+
+def test_what_it_answered_is_known_after_a_sigkill(tmp_path: Path) -> None:
+    folder = {"NIMBUS_SIM_STATE_DIR": str(tmp_path / "made" / "sim")}
+    with running(**folder) as (process, url, _):
+        run = ask(f"{url}/sim/workflows", b"jobs: {a: {runs-on: nimbus, steps: [{run: 'true'}]}}")
+        process.kill()
+        process.wait()
+    with running(**folder) as (_, url, said):
+        assert ask(f"{url}/sim/runs/{run['run_id']}") == run
+    assert said == ["sim.recalled"]
+
+
+def test_a_file_that_is_not_its_own_is_put_aside_in_one_line_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "world.jsonl").write_text("somebody's notes")
+    with running(NIMBUS_SIM_STATE_DIR=str(tmp_path)) as (_, url, said):
+        assert ask(f"{url}/sim/runs") == {"runs": []}
+    assert said == ["sim.memory_unreadable"]
+    [aside] = tmp_path.glob("world.jsonl.unreadable-*")
+    assert aside.read_text() == "somebody's notes"
+
+
+def test_a_state_folder_that_cannot_be_had_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(NIMBUS_SIM_APP_PUBLIC_KEY=app_key().public_pem, NIMBUS_SIM_STATE_DIR=str(tmp_path / "file"))
+    assert done.returncode != 0
+    assert done.stderr.startswith("sim: NIMBUS_SIM_STATE_DIR: ")
+    assert done.stderr.count("\n") == 1

@@ -248,3 +248,39 @@ async def test_the_bundled_workflow_succeeds_with_busyboxs_tools_alone(guest: Gu
     assert (ended.status, job["conclusion"]) == (0, "success"), (ended.out, ended.err)
     assert "Hello from a throw-away microVM" in ended.out
     assert "step 10 of 10: total 55" in ended.out
+
+
+async def hang_up_until(port: int, wanted: bytes) -> None:
+    """Close every connection to the port without an answer, until one asks for what is wanted."""
+    [listener] = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    async with listener:
+        heard = b""
+        while wanted not in heard:
+            async with await listener.accept() as stream:
+                heard = await stream.receive_some()
+
+
+async def test_a_job_ends_as_its_steps_did_although_the_server_was_away(script: ScriptFolder, tmp_path: Path) -> None:
+    begun, door = tmp_path / "begun", tmp_path / "door"
+    os.mkfifo(door)
+    ended: list[Ended] = []
+
+    async def run(guest: Guest, config: str) -> None:
+        ended.append(await guest.run(config))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            async with open_sim(state_dir=tmp_path) as sim:
+                guest = Guest(sim, script)
+                step = f"{{run: touch {begun}; cat {door}}}"
+                run_id = await guest.start(f"jobs: {{a: {{runs-on: nimbus, steps: [{step}, {{run: echo after}}]}}}}")
+                nursery.start_soon(run, guest, await guest.jit_config())
+                await wait_until(begun.exists)
+            port = int(sim.url.rpartition(":")[2])
+            os.close(await trio.to_thread.run_sync(os.open, door, os.O_WRONLY))  # once the step reads; then it ends
+            await hang_up_until(port, b"/steps/1/finish")
+            async with open_sim(state_dir=tmp_path, bind=f"127.0.0.1:{port}") as again:
+                await wait_until(lambda: bool(ended))
+                job = (await Guest(again, script).report(run_id))["jobs"][0]
+    assert (ended[0].status, job["conclusion"]) == (0, "success"), ended[0].err
+    assert [step["conclusion"] for step in job["steps"]] == ["success", "success"]
