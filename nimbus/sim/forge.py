@@ -189,6 +189,8 @@ class Forge:
 
     def accept(self, runner: Runner, job_id: int) -> Job:
         job = self.job(job_id)
+        if runner.job is job:
+            return job  # said again by a runner that missed our answer
         if job.offered_to is not runner:
             raise Conflict(f"job {job_id} is not offered to this runner")
         job.offered_to, job.runner, runner.job = None, runner, job

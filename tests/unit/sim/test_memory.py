@@ -162,6 +162,17 @@ async def test_a_runner_that_is_awaited_over_two_restarts_has_the_whole_time_aft
         assert world.forge.job(job_id).conclusion is Conclusion.FAILURE
 
 
+async def test_a_runner_that_missed_the_answer_to_its_acceptance_may_say_it_again(life: Life) -> None:
+    async with life.open() as world:
+        job_id, runner = start(world).job_id, online(world)
+        world.forge.accept(runner, job_id)
+        await world.memory.wait_written()
+    async with life.open() as world:
+        again = world.forge.authenticate(runner.token)
+        assert world.forge.accept(again, job_id) is world.forge.job_of(again, job_id)
+        assert actions(world) == ["queued", "in_progress"]
+
+
 async def test_a_job_asked_to_stop_still_ends_cancelled(life: Life) -> None:
     async with life.open() as world:
         job_id, runner = start(world).job_id, online(world)
