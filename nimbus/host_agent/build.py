@@ -25,6 +25,7 @@ from nimbus.storage.content import ImageStore
 from nimbus.storage.images import Image
 from nimbus.storage.overlays import overlay_template
 
+VMM_OVERHEAD_MIB = 512  # a VMM's own heap, stacks and TCG's translations, beside the guest's memory
 CLAIMS = (Claim.SLOT, Claim.NETWORK, Claim.DISK, Claim.JAIL, Claim.CGROUP, Claim.VMM)
 FAKE_CLAIMS = (Claim.SLOT, Claim.JAIL, Claim.CGROUP, Claim.VMM)
 
@@ -80,4 +81,4 @@ async def build_vm(
 
 def plan_limits(shape: Shape) -> cgroup.Limits:
     """Pure: the cgroup limits of a VM of this shape: its vCPUs, its memory and what the VMM itself needs."""
-    return cgroup.Limits(cpus=shape.cpus, mem_mib=shape.mem_mib + 512, pids=256)
+    return cgroup.Limits(cpus=shape.cpus, mem_mib=shape.mem_mib + VMM_OVERHEAD_MIB, pids=256)

@@ -49,7 +49,6 @@ DISK_LOOK_S = 5.0
 OVERTIME_S = 30.0  # beyond the command's own timeout and grace, which the guest enforces
 CONSOLE_TAIL_BYTES = 8192  # a panic's one telling line stands before a screenful of registers
 PANIC = "Kernel panic"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Overtime(GuestFault):

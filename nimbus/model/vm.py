@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from nimbus.model.errors import Refused
-from nimbus.model.ids import VmId
 
 MIN_MEM_MIB = 96  # below this Debian's cloud kernel and its initramfs do not reach PID 1 (measured with QEMU 7.2)
 MAX_CPUS = 64
@@ -144,12 +143,3 @@ class Ending(enum.StrEnum):
     HOST_FAULT = "host_fault"  # it never got as far as running
     FENCED = "fenced"
     LOST = "lost"
-
-
-@dataclass(frozen=True)
-class PlanNames:
-    """The ids under which one VM is known on the host."""
-
-    vm: VmId
-    root_id: str
-    object: str

@@ -25,7 +25,6 @@ from nimbus.storage.images import Image
 from nimbus.wire.keeper import Bind, Jail, KeeperSpec, VmmExit
 
 CONSOLE_TAIL = "console.tail"
-KILL_LIMIT_S = 5.0  # a keeper that does not answer a kill within this is killed itself, by teardown
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,6 @@ class Machine:
             return (await self.keeper.console(max(0, total - limit_bytes))).data[-limit_bytes:]
         except (KeeperGone, Unavailable):
             return await trio.to_thread.run_sync(read_console_file, self.plan, limit_bytes)
-
-    async def kill(self, reason: str) -> None:
-        """Ask the keeper to kill the VM now; the next step is teardown, which does not depend on the answer."""
-        with trio.move_on_after(KILL_LIMIT_S):
-            await self.keeper.kill(reason)
 
 
 def read_console_file(plan: VmPlan, limit_bytes: int) -> bytes:

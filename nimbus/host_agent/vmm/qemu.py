@@ -18,7 +18,6 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 # TCG emulates `rep movsb` byte by byte: without these two the kernel copies in words, and a boot is a tenth shorter.
 CPU_MODELS = {"kvm": "host", "tcg": "max,erms=off,fsrm=off"}
 LINK_PORT = "nimbus.link"
-QEMU_OVERHEAD_MIB = 512  # QEMU's own heap, stacks and TCG buffer beside the guest's memory
 
 
 class Qemu:
