@@ -1,7 +1,8 @@
 """Which state root has which three-digit name on this host: the prefix of its kernel objects, and of nobody else's.
 
 There are 4096 such names. Two state roots that shared one would sweep up each other's living VMs as leftovers, so the
-second is refused. One file a name under `<runtime>/roots`. Called by host_agent/settings.py.
+second is refused while the first has anything to lose: a record in its ledger, or a live agent. One file a name
+under `<runtime>/roots`. Called by host_agent/settings.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from nimbus.model.errors import Refused
 
 
 def claim_root(runtime_dir: Path, root_id: str, state_root: Path) -> None:
-    """Take `root_id` for `state_root`; Refused where another root that still exists has it.
+    """Take `root_id` for `state_root`; Refused where another root that is in use has it.
 
     Without the right to write there nothing is claimed: who may not do that may not touch a VM either.
     """
@@ -35,9 +36,27 @@ def _claim(ticket: Path, wanted: str) -> None:
     holder = ticket.read_text() if ticket.exists() else ""
     if holder == wanted:
         return
-    if holder and os.path.isdir(holder):
+    if holder and _is_in_use(Path(holder)):
         raise Refused(
             f"the state folder {wanted} would share its short name nb{ticket.name} with {holder}, and each would take"
             " the other's VMs for leftovers: choose another NIMBUS_STATE_DIR"
         )
     ticket.write_text(wanted)
+
+
+def _is_in_use(state_root: Path) -> bool:
+    """A VM of its own is in its ledger (or was, before a crash), or an agent holds its lock."""
+    if any((state_root / "ledger").glob("*.json")):
+        return True
+    try:
+        lock = os.open(state_root / "agent.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(lock)

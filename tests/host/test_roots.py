@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from itertools import count
 from pathlib import Path
 
@@ -22,12 +23,31 @@ def twins(folder: Path) -> tuple[Path, Path, str]:
     return one, other, name
 
 
-def test_a_name_that_another_root_has_is_refused_and_kept(tmp_path: Path) -> None:
+def test_a_name_of_a_root_with_a_vm_is_refused_and_kept(tmp_path: Path) -> None:
     one, other, name = twins(tmp_path)
     claim_root(tmp_path / "run", name, one)
+    (one / "ledger").mkdir()
+    (one / "ledger" / "0badcafe.json").touch()
     with pytest.raises(Refused, match=f"nb{name} with {one}"):
         claim_root(tmp_path / "run", name, other)
     claim_root(tmp_path / "run", name, one)
+
+
+def test_a_name_of_a_root_with_a_live_agent_is_refused_though_it_has_no_vm(tmp_path: Path) -> None:
+    one, other, name = twins(tmp_path)
+    claim_root(tmp_path / "run", name, one)
+    with (one / "agent.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Refused):
+            claim_root(tmp_path / "run", name, other)
+    claim_root(tmp_path / "run", name, other)
+
+
+def test_an_idle_root_gives_its_name_up(tmp_path: Path) -> None:
+    one, other, name = twins(tmp_path)
+    claim_root(tmp_path / "run", name, one)
+    (one / "ledger").mkdir()
+    claim_root(tmp_path / "run", name, other)
 
 
 def test_the_name_of_a_root_that_is_gone_is_free_again(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from tests.native.conftest import Room, wait_console
 
 pytestmark = pytest.mark.root
 VM_UID, VM_GID = 261_001, 261_002
+SYS_RT_SIGACTION = 13  # of x86_64, which is all that Nimbus runs on
+SIGCANCEL = 32  # glibc's own, and beyond the reach of its sigaction()
 SYSTEM = tuple(Bind(path, path) for path in ("/usr", "/lib", "/lib64", "/bin") if os.path.exists(path))
 
 
@@ -79,6 +83,19 @@ async def test_the_vmm_has_its_own_uid_and_no_way_to_more(cell: Cell) -> None:
     assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
     assert status["NoNewPrivs"] == "1"
     assert {int(status[name], 16) for name in ("SigBlk", "SigIgn")} == {0}
+
+
+async def test_signals_that_make_left_ignored_are_the_vmms_again(cell: Cell) -> None:
+    sigaction = partial(ctypes.CDLL(None, use_errno=True).syscall, SYS_RT_SIGACTION)
+    kept = ctypes.create_string_buffer(32)
+    ignored = ctypes.create_string_buffer((1).to_bytes(8, "little"), 32)  # SIG_IGN, no flags, no mask
+    assert sigaction(SIGCANCEL, ignored, kept, 8) == 0  # as GNU make's children find it: glibc never touches it
+    try:
+        async with await spawn_keeper(cell.spec("exec sleep 1000")) as keeper:
+            status = read_status(await vmm_pid(keeper))
+    finally:
+        sigaction(SIGCANCEL, kept, None, 8)
+    assert int(status["SigIgn"], 16) == 0
 
 
 async def test_the_keeper_is_pid_1_of_a_namespace_of_its_own(cell: Cell) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,11 +26,23 @@ _LOOK_AGAIN_S = 0.02
 def find_leaks(before: Inventory, territory: Territory, grace_s: float = GRACE_S) -> tuple[Leak, ...]:
     """What stays when the grace is over; looks again until nothing is left, and returns at once then."""
     deadline = time.monotonic() + grace_s
-    while leaks := diff(before, read_inventory(territory)):
+    while leaks := tuple(leak for leak in diff(before, read_inventory(territory)) if not _is_anothers(leak, before)):
         if time.monotonic() >= deadline:
             return leaks
         time.sleep(_LOOK_AGAIN_S)
     return ()
+
+
+def _is_anothers(leak: Leak, before: Inventory) -> bool:
+    """A child of a process that was there before: a session's PostgreSQL starts and ends its backends as it likes."""
+    if leak.kind != "processes":
+        return False
+    try:
+        stat = Path(f"/proc/{leak.name.split()[1]}/stat").read_text()
+    except OSError:
+        return False  # it has gone meanwhile: the next look says so
+    parent = int(stat.rpartition(")")[2].split()[1])
+    return parent != os.getpid() and any(name.startswith(f"pid {parent} ") for name in before.processes)
 
 
 @contextmanager
