@@ -44,6 +44,11 @@ class HostLayout:
     def images(self) -> Path:
         return self.state / "images"
 
+    @property
+    def spools(self) -> Path:
+        """Output on its way to the logging pipeline: it outlives its VM until it has arrived."""
+        return self.state / "spools"
+
 
 @dataclass(frozen=True)
 class VmPaths:

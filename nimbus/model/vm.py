@@ -110,6 +110,7 @@ class GuestExit:
     signal: int | None
     reason: ExitReason = ExitReason.EXITED
     message: str = ""
+    oom_kills: int = 0  # processes that the guest's kernel killed for memory while the command ran
 
     @property
     def status(self) -> int:
@@ -139,7 +140,19 @@ class Ending(enum.StrEnum):
     FAILED = "failed"  # the command ended otherwise
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
+    OUT_OF_MEMORY = "out_of_memory"  # the guest's kernel, or the host for the VM's cgroup, killed for memory
     GUEST_CRASHED = "guest_crashed"  # the VM ended without an exit frame
     HOST_FAULT = "host_fault"  # it never got as far as running
     FENCED = "fenced"
     LOST = "lost"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one VM has used since its boot, as the host counts it. None: this host cannot count it."""
+
+    cpu_ms: int | None = None
+    memory_bytes: int | None = None  # now, the VMM's own included
+    disk_bytes: int | None = None  # blocks its overlay holds on the host
+    received_bytes: int | None = None  # by the guest
+    sent_bytes: int | None = None
