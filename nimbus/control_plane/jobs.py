@@ -21,7 +21,8 @@ from nimbus.model.lease import TERMINAL, MachineState
 from nimbus.model.vm import Command, Shape
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.fields import parse_object
-from nimbus.wire.leaseapi import Json, MachineKind, render_command, render_shape
+from nimbus.wire.leaseapi import MachineKind
+from nimbus.wire.vmjson import Json, render_command, render_shape
 
 log = structlog.get_logger()
 

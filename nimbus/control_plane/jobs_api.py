@@ -18,7 +18,7 @@ from nimbus.control_plane.services import Services
 from nimbus.model.errors import Refused
 from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.runtime.serving import Response, json_response, read_body
-from nimbus.wire.leaseapi import Json
+from nimbus.wire.vmjson import Json
 
 _SQL = load_queries("nimbus.control_plane", "queries", "agents.sql")
 _MAX_LISTED = 200

@@ -32,9 +32,8 @@ from nimbus.wire.leaseapi import (
     MachineKind,
     RenewReply,
     RenewRequest,
-    parse_command,
-    parse_shape,
 )
+from nimbus.wire.vmjson import parse_command, parse_shape
 
 log = structlog.get_logger()
 
@@ -80,7 +79,7 @@ async def _grant(transaction: Transaction, agent_id: str, request: LeaseRequest,
     labels = [label.lower() for label in request.labels]
     offered = [*labels, *IMPLICIT_LABELS] if labels else []
     return await transaction.fetchrow(
-        _SQL["grant_lease"], agent_id, request.free_cpus, request.free_mem_mib, offered, ttl_s
+        _SQL["grant_lease"], agent_id, request.free_cpus, request.free_mem_mib, offered, ttl_s, request.free_disk_mib
     )
 
 

@@ -12,7 +12,8 @@ from datetime import datetime
 from nimbus.model.lease import TERMINAL, MachineState
 from nimbus.model.vm import Command, Shape
 from nimbus.runtime.postgres import Transaction, load_queries
-from nimbus.wire.leaseapi import MachineKind, render_command, render_shape
+from nimbus.wire.leaseapi import MachineKind
+from nimbus.wire.vmjson import render_command, render_shape
 
 _SQL = load_queries("nimbus.control_plane", "queries", "machines.sql")
 

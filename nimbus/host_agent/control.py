@@ -16,7 +16,8 @@ from nimbus.model.errors import Unauthorized
 from nimbus.model.lease import LeaseKey
 from nimbus.runtime.http import check_status, mapped_http_errors
 from nimbus.wire import leaseapi
-from nimbus.wire.leaseapi import EnrolRequest, FinishRequest, Grant, Json, LeaseRequest, RenewReply, RenewRequest
+from nimbus.wire.leaseapi import EnrolRequest, FinishRequest, Grant, LeaseRequest, RenewReply, RenewRequest
+from nimbus.wire.vmjson import Json
 
 SERVICE = "the control plane"
 REFRESH_EARLY_S = 60.0

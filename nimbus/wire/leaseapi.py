@@ -11,12 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nimbus.model.lease import LeaseKey, MachineState
-from nimbus.model.vm import Command, Ending, Shape
+from nimbus.model.vm import Command, Ending, Shape, Usage
 from nimbus.wire.fields import Fields, parse_object
+from nimbus.wire.vmjson import (
+    Json,
+    parse_command,
+    parse_shape,
+    parse_usage,
+    render_command,
+    render_shape,
+    render_usage,
+)
 
 MAX_WAIT_S = 30.0
 MAX_CAUSE_CHARS = 2000
-Json = dict[str, object]
 
 
 class MachineKind(enum.StrEnum):
@@ -67,6 +75,7 @@ class LeaseRequest:
     free_mem_mib: int
     free_slots: int
     labels: tuple[str, ...] = ()
+    free_disk_mib: int | None = None  # beyond the host's reserve; None: an agent that does not count it
 
 
 @dataclass(frozen=True)
@@ -97,10 +106,11 @@ class Grant:
 
 @dataclass(frozen=True)
 class RenewRequest:
-    """The lease that is held, and how far its machine is."""
+    """The lease that is held, how far its machine is and what its VM has used."""
 
     key: LeaseKey
     state: HeldState
+    usage: Usage | None = None  # None: nothing to tell of yet
 
 
 @dataclass(frozen=True)
@@ -197,6 +207,8 @@ def parse_enrol_reply(body: bytes) -> EnrolReply:
 
 def render_lease_request(request: LeaseRequest) -> Json:
     free = {"cpus": request.free_cpus, "mem_mib": request.free_mem_mib, "slots": request.free_slots}
+    if request.free_disk_mib is not None:
+        free["disk_mib"] = request.free_disk_mib
     return {"wait_s": request.wait_s, "free": free, "labels": list(request.labels)}
 
 
@@ -209,6 +221,7 @@ def parse_lease_request(body: bytes) -> LeaseRequest:
         free_mem_mib=free.integer("mem_mib", 0, 2**30),
         free_slots=free.integer("slots", 0, 65536),
         labels=fields.texts("labels", 64, 256) if fields.has("labels") else (),
+        free_disk_mib=free.integer("disk_mib", 0, 2**40) if free.has("disk_mib") else None,
     )
 
 
@@ -259,12 +272,14 @@ def parse_grant(body: bytes) -> Grant:
 
 
 def render_renew_request(request: RenewRequest) -> Json:
-    return {**_render_key(request.key), "state": request.state.value}
+    body: Json = {**_render_key(request.key), "state": request.state.value}
+    return body if request.usage is None else {**body, "usage": render_usage(request.usage)}
 
 
 def parse_renew_request(body: bytes, machine_id: int) -> RenewRequest:
     fields = parse_object(body, "renewal")
-    return RenewRequest(key=_parse_key(fields, machine_id), state=fields.choice("state", HeldState))
+    usage = parse_usage(fields.child("usage")) if fields.has("usage") else None
+    return RenewRequest(_parse_key(fields, machine_id), fields.choice("state", HeldState), usage)
 
 
 def render_renew_reply(reply: RenewReply) -> Json:
@@ -336,39 +351,7 @@ def parse_finish_reply(body: bytes) -> FinishReply:
     return FinishReply(parse_object(body, "finish reply").choice("state", MachineState))
 
 
-# --- parts that the database stores in the same form ---------------------------------------------------------------
-
-
-def render_shape(shape: Shape) -> Json:
-    return {"cpus": shape.cpus, "mem_mib": shape.mem_mib, "disk_mib": shape.disk_mib}
-
-
-def parse_shape(fields: Fields) -> Shape:
-    return Shape(fields.integer("cpus"), fields.integer("mem_mib"), fields.integer("disk_mib"))
-
-
-def render_command(command: Command) -> Json:
-    return {
-        "argv": list(command.argv),
-        "env": dict(command.env),
-        "cwd": command.cwd,
-        "user": command.user,
-        "timeout_s": command.timeout_s,
-        "grace_s": command.grace_s,
-    }
-
-
-def parse_command(fields: Fields) -> Command:
-    """A command; cwd, user, timeout and grace have the model's defaults where they are left out."""
-    default = Command(argv=("true",))
-    return Command(
-        argv=fields.texts("argv", 4096, 131072),
-        env=fields.text_map("env") if fields.has("env") else {},
-        cwd=fields.text("cwd") if fields.has("cwd") else default.cwd,
-        user=fields.text("user", 256) if fields.has("user") else default.user,
-        timeout_s=fields.number("timeout_s") if fields.has("timeout_s") else None,
-        grace_s=fields.number("grace_s", 0.0, 3600.0) if fields.has("grace_s") else default.grace_s,
-    )
+# --- the key ----------------------------------------------------------------------------------------------------
 
 
 def _render_key(key: LeaseKey) -> Json:

@@ -7,6 +7,7 @@ WITH chosen AS (
       AND NOT cancel_requested
       AND (shape->>'cpus')::integer <= $2
       AND (shape->>'mem_mib')::integer <= $3
+      AND ($6::bigint IS NULL OR (shape->>'disk_mib')::bigint <= $6)
       AND (kind = 'command' OR cardinality($4::text[]) = 0 OR labels <@ $4::text[])
     ORDER BY machine_id
     LIMIT 1

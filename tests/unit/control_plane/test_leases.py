@@ -271,6 +271,23 @@ async def test_a_job_that_does_not_fit_stays_queued_and_a_smaller_one_passes_it(
     assert grant["machine_id"] == small["machine_id"]
 
 
+async def test_a_job_whose_disk_does_not_fit_stays_queued_where_the_agent_counts_its_disk(
+    database_dsn: str, redis_url: str
+) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol()
+        await plane.submit(disk_mib=4096)
+        small = await plane.submit(disk_mib=1024)
+        fitting = await plane.lease(agent, disk_mib=2048)
+        none = await plane.lease(agent, disk_mib=4095)
+        uncounted = await plane.lease(agent)
+
+    assert fitting is not None
+    assert fitting["machine_id"] == small["machine_id"]
+    assert none is None
+    assert uncounted is not None
+
+
 async def test_the_bell_wakes_a_waiting_agent_of_another_control_plane(database_dsn: str, redis_url: str) -> None:
     open_one = partial(
         open_plane, database_dsn, redis_url, terms=LeaseTerms(poll_s=60), prefix=f"test:{database_dsn[-40:]}:"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nimbus.model.errors import Refused
 from nimbus.model.lease import LeaseKey, MachineState
-from nimbus.model.vm import Command, Ending, Shape
+from nimbus.model.vm import Command, Ending, Shape, Usage
 from nimbus.wire import leaseapi as api
 
 KEY = LeaseKey(7, "6f1f64e4-3d29-4d5c-9a53-0f4a2d8f6c11", 3)
@@ -35,6 +35,7 @@ def body(value: object) -> bytes:
         (api.EnrolRequest("0.1", "b", 2, 512, ()), api.render_enrol_request, api.parse_enrol_request),
         (api.EnrolReply("host-1", 3600.0, 300.0, "a.b.c"), api.render_enrol_reply, api.parse_enrol_reply),
         (api.LeaseRequest(30.0, 2, 512, 1, ("nimbus",)), api.render_lease_request, api.parse_lease_request),
+        (api.LeaseRequest(30.0, 2, 512, 1, (), 9000), api.render_lease_request, api.parse_lease_request),
         (GRANT, api.render_grant, api.parse_grant),
         (api.RenewReply(20.0, True, api.JobLink(5, None)), api.render_renew_reply, api.parse_renew_reply),
         (api.RenewReply(20.0, False), api.render_renew_reply, api.parse_renew_reply),
@@ -54,6 +55,26 @@ def test_writes_of_a_holder_carry_machine_lease_and_fence() -> None:
     assert api.parse_renew_request(body(api.render_renew_request(renew)), 7) == renew
     assert api.parse_finish_request(body(api.render_finish_request(finish)), 7) == finish
     assert api.parse_runner_request(body(api.render_runner_request(KEY)), 7) == KEY
+
+
+@pytest.mark.parametrize("usage", [None, Usage(), Usage(cpu_ms=5, sent_bytes=2**40), Usage(1, 2, 3, 4, 5)])
+def test_a_renewal_tells_what_its_vm_used_as_far_as_its_host_can_count(usage: Usage | None) -> None:
+    renew = api.RenewRequest(KEY, api.HeldState.RUNNING, usage)
+    assert api.parse_renew_request(body(api.render_renew_request(renew)), 7) == renew
+
+
+@pytest.mark.parametrize("usage", [7, [], {"cpu_ms": -1}, {"disk_bytes": "1"}, {"memory_bytes": 2**63}])
+def test_a_renewal_with_an_impossible_use_is_refused(usage: object) -> None:
+    good = api.render_renew_request(api.RenewRequest(KEY, api.HeldState.RUNNING))
+    with pytest.raises(Refused):
+        api.parse_renew_request(body(good | {"usage": usage}), 7)
+
+
+def test_what_a_newer_agent_adds_is_ignored_and_what_an_older_one_leaves_out_has_its_default() -> None:
+    newer = api.render_renew_request(api.RenewRequest(KEY, api.HeldState.RUNNING)) | {"usage": {"gpu_ms": 1}}
+    older = {"wait_s": 0, "free": {"cpus": 1, "mem_mib": 1, "slots": 1}}
+    assert api.parse_renew_request(body(newer), 7).usage == Usage()
+    assert api.parse_lease_request(body(older)).free_disk_mib is None
 
 
 def test_a_long_cause_is_cut_and_not_refused() -> None:
