@@ -25,7 +25,6 @@ _NEEDED = {
     18: ("CAP_SYS_CHROOT", "jail a VM"),
     21: ("CAP_SYS_ADMIN", "make network and mount namespaces"),
 }
-_FAKE_NEEDED = frozenset({5, 21})  # the fake backend has no network and no uid of its own
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ _TOOLS = {
     "nsenter": "util-linux",
     "qemu-system-x86_64": "qemu-system-x86",
 }
+_VMMS = frozenset({"qemu-system-x86_64"})  # the fake backend is its own VMM; all else it takes as they do
 
 
 def missing_for_vm(*, fake: bool = False) -> tuple[str, ...]:
@@ -55,9 +55,7 @@ def judge(facts: HostFacts, *, fake: bool = False) -> tuple[str, ...]:
     """Pure: the sentences for these facts. A firecracker in place of QEMU is the caller's choice to check."""
     missing = []
     lacking = [
-        f"{name} (to {purpose})"
-        for number, (name, purpose) in _NEEDED.items()
-        if not facts.capabilities >> number & 1 and (not fake or number in _FAKE_NEEDED)
+        f"{name} (to {purpose})" for number, (name, purpose) in _NEEDED.items() if not facts.capabilities >> number & 1
     ]
     if lacking:
         missing.append(f"run nimbus as root (sudo): this process lacks {', '.join(lacking)}")
@@ -65,14 +63,12 @@ def judge(facts: HostFacts, *, fake: bool = False) -> tuple[str, ...]:
         missing.append("mount cgroup v2 (needs root): mount -t cgroup2 none /sys/fs/cgroup")
     if not lacking and not facts.can_write_run:
         missing.append("make /run writable: Nimbus keeps its slots in /run/nimbus and its namespaces in /run/netns")
-    if fake:
-        return tuple(missing)
     if not facts.has_tun:
         missing.append("give this host the device /dev/net/tun (needs root): modprobe tun")
     missing += [
         f"install the Debian package {package} (needs root): {tool} was not found on PATH"
         for tool, package in _TOOLS.items()
-        if tool not in facts.tools
+        if tool not in facts.tools and not (fake and tool in _VMMS)
     ]
     return tuple(missing)
 

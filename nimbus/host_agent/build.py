@@ -27,7 +27,6 @@ from nimbus.storage.overlays import overlay_template
 
 VMM_OVERHEAD_MIB = 512  # a VMM's own heap, stacks and TCG's translations, beside the guest's memory
 CLAIMS = (Claim.SLOT, Claim.NETWORK, Claim.DISK, Claim.JAIL, Claim.CGROUP, Claim.VMM)
-FAKE_CLAIMS = (Claim.SLOT, Claim.JAIL, Claim.CGROUP, Claim.VMM)
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Host:
 
     @property
     def claims(self) -> tuple[Claim, ...]:
-        """What every VM of this host will own."""
-        return CLAIMS if self.choice.vmm.needs_guest_files else FAKE_CLAIMS
+        """What every VM of this host will own, whatever its backend."""
+        return CLAIMS
 
 
 async def build_vm(
@@ -66,13 +65,11 @@ async def build_vm(
         accel=host.choice.accel,
         slot=slot,
     )
-    overlay = None
-    if image is not None:
-        with phases.span("network"):
-            await in_thread(partial(acquire_network, plan.net))
-        with phases.span("disk"):
-            overlay = await in_thread(partial(overlay_template, ImageStore(layout.images), shape.disk_mib))
-            await in_thread(partial(acquire_disk, plan, overlay))
+    with phases.span("network"):
+        await in_thread(partial(acquire_network, plan.net))
+    with phases.span("disk"):
+        overlay = await in_thread(partial(overlay_template, ImageStore(layout.images), shape.disk_mib))
+        await in_thread(partial(acquire_disk, plan, overlay))
     with phases.span("jail"):
         await in_thread(partial(acquire_jail, plan))
         await in_thread(partial(cgroup.ensure_leaf, name, plan_limits(shape)))

@@ -1,7 +1,8 @@
 """The fake: nimbus-init as an ordinary process of this host, for tests and rehearsals. No guest, no isolation.
 
-It speaks the guest link for real and lives under a real keeper in a real cgroup, so everything but the
-machine itself is the production path. `auto` never picks it. The command runs as whoever runs the agent.
+It speaks the guest link for real, lives under a real keeper in a real cgroup, and a real netns, veth, tap, rules and
+disk are made for it, so everything but the machine itself is the production path. It uses none of them: its process
+stays in the host's own netns. `auto` never picks it. The command runs as whoever runs the agent.
 """
 
 from __future__ import annotations

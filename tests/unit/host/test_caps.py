@@ -42,9 +42,13 @@ def test_each_lack_names_its_remedy(lack: dict[str, object], word: str) -> None:
     assert word in sentence
 
 
-def test_the_fake_backend_needs_neither_tun_nor_tools_nor_network_rights() -> None:
-    bare = replace(ALL, has_tun=False, tools=frozenset(), capabilities=1 << 5 | 1 << 21)
-    assert judge(bare, fake=True) == ()
+def test_the_fake_backend_needs_all_that_a_vm_needs_but_the_vmm() -> None:
+    without_qemu = replace(ALL, tools=frozenset({"nft", "nsenter"}))
+    assert judge(without_qemu, fake=True) == ()
+    (sentence,) = judge(replace(without_qemu, has_tun=False), fake=True)
+    assert "modprobe tun" in sentence
+    (sentence,) = judge(replace(without_qemu, capabilities=1 << 5 | 1 << 21), fake=True)
+    assert "CAP_NET_ADMIN" in sentence
 
 
 def test_the_effective_set_is_read_from_the_status_of_a_process() -> None:
