@@ -22,7 +22,7 @@ from nimbus.host.disk import write_atomically
 from nimbus.model.errors import Conflict, HostFault
 from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
-from nimbus.model.record import RECORD_VERSION, ProcessId, Record
+from nimbus.model.record import READABLE_VERSIONS, ProcessId, Record
 from nimbus.model.vm import Claim, ExitReason, GuestExit, Slot
 
 
@@ -36,12 +36,20 @@ class OpenRecord:
 
     ledger: Ledger
     value: Record
+    detached: bool = False  # this agent leaves the VM to the next one: nothing of it is undone
     _changing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def change(self, **fields: Any) -> None:
         """Replace these fields, whatever another thread changes meanwhile. Raises HostFault where the disk refuses."""
         with self._changing:
             self.write(replace(self.value, **fields))
+
+    def forget_report(self) -> None:
+        """The end was told, or nobody wants to hear it any more: with nothing left to release the record goes."""
+        if self.value.claims:
+            self.change(report=None)
+        else:
+            self.ledger.remove(self.value.vm)
 
     def write(self, value: Record, *, fsync: bool = False) -> None:
         """Replace the record's file. Raises HostFault where the disk refuses."""
@@ -170,8 +178,8 @@ def parse_record(text: str) -> Record:
     """The record in `text`. Raises HostFault for a version or a shape that this release does not know."""
     try:
         body: dict[str, Any] = json.loads(text)
-        if body["version"] != RECORD_VERSION:
-            raise HostFault(f"ledger record of version {body['version']}: this release reads {RECORD_VERSION}")
+        if body["version"] not in READABLE_VERSIONS:
+            raise HostFault(f"ledger record of version {body['version']}: this release reads {READABLE_VERSIONS}")
         return Record(
             vm=VmId(body["vm"]),
             created_at=body["created_at"],
@@ -184,7 +192,11 @@ def parse_record(text: str) -> Record:
             lease=LeaseKey(**body["lease"]) if body["lease"] else None,
             deadline_ns=body["deadline_ns"],
             exit=_parse_exit(body["exit"]),
+            session=body.get("session"),
+            latest_ns=body.get("latest_ns"),
+            report=body.get("report"),
             failures=tuple(body["failures"]),
+            version=body["version"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise TornRecord(f"a ledger record cannot be read: {error!r}") from error
@@ -193,4 +205,5 @@ def parse_record(text: str) -> Record:
 def _parse_exit(body: dict[str, Any] | None) -> GuestExit | None:
     if body is None:
         return None
-    return GuestExit(body["code"], body["signal"], ExitReason(body["reason"]), body["message"])
+    told = GuestExit(body["code"], body["signal"], ExitReason(body["reason"]), body["message"])
+    return replace(told, oom_kills=body.get("oom_kills", 0))

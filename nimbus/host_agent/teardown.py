@@ -55,7 +55,8 @@ class Target:
 
 
 async def teardown(layout: HostLayout, record: OpenRecord) -> bool:
-    """Release all that `record` lists. True when nothing is left; then the record is gone too.
+    """Release all that `record` lists. True when nothing is left; then the record is gone too, unless it still
+    holds an end that was not told.
 
     Runs to its end under shields with limits, whatever is cancelled around it.
     """
@@ -63,9 +64,9 @@ async def teardown(layout: HostLayout, record: OpenRecord) -> bool:
         for claim in reversed(record.value.claims):
             await _release(claim, Target(layout, record.value), record)
         clean = not record.value.claims
-        if clean:
+        if clean and record.value.report is None:
             await in_thread(partial(record.ledger.remove, record.value.vm))
-        else:
+        elif not clean:
             log.error("vm.teardown_incomplete", vm=str(record.value.vm), left=list(record.value.claims))
     return clean
 

@@ -6,13 +6,15 @@ each. Paths and names are recomputed from the plan, so a record stays small and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Claim, GuestExit, Slot
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # of the previous release too: its machines are torn down, since 1 holds no session
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,16 @@ class Record:
     lease: LeaseKey | None = None
     deadline_ns: int | None = None  # CLOCK_BOOTTIME of this boot, as of the last renewal; None for a local run
     exit: GuestExit | None = None
+    session: Mapping[str, object] | None = field(default=None, repr=False)  # set before the guest hears of its job
+    latest_ns: int | None = None  # CLOCK_BOOTTIME when the command's own time is over; None: it has no limit
+    report: Mapping[str, object] | None = None  # the finish that the control plane has not acknowledged yet
     failures: tuple[str, ...] = ()  # what could not be released, for the operator
     version: int = RECORD_VERSION
+
+    @property
+    def is_adoptable(self) -> bool:
+        """Whether a next agent can go on with it: work of the control plane's, by a release that knows how."""
+        return self.lease is not None and self.version >= 2
 
     def strike(self, claim: Claim) -> Record:
         """The record after `claim` was released."""
