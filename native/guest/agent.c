@@ -25,9 +25,9 @@ uint64_t boot_clock_ms(void)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-int agent_open(struct agent *agent, bool guest, uint64_t born_ms, uint64_t entered_ms)
+int agent_open(struct agent *agent, bool guest, int vmstat_fd, uint64_t born_ms, uint64_t entered_ms)
 {
-	int error = supervise_open(&agent->job, guest);
+	int error = supervise_open(&agent->job, guest, vmstat_fd);
 
 	agent->born_ms = born_ms;
 	agent->kernel_ms = (uint32_t)(entered_ms - born_ms);

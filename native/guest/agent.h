@@ -37,8 +37,8 @@ struct agent {
 
 /* CLOCK_BOOTTIME. */
 uint64_t boot_clock_ms(void);
-/* Make it ready; the link is open already. 0 or -errno. */
-int agent_open(struct agent *agent, bool guest, uint64_t born_ms, uint64_t entered_ms);
+/* Make it ready; the link is open already. `vmstat_fd` as supervise_open takes it. 0 or -errno. */
+int agent_open(struct agent *agent, bool guest, int vmstat_fd, uint64_t born_ms, uint64_t entered_ms);
 /* Until the host has acknowledged the job's exit. 0 or -errno of what must not fail. */
 int agent_run(struct agent *agent);
 

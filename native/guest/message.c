@@ -112,7 +112,7 @@ size_t render_exit(uint8_t *out, const struct exit_report *report)
 
 	at[0] = report->signalled;
 	at[1] = (uint8_t)report->reason;
-	put_u16(at + 2, 0);
+	put_u16(at + 2, report->oom_kills);
 	put_u32(at + 4, report->value);
 	for (int n = 0; n < STREAMS; n++)
 		put_u64(at + 8 + 8 * n, report->end[n]);

@@ -74,6 +74,7 @@ struct exit_report {
 	bool signalled;
 	enum exit_reason reason;
 	uint32_t value;
+	uint16_t oom_kills; /* processes that the kernel killed for memory while the job ran; the most stands for more */
 	uint64_t end[STREAMS];
 	char message[MESSAGE_MAX];
 };

@@ -1,8 +1,10 @@
 /* nimbus-init: PID 1 of a Nimbus guest, and its double for hosts without guests.
  *
  *   /init                             in an initramfs: boot, serve the one job of this VM, end the VM
- *   nimbus-init --host-double PATH    an ordinary process: the same link on the unix socket PATH, the job run right
- *                                     here. No isolation. Ends when the host has acknowledged the exit.
+ *   nimbus-init --host-double PATH [VMSTAT]
+ *                                     an ordinary process: the same link on the unix socket PATH, the job run right
+ *                                     here. No isolation. Ends when the host has acknowledged the exit. Kills for want
+ *                                     of memory are read from the file VMSTAT, for rehearsals, and else not at all.
  */
 #include <errno.h>
 #include <sched.h>
@@ -16,6 +18,7 @@
 #include "boot.h"
 #include "console.h"
 #include "network.h"
+#include "oom.h"
 
 #define PORT_NAME "nimbus.link"
 
@@ -43,7 +46,7 @@ static int serve_guest(uint64_t entered_ms)
 	let_the_job_run();
 	error = link_open_port(&agent.link, device);
 	if (error == 0)
-		error = agent_open(&agent, true, 0, entered_ms);
+		error = agent_open(&agent, true, oom_open_guest(), 0, entered_ms);
 	if (error == 0)
 		error = agent_run(&agent);
 	if (error != 0)
@@ -51,13 +54,13 @@ static int serve_guest(uint64_t entered_ms)
 	return error != 0;
 }
 
-static int serve_double(const char *path, uint64_t entered_ms)
+static int serve_double(const char *path, const char *vmstat, uint64_t entered_ms)
 {
 	int error = link_open_socket(&agent.link, path);
 
 	(void)prctl(PR_SET_CHILD_SUBREAPER, 1);
 	if (error == 0)
-		error = agent_open(&agent, false, entered_ms, entered_ms);
+		error = agent_open(&agent, false, vmstat ? oom_open_double(vmstat) : -1, entered_ms, entered_ms);
 	if (error == 0)
 		error = agent_run(&agent);
 	if (error != 0)
@@ -70,10 +73,10 @@ int main(int argc, char **argv)
 	uint64_t entered_ms = boot_clock_ms();
 
 	(void)signal(SIGPIPE, SIG_IGN);
-	if (argc == 3 && strcmp(argv[1], "--host-double") == 0)
-		return serve_double(argv[2], entered_ms);
+	if ((argc == 3 || argc == 4) && strcmp(argv[1], "--host-double") == 0)
+		return serve_double(argv[2], argv[3], entered_ms); /* argv ends with NULL */
 	if (getpid() != 1) {
-		(void)fprintf(stderr, "usage: nimbus-init --host-double PATH (or as PID 1 of a guest, without arguments)\n");
+		(void)fprintf(stderr, "usage: nimbus-init --host-double PATH [VMSTAT] (or as PID 1 of a guest, without arguments)\n");
 		return 2;
 	}
 	(void)serve_guest(entered_ms);

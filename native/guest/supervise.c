@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include "console.h"
+#include "oom.h"
 #include "process.h"
 
 #define DRAIN_MS 2000    /* for children that outlive the job and hold its pipes */
@@ -29,14 +30,16 @@ static void explain(struct supervised *job, const char *message)
 static void finish(struct supervised *job)
 {
 	job->state = EXITED;
+	if (job->pid > 0)
+		job->report.oom_kills = oom_count_since(job->vmstat_fd, job->oom_before);
 	for (int n = 0; n < STREAMS; n++)
 		job->report.end[n] = job->streams[n].end;
 	say("the job ended: %s %u", job->report.signalled ? "signal" : "code", job->report.value);
 }
 
-int supervise_open(struct supervised *job, bool guest)
+int supervise_open(struct supervised *job, bool guest, int vmstat_fd)
 {
-	*job = (struct supervised){.guest = guest, .pid = -1};
+	*job = (struct supervised){.guest = guest, .vmstat_fd = vmstat_fd, .pid = -1};
 	for (int n = 0; n < STREAMS; n++)
 		if (stream_open(&job->streams[n]) != 0)
 			return -ENOMEM;
@@ -60,6 +63,7 @@ void supervise_start(struct supervised *job, const struct job *what, uint64_t no
 {
 	struct process_start start;
 
+	job->oom_before = oom_count(job->vmstat_fd);
 	if (!process_start(what, job->guest, &start)) {
 		report_not_started(job, (uint32_t)start.code, start.message);
 		return;

@@ -15,6 +15,8 @@
 
 struct supervised {
 	bool guest; /* we are PID 1 of a guest, not a process among others */
+	int vmstat_fd;       /* -1: kills for memory are not counted */
+	uint64_t oom_before; /* such kills when the job started */
 	enum guest_state state;
 	struct stream streams[STREAMS];
 	struct exit_report report; /* whole once the state is EXITED */
@@ -30,8 +32,8 @@ struct supervised {
 	uint64_t give_up_at; /* of what cannot be killed */
 };
 
-/* 0 or -ENOMEM. */
-int supervise_open(struct supervised *job, bool guest);
+/* `vmstat_fd` is whence kills for memory are read, or -1. 0 or -ENOMEM. */
+int supervise_open(struct supervised *job, bool guest, int vmstat_fd);
 /* Start it, or report why not. */
 void supervise_start(struct supervised *job, const struct job *what, uint64_t now_ms);
 /* It never began, for a reason of the guest's. */

@@ -146,7 +146,7 @@ _HELLO = struct.Struct("<HBBI16sIIQQQQ")
 _STARTED = struct.Struct("<II")
 _OFFSET = struct.Struct("<B7xQ")
 _HEARTBEAT = struct.Struct("<QB3xIIIIIQQQQ")
-_EXIT = struct.Struct("<BB2xIQQ")
+_EXIT = struct.Struct("<BBHIQQ")  # the third was padding once: a guest of that time says 0 there
 _REFUSED = struct.Struct("<B3xI")
 _REASONS = (ExitReason.EXITED, ExitReason.TIMEOUT, ExitReason.STOPPED, ExitReason.NOT_STARTED)
 
@@ -211,12 +211,12 @@ def _parse_heartbeat(data: bytes) -> Heartbeat:
 
 
 def _parse_exit(data: bytes) -> Exit:
-    signalled, reason, value, *ends = _EXIT.unpack_from(data)
+    signalled, reason, oom_kills, value, *ends = _EXIT.unpack_from(data)
     if signalled not in {0, 1} or not (1 <= value <= 64 if signalled else value <= 255):
         raise ValueError("neither an exit code nor a signal")
     message = _text(data[_EXIT.size :])
     code, signal = (None, value) if signalled else (value, None)
-    return Exit(GuestExit(code, signal, _REASONS[reason], message), (ends[0], ends[1]))
+    return Exit(GuestExit(code, signal, _REASONS[reason], message, oom_kills), (ends[0], ends[1]))
 
 
 def _parse_refused(data: bytes) -> Refused:

@@ -66,10 +66,12 @@ class Double:
 
 
 @asynccontextmanager
-async def open_double(folder: Path, program: Path = INIT) -> AsyncIterator[Double]:
-    """The double while the block runs; killed with its job when it has not gone by itself."""
+async def open_double(folder: Path, program: Path = INIT, vmstat: Path | None = None) -> AsyncIterator[Double]:
+    """The double while the block runs; killed with its job when it has not gone by itself. `vmstat` stands for the
+    kernel's counters, from which it reads kills for memory."""
     path = folder / f"{secrets.token_hex(4)}.sock"
-    start = partial(trio.run_process, [program, "--host-double", path], check=False, stdout=subprocess.PIPE)
+    argv = [program, "--host-double", path, *([] if vmstat is None else [vmstat])]
+    start = partial(trio.run_process, argv, check=False, stdout=subprocess.PIPE)
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(start)
         await wait_ready(process)
@@ -121,10 +123,12 @@ def shell(script: str) -> Command:
     return Command(("/bin/sh", "-c", script))
 
 
-async def run_once(folder: Path, command: Command, host: Host | None = None, program: Path = INIT) -> Host:
+async def run_once(
+    folder: Path, command: Command, host: Host | None = None, program: Path = INIT, vmstat: Path | None = None
+) -> Host:
     """One command in one double, from start to farewell."""
     host = host or Host()
-    async with open_double(folder, program) as double:
+    async with open_double(folder, program, vmstat) as double:
         with trio.fail_after(30):
             await host.run(new_session(command), double.connect)
             await double.process.wait()

@@ -41,6 +41,33 @@ async def test_a_command_killed_by_a_signal_says_which(tmp_path: Path) -> None:
     assert host.saved[0].status == 139
 
 
+async def test_kills_for_memory_are_those_between_the_jobs_start_and_its_end(tmp_path: Path) -> None:
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("pgfree 9\noom_kill 5\nnr_oom_kill 70\n")
+    kills = f"printf 'pgfree 10\\noom_kill 7\\nnr_oom_kill 80\\n' > {vmstat}; kill -KILL $$"
+
+    host = await run_once(tmp_path, shell(kills), vmstat=vmstat)
+
+    assert host.saved == [GuestExit(None, signal.SIGKILL, oom_kills=2)]
+
+
+async def test_more_kills_for_memory_than_an_exit_can_tell_are_told_as_the_most_it_can(tmp_path: Path) -> None:
+    vmstat = tmp_path / "vmstat"
+
+    host = await run_once(tmp_path, shell(f"printf 'oom_kill 70000' > {vmstat}"), vmstat=vmstat)
+
+    assert host.saved == [GuestExit(0, None, oom_kills=65535)]
+
+
+async def test_a_job_that_never_started_has_no_kills_of_before_it(tmp_path: Path) -> None:
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("oom_kill 5\n")
+
+    host = await run_once(tmp_path, Command(("no-such-program",)), vmstat=vmstat)
+
+    assert host.saved[0].oom_kills == 0
+
+
 async def test_both_streams_arrive_apart_and_whole(tmp_path: Path) -> None:
     host = await run_once(tmp_path, shell("for n in 1 2 3; do echo out$n; echo err$n >&2; done"))
 

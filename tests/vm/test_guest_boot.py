@@ -99,6 +99,16 @@ async def test_a_time_limit_in_a_guest_ends_every_process_of_the_job(tmp_path: P
     assert (host.saved[0].signal, host.saved[0].reason) == (9, ExitReason.TIMEOUT)
 
 
+async def test_a_job_killed_for_memory_says_so_whatever_it_does_to_its_proc(tmp_path: Path) -> None:
+    # A pipe in the counters' place would hold up whoever opened them by name after the job began.
+    hide = "mkfifo /tmp/pipe && mount --bind /tmp/pipe /proc/vmstat &&"
+    host = Host()
+
+    await run_once(tmp_path, shell(f"{hide} exec tail /dev/zero"), host)
+
+    assert host.saved == [GuestExit(None, 9, oom_kills=1)]
+
+
 async def test_a_link_to_a_real_guest_cut_at_random_places_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     chance = random.Random(1)
     host = Host()

@@ -154,9 +154,12 @@ static size_t render(char **words, uint8_t *out)
 		return render_heartbeat(out, &beat);
 	}
 	if (strcmp(words[0], "exit") == 0) {
-		struct exit_report report = {words[1][0] == '1', (enum exit_reason)number(words[2]),
-					     (uint32_t)number(words[3]), {number(words[4]), number(words[5])}, ""};
-		report.message[read_hex(words[6], (uint8_t *)report.message)] = 0;
+		struct exit_report report = {.signalled = words[1][0] == '1',
+					     .reason = (enum exit_reason)number(words[2]),
+					     .value = (uint32_t)number(words[3]),
+					     .oom_kills = (uint16_t)number(words[4]),
+					     .end = {number(words[5]), number(words[6])}};
+		report.message[read_hex(words[7], (uint8_t *)report.message)] = 0;
 		return render_exit(out, &report);
 	}
 	if (strcmp(words[0], "refused") == 0)

@@ -78,6 +78,7 @@ FROM_GUEST: dict[str, FromGuest] = {
         GuestExit(None, 9, ExitReason.TIMEOUT, "its time limit has passed – żółw"),  # noqa: RUF001 - any UTF-8
         (2**64 - 1, 3),
     ),
+    "exit for want of memory": Exit(GuestExit(None, 9, oom_kills=3), (40, 2)),
     "refused": Refused(Refusal.WRONG_NONCE, 2**32 - 1, "busy"),
     "output": Output(Stream.STDERR, 70000, b"\x00\xffNBL1"),
     "bye": Bye(),
