@@ -2,7 +2,7 @@
 
 There are 4096 such names. Two state roots that shared one would sweep up each other's living VMs as leftovers, so the
 second is refused while the first has anything to lose: a record in its ledger, or a live agent. One file a name
-under `<runtime>/roots`. Called by host_agent/settings.py.
+under `<runtime>/roots`. Called by host_agent/settings.py and host_agent/doctor.
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ def claim_root(runtime_dir: Path, root_id: str, state_root: Path) -> None:
         _claim(runtime_dir / "roots" / root_id, str(state_root))
     finally:
         os.close(folder)
+
+
+def find_rival(runtime_dir: Path, root_id: str, state_root: Path) -> Path | None:
+    """Another state root that is in use under the same name; None where there is none. Takes nothing."""
+    try:
+        holder = (runtime_dir / "roots" / root_id).read_text()
+    except OSError:
+        return None
+    return Path(holder) if holder not in {"", str(state_root)} and _is_in_use(Path(holder)) else None
 
 
 def _claim(ticket: Path, wanted: str) -> None:

@@ -91,7 +91,14 @@ def read_settings(kind: type[HostSettings]) -> HostSettings:
 
 def find_layout(settings: HostSettings) -> HostLayout:
     """Where this host's VMs live. Raises Refused for a bad setting, or a state folder whose short name is taken."""
-    layout = HostLayout(
+    layout = plan_layout(settings)
+    claim_root(layout.runtime, layout.root_id, layout.state)
+    return layout
+
+
+def plan_layout(settings: HostSettings) -> HostLayout:
+    """The same without taking the short name: for who only looks. Raises Refused for a bad setting."""
+    return HostLayout(
         state=settings.state_dir.absolute(),
         runtime=settings.runtime_dir,
         subnet=settings.vm_subnet,
@@ -101,8 +108,6 @@ def find_layout(settings: HostSettings) -> HostLayout:
         uid_base=settings.jailer_uid,
         slot_limit=settings.vm_slots,
     )
-    claim_root(layout.runtime, layout.root_id, layout.state)
-    return layout
 
 
 def find_nameserver(resolv_conf: Path) -> IPv4Address | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nimbus.host.roots import claim_root
+from nimbus.host.roots import claim_root, find_rival
 from nimbus.model.errors import Refused
 from nimbus.model.ids import state_root_id
 
@@ -60,3 +60,14 @@ def test_the_name_of_a_root_that_is_gone_is_free_again(tmp_path: Path) -> None:
 def test_who_may_not_write_there_claims_nothing_and_is_not_stopped(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     claim_root(tmp_path / "file" / "run", "abc", tmp_path)
+
+
+def test_a_rival_is_seen_without_taking_the_name(tmp_path: Path) -> None:
+    one, other, name = twins(tmp_path)
+    claim_root(tmp_path / "run", name, one)
+    assert find_rival(tmp_path / "run", name, other) is None  # idle: it would give the name up
+    (one / "ledger").mkdir()
+    (one / "ledger" / "01234567.json").touch()
+    assert find_rival(tmp_path / "run", name, other) == one
+    assert find_rival(tmp_path / "run", name, one) is None
+    assert (tmp_path / "run" / "roots" / name).read_text() == str(one)
