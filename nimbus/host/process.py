@@ -6,6 +6,7 @@ Reads /proc only; starts and kills nothing. Called by the agent for keepers and 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from nimbus.host import native
@@ -70,3 +71,9 @@ def pid_behind(pidfd: int) -> int | None:
             pid = int(value)
             return pid if pid > 0 else None
     raise OSError(f"descriptor {pidfd} names no process")
+
+
+def started_at(process: ProcessId) -> float:
+    """Unix seconds of its start, for people: the kernel keeps it in ticks since the boot."""
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s

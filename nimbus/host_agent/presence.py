@@ -67,3 +67,16 @@ def _has_open(pid: int, wanted: os.stat_result) -> bool:
             if os.path.samestat(os.stat(f"{folder}/{number}"), wanted):
                 return True
     return False
+
+
+def find_unit(pid: int) -> str | None:
+    """The systemd service that this process belongs to; None where it was started by hand."""
+    try:
+        groups = Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return None
+    for line in groups.splitlines():
+        for part in reversed(line.rpartition(":")[2].split("/")):
+            if part.endswith(".service"):
+                return part
+    return None
