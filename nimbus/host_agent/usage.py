@@ -61,7 +61,7 @@ def read_disk(overlay: Path) -> int | None:
 
 
 def read_traffic(device: Path) -> tuple[int | None, int | None]:
-    """Bytes that the guest received and sent. Told by the host's end of its veth, which sends what the guest receives."""
+    """Bytes that the guest received and sent: what the host's end of the veth sends is what the guest receives."""
     statistics = device / "statistics"
     return _number(statistics / "tx_bytes"), _number(statistics / "rx_bytes")
 

@@ -21,8 +21,9 @@ class Fake:
     needs_guest_files = False
 
     def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:
-        """Pure: the guest's own PID 1 in its host double mode."""
-        return LaunchSpec(argv=(str(boot.binary), "--host-double", str(plan.paths.link)), jailed=False)
+        """Pure: the guest's own PID 1 in its host double mode, with counters that a rehearsal of OOM can raise."""
+        vmstat = plan.paths.run / "vmstat"
+        return LaunchSpec(argv=(str(boot.binary), "--host-double", str(plan.paths.link), str(vmstat)), jailed=False)
 
     async def launch(
         self, plan: VmPlan, boot: Boot, terms: KeeperTerms, *, task_status: trio.TaskStatus[Machine]
