@@ -7,7 +7,6 @@ restart, a token that ran out) goes on from the last line that was shown.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
@@ -20,6 +19,7 @@ import httpx2
 import trio
 
 from nimbus.cli.access import choose_token
+from nimbus.cli.screen import clean_line
 from nimbus.model.errors import NotFound, Refused, Unauthorized, Unavailable
 from nimbus.runtime.http import check_status, mapped_http_errors, open_http
 from nimbus.runtime.retry import Backoff
@@ -30,15 +30,6 @@ DEFAULT_URL = "http://127.0.0.1:8002"
 SILENCE_S = 45.0  # three missed heartbeats: the connection is dead
 MAX_TRIES = 10  # in a row, without a line between them: about a minute
 _PAGE_ROWS = 1000
-# control strings (OSC, DCS, SOS, PM, APC) with their content, CSI sequences, and any other escape
-_ESCAPES = re.compile(
-    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|(?=\x1b)|$)"
-    r"|(?:\x1b\[|\x9b)(?P<parameters>[0-?]*)[ -/]*(?P<final>[@-~])?"
-    r"|\x1b[ -/]*[0-~]?"
-)
-# the other controls, and the overrides that make a terminal show something else than is there
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_RESET = "\x1b[0m"
 Row = dict[str, Any]
 
 
@@ -204,21 +195,6 @@ def render_line(row: Row) -> str:
 def _versions(message: str) -> Iterator[str]:
     parts = [part for part in message.split("\r") if part]
     yield from parts or [""]
-
-
-def clean_line(text: str) -> str:
-    """The text without what could drive a terminal; colours stay and end with the line."""
-    coloured = False
-
-    def keep_colour(match: re.Match[str]) -> str:
-        nonlocal coloured
-        if match["final"] == "m" and re.fullmatch(r"[0-9;:]*", match["parameters"]):
-            coloured = True
-            return f"\x1b[{match['parameters']}m"
-        return ""
-
-    text = _CONTROLS.sub("", _ESCAPES.sub(keep_colour, text))
-    return text + _RESET if coloured else text
 
 
 if __name__ == "__main__":

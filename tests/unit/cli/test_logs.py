@@ -14,7 +14,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbus.cli.logs import clean_line, render_line
+from nimbus.cli.logs import render_line
+from nimbus.cli.screen import clean_line
 from tests.unit.logging_pipeline.rig import SECRET, open_rig, row
 
 
