@@ -1,0 +1,148 @@
+"""`make faults`: every operation of a clean run times every kind of fault, each in a run of its own, two at once.
+
+    python -m tests.faults.campaign --folder DIR [--only WORD]... [--kinds KIND,KIND] [--every N] [--at-once 2]
+
+Ends with one line, `faults: N injected, 0 leaks, 0 double runs, 0 neighbours hurt`, and exit status 1 where a run
+went wrong or a fault did not fire. N counts distinct (operation, kind) pairs that fired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.faults.case import Place, Verdict, open_place, run_case
+from tests.faults.forks import Child, fork
+from tests.faults.operations import has_peer
+from tests.faults.plane import ROUTES
+from tests.faults.strike import CALL_KINDS, Fault, Kind
+
+ORDER_S = 3600.0  # a whole campaign's share of one worker
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a clean run does: how often each operation happens, and which of them wait in Trio's own thread."""
+
+    seen: dict[str, int]
+    is_async: dict[str, bool]
+
+
+def plan_faults(trace: Trace) -> list[Fault]:
+    """Pure: every pair that can be. A coroutine hangs only where a peer can be frozen for it."""
+    calls = [
+        Fault(name, kind)
+        for name in trace.seen
+        for kind in CALL_KINDS
+        if kind is not Kind.HANG or not trace.is_async[name] or has_peer(name)
+    ]
+    return [*calls, *(Fault(route, kind) for route in ROUTES for kind in Kind)]
+
+
+def read_trace(place: Place) -> Trace:
+    """The operations of a run in which nothing fails. Raises RuntimeError where that run is not clean."""
+    verdict = run_case(place, None)
+    if verdict.wrong or verdict.leaks or verdict.doubles or verdict.hurt:
+        raise RuntimeError(f"a run without any fault is not clean: {verdict}")
+    return Trace(*json.loads((place.folder / "trace.json").read_text()))
+
+
+def run_share(faults: Sequence[Fault], results: Path) -> None:
+    """One worker's runs, one JSON line each. A place that a run spoiled is left for a fresh one."""
+    queue = list(faults)
+    with results.open("a") as out:
+        while queue:
+            with open_place() as place:
+                while queue:
+                    verdict = run_case(place, queue.pop(0))
+                    out.write(json.dumps(asdict(verdict)) + "\n")
+                    out.flush()
+                    if verdict.leaks or verdict.hurt:
+                        break
+
+
+def run_campaign(faults: Sequence[Fault], at_once: int, folder: Path) -> list[Verdict]:
+    """All of them; every one has a verdict, or this raises."""
+    workers: list[tuple[Child, Path]] = []
+    for number in range(at_once):
+        results = folder / f"results{number}.jsonl"
+        child = fork(folder / f"worker{number}.txt", run_share, faults[number::at_once], results)
+        workers.append((child, results))
+    verdicts = []
+    for child, results in workers:
+        child.wait(ORDER_S)
+        child.kill()
+        if child.status != 0:
+            say(f"a worker ended with {child.status}:\n{child.told()[-4000:]}")
+        verdicts += (
+            [Verdict(**json.loads(line)) for line in results.read_text().splitlines()] if results.exists() else []
+        )
+    return verdicts
+
+
+def render_report(verdicts: Sequence[Verdict]) -> str:
+    """A table of all runs, the failures first and in full."""
+    lines = ["# Faults", "", "| fault | fired in | end | agents | s | verdict |", "|---|---|---|---|---|---|"]
+    for verdict in sorted(verdicts, key=lambda v: (v.good, v.fault)):
+        said = "; ".join([*verdict.wrong, *verdict.leaks, *verdict.doubles, *verdict.hurt, *verdict.notes])
+        line = " ".join(said.replace("|", "/").split())[:400]
+        cells = (verdict.fault, verdict.fired, verdict.ending, verdict.agents, verdict.seconds, line or "good")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join([*lines, ""])
+
+
+def summarize(verdicts: Sequence[Verdict]) -> str:
+    """The one line."""
+    injected = len({verdict.fault for verdict in verdicts if verdict.fired})
+    leaks, doubles, hurt = (sum(bool(getattr(v, name)) for v in verdicts) for name in ("leaks", "doubles", "hurt"))
+    return f"faults: {injected} injected, {leaks} leaks, {doubles} double runs, {hurt} neighbours hurt"
+
+
+def choose_faults(faults: Sequence[Fault], only: Sequence[str], kinds: Sequence[Kind], every: int) -> list[Fault]:
+    """Pure: those whose names hold one of the words, of these kinds, and of them each n-th."""
+    chosen = [f for f in faults if f.kind in kinds and (not only or any(word in f.operation for word in only))]
+    return chosen[::every]
+
+
+def say(line: str) -> None:
+    """One line for whoever waits."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.faults.campaign")
+    parser.add_argument("--only", action="append", default=[], help="a part of an operation's name; repeatable")
+    parser.add_argument("--kinds", default=",".join(Kind), help="comma separated")
+    parser.add_argument("--every", type=int, default=1, help="run each n-th pair alone")
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--folder", type=Path, required=True, help="where report and results are written")
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    for stale in asked.folder.glob("results*.jsonl"):
+        stale.unlink()
+    began = time.monotonic()
+    with open_place() as place:
+        trace = read_trace(place)
+    planned = plan_faults(trace)
+    faults = choose_faults(planned, asked.only, [Kind(word) for word in asked.kinds.split(",")], asked.every)
+    say(f"{len(trace.seen) + len(ROUTES)} operations, {len(faults)} of {len(planned)} faults, {asked.at_once} at once")
+    verdicts = run_campaign(faults, asked.at_once, asked.folder)
+    (asked.folder / "report.md").write_text(render_report(verdicts))
+    bad = [verdict for verdict in verdicts if not verdict.good]
+    for verdict in bad:
+        say(f"WRONG {verdict.fault}: {[*verdict.wrong, *verdict.leaks, *verdict.doubles, *verdict.hurt]}")
+    say(f"{len(bad)} of {len(verdicts)} runs went wrong in {time.monotonic() - began:.0f} s: {asked.folder}/report.md")
+    say(summarize(verdicts))
+    sys.exit(1 if bad or len(verdicts) < len(faults) else 0)
+
+
+if __name__ == "__main__":
+    os.environ.pop("NIMBUS_STATE_DIR", None)
+    main()

@@ -1,0 +1,148 @@
+"""What an operation of the agent is: a function that asks the kernel, a disk, a keeper, a guest or a service.
+
+Every public function of the modules below is one, but for those that only compute; of the private ones those that are
+named. Each may fail in the way that its callers must expect of it. Called by strike.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+
+import trio
+
+from nimbus.host.cgroup import cgroup_dir
+from nimbus.host_agent.keeper import Keeper
+from nimbus.host_agent.plan import VmPlan
+from nimbus.model.errors import HostFault, Unavailable
+
+ROOT = Path(__file__).parents[2] / "nimbus"
+
+
+def _refused(number: int) -> Callable[[], Exception]:
+    return lambda: OSError(number, os.strerror(number))
+
+
+def _sick() -> Exception:
+    return HostFault("struck: this host refused")
+
+
+# Module -> how its operations fail where nothing below says otherwise.
+MODULES: dict[str, Callable[[], Exception]] = {
+    "host.native": _refused(errno.EPERM),
+    "host.process": _refused(errno.EMFILE),
+    "host.disk": _refused(errno.ENOSPC),
+    "host.netns": _sick,
+    "host.link": _sick,
+    "host.nft": _sick,
+    "host.conntrack": _sick,
+    "host.cgroup": _sick,
+    "host.slots": _sick,
+    "host.roots": _sick,
+    "storage.overlays": _sick,
+    "host_agent.ledger": _sick,
+    "host_agent.spool": _sick,
+    "host_agent.logspool": _sick,
+    "host_agent.network": _sick,
+    "host_agent.disks": _sick,
+    "host_agent.jail": _sick,
+    "host_agent.keeper": _sick,
+    "host_agent.control": lambda: Unavailable("struck: no answer"),
+    "host_agent.vmm.machine": _refused(errno.ECONNREFUSED),
+}
+
+# Private functions that are the one place of an act, and how they fail.
+PRIVATE: dict[str, Callable[[], Exception]] = {
+    "host.slots._take_first": _refused(errno.ENOSPC),
+    "host.cgroup._enable": _refused(errno.EBUSY),
+    "host.cgroup._remove_folder": _sick,
+    "host.nft._start": _sick,
+    "host.nft._finish": _sick,
+    "host.disk._sync_folder": _refused(errno.EIO),
+    "host.disk._clone": _refused(errno.ENOSPC),
+    "host.disk._copy_range": _refused(errno.EIO),
+    "host.link._set_families": _refused(errno.ENOBUFS),
+    "host_agent.spool._write_all": _sick,
+    "host_agent.keeper._start": _sick,
+    "host_agent.keeper._open_outer": _refused(errno.EAGAIN),
+    "host_agent.keeper._open_folder": _sick,
+    "host_agent.keeper.Keeper._ask": lambda: Unavailable("struck: no answer"),
+    "host_agent.keeper.Keeper._connect": lambda: Unavailable("struck: no answer"),
+    "host_agent.guesttalk.Talk._attach": lambda: trio.BrokenResourceError("struck"),
+    "host_agent.guesttalk.Talk._send": lambda: trio.BrokenResourceError("struck"),
+    "host_agent.guesttalk.Talk._send_job": lambda: trio.BrokenResourceError("struck"),
+    "host_agent.guesttalk.Talk._hear_hello": lambda: trio.BrokenResourceError("struck"),
+    "host_agent.guesttalk.Talk._hear_output": lambda: trio.BrokenResourceError("struck"),
+    "host_agent.guesttalk.Talk._hear_exit": lambda: trio.BrokenResourceError("struck"),
+    "host_agent.control.ControlPlane._exchange": lambda: Unavailable("struck: no answer"),
+    "host_agent.logs._post": lambda: Unavailable("struck: no answer", 0.0),
+}
+
+# Among the public functions: what only computes, or cannot fail in a way that a caller could answer.
+PURE = frozenset(
+    {
+        "host.cgroup.cgroup_dir",
+        "host.cgroup.cgroup_mount",
+        "host.cgroup.find_cgroup2",
+        "host.netns.netns_path",
+        "host.nft.render_removal",
+        "host_agent.ledger.parse_record",
+        "host_agent.ledger.render_record",
+        "host_agent.logspool.LogSpool.offsets",
+        "host_agent.logspool.LogSpool.shipped",
+        "host_agent.logspool.LogSpool.stored_bytes",
+        "host_agent.logspool.LogSpool.abandon",
+        "host_agent.network.plan_network",
+        "host_agent.network.render_host_rules",
+        "host_agent.network.render_netns_rules",
+        "host_agent.spool.Spool.has_room",
+        "host_agent.spool.Spool.stored_bytes",
+        "host_agent.vmm.machine.render_keeper_spec",
+    }
+)
+
+# An awaited peer that freezes: which process it is.
+_KEEPERS = ("host_agent.keeper.Keeper.",)
+_GUESTS = ("host_agent.guesttalk.Talk._attach", "host_agent.guesttalk.Talk._send_job", "host_agent.vmm.machine.connect")
+
+
+def find_operation(code: CodeType) -> str | None:
+    """The name of the operation that this code object is, None where it is none."""
+    path = code.co_filename
+    if not path.startswith(f"{ROOT}/"):
+        return None
+    module = path[len(str(ROOT)) + 1 : -len(".py")].replace("/", ".")
+    name = f"{module}.{code.co_qualname}"
+    if name in PRIVATE:
+        return name
+    if module not in MODULES or name in PURE or "<" in name or code.co_name.startswith("_"):
+        return None
+    return name
+
+
+def fault_of(operation: str) -> Exception:
+    """A fault as this operation's callers must expect it."""
+    if operation in PRIVATE:
+        return PRIVATE[operation]()
+    module = max((m for m in MODULES if operation.startswith(f"{m}.")), key=len)
+    return MODULES[module]()
+
+
+def has_peer(operation: str) -> bool:
+    """Whether somebody is asked there who could be frozen."""
+    return operation.startswith((*_KEEPERS, *_GUESTS))
+
+
+def find_peer(operation: str, frame: FrameType) -> int:
+    """The process that is asked in this frame."""
+    if operation.startswith(_KEEPERS):
+        keeper = frame.f_locals["self"]
+        assert isinstance(keeper, Keeper)
+        return keeper.identity.pid
+    while frame.f_back is not None and not isinstance(frame.f_locals.get("plan"), VmPlan):
+        frame = frame.f_back
+    plan = frame.f_locals["plan"]
+    return int((cgroup_dir(plan.object) / "vmm" / "cgroup.procs").read_text().split()[0])
