@@ -6,6 +6,7 @@ Reads /proc only; starts and kills nothing. Called by the agent for keepers and 
 from __future__ import annotations
 
 import os
+import select
 import time
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def open_pidfd(process: ProcessId) -> int:
         os.close(pidfd)
         raise
     return pidfd
+
+
+def wait_ended(pidfd: int, limit_s: float) -> bool:
+    """Wait until the process is dead, whether its parent has reaped it or not. False when `limit_s` passed first."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    return bool(waiting.poll(limit_s * 1000))
 
 
 def pid_behind(pidfd: int) -> int | None:

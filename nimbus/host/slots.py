@@ -2,7 +2,7 @@
 
 One file per slot under `<runtime>/slots`, linked from a nameless one: it appears at once with its owner's name in it,
 and only one process can win. A claim never goes stale by age: the reaper of its owner releases it.
-Called by host_agent/build.py, host_agent/teardown.py and host/inventory.py.
+Called by host_agent/claims.py, host_agent/admission.py and host/inventory.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nimbus.host.quarantine import list_quarantined
 from nimbus.model.errors import HostFault
 from nimbus.model.vm import Slot
 
@@ -30,22 +31,27 @@ class HeldSlot:
 def claim_slot(runtime_dir: Path, owner: str, limit: int, *, uid_base: int = UID_BASE) -> Slot:
     """The lowest free slot below `limit`, now held by `owner`; the one it holds already where there is one.
 
-    A slot whose uid still has a live process is passed over: two tenants must never share a uid.
+    A slot whose uid still has a live process is passed over: two tenants must never share a uid. So is one that is in
+    quarantine, but never the one that the owner holds already.
     """
     folder = _ensure_folder(runtime_dir)
     held = {slot.index: slot.owner for slot in list_slots(runtime_dir)}
     for index, holder in held.items():
         if holder == owner:
             return _slot(index, uid_base)
+    apart = {slot.index for slot in list_quarantined(runtime_dir)}
     busy = _live_uids()
-    free = [index for index in range(limit) if index not in held and uid_base + index not in busy]
+    free = [
+        index for index in range(limit) if index not in held and index not in apart and uid_base + index not in busy
+    ]
     try:
         taken = _take_first(folder, owner, free)
     except OSError as error:
         raise HostFault(f"no slot could be claimed in {folder} ({error.strerror})") from error
     if taken is not None:
         return _slot(taken, uid_base)
-    raise HostFault(f"all {limit} slots of this host are taken: wait for a VM to end, or raise NIMBUS_VM_SLOTS")
+    kept = f", {len(apart)} of them in quarantine" if apart else ""
+    raise HostFault(f"all {limit} slots of this host are taken{kept}: wait for a VM to end, or raise NIMBUS_VM_SLOTS")
 
 
 def release_slot(runtime_dir: Path, index: int, owner: str) -> None:

@@ -1,11 +1,11 @@
 """The VM's own disk: a sparse clone of an empty filesystem, laid over the shared read-only root.
 
-Whatever a job writes goes there and dies with the VM. Synchronous; called in threads by lifecycle.py
-and teardown.py.
+Whatever a job writes goes there and dies with the VM. Synchronous; called in threads by claims.py and serve.py.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from nimbus.host.disk import chown_nofollow, clone_file, free_bytes, remove_tree
@@ -37,5 +37,7 @@ def is_full(plan: VmPlan) -> bool:
 
 
 def release_disk(folder: Path) -> None:
-    """Remove the VM's disk folder. Absent is success."""
+    """Remove the VM's disk folder, and the VM's own where nothing else is in it. Absent is success."""
     remove_tree(folder)
+    with suppress(OSError):  # most often the jail's parts are in it, or took it away; an acquisition may have come late
+        folder.parent.rmdir()

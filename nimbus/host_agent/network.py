@@ -6,7 +6,7 @@ declared ports of its gateway. Rules are loaded before the link comes up: a reje
 
 `acquire_network` turns forwarding on for the links that carry the host's default routes (not globally) and
 never turns it off again, since others may rely on it. Software that drops forwarded packets in a chain of
-its own (a firewall's FORWARD policy) still has the last word. Called by lifecycle.py and teardown.py, in a
+its own (a firewall's FORWARD policy) still has the last word. Called by claims.py, in a
 thread; planning and rendering are pure.
 """
 

@@ -20,6 +20,16 @@ DEFAULT_SUBNET = IPv4Network("172.30.0.0/16")
 
 
 @dataclass(frozen=True)
+class ActLimits:
+    """How long a host act may take. One that takes longer is left behind in the kernel, and its claim stays."""
+
+    acquire_s: float = 15.0  # a network takes 0.1 s on an idle host; nft alone may wait 10 s for the kernel's lock
+    release_s: float = 10.0
+    empty_s: float = 5.0  # from cgroup.kill to an empty cgroup; a process in uninterruptible sleep needs longer
+    settle_s: float = 2.0  # for an acquisition whose machine was cancelled: an agent must stop in 5 s
+
+
+@dataclass(frozen=True)
 class HostLayout:
     """Where this agent keeps things and how it names them: the same for all its VMs."""
 
@@ -31,6 +41,8 @@ class HostLayout:
     nameserver: IPv4Address | None = None
     uid_base: int = 200_000
     slot_limit: int = 64
+    require_limits: bool = False  # no VM without limits of its CPU, memory and processes
+    limits: ActLimits = ActLimits()
 
     @property
     def root_id(self) -> str:
@@ -114,5 +126,10 @@ def render_plan(shape: Shape, image: str, accel: str) -> dict[str, object]:
 
 def replan(layout: HostLayout, vm: VmId, *, backend: str, stored: Mapping[str, Any], slot: Slot) -> VmPlan:
     """The plan of a record that another process wrote."""
-    shape = Shape(**stored["shape"])
+    shape = read_shape(stored)
     return plan_vm(layout, vm, shape=shape, image=stored["image"], backend=backend, accel=stored["accel"], slot=slot)
+
+
+def read_shape(stored: Mapping[str, Any]) -> Shape:
+    """What a record's VM takes of its host."""
+    return Shape(**stored["shape"])

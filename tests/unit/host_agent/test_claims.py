@@ -1,0 +1,201 @@
+"""An act that hangs is left behind and guarded; a slot that fails again and again is kept apart; the barrier holds."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from nimbus.host import cgroup, process
+from nimbus.host.inventory import Territory
+from nimbus.host.quarantine import list_quarantined
+from nimbus.host_agent import claims
+from nimbus.host_agent.claims import Target
+from nimbus.host_agent.ledger import Ledger, OpenRecord
+from nimbus.host_agent.plan import ActLimits, HostLayout, plan_vm
+from nimbus.host_agent.teardown import teardown
+from nimbus.model.errors import HostFault
+from nimbus.model.ids import new_vm_id
+from nimbus.model.record import ProcessId, Record
+from nimbus.model.vm import Claim, Shape, Slot
+from tests.hosts import needs_root
+from tests.oracle import open_territory, watch_leaks
+
+pytestmark = [needs_root, pytest.mark.root]
+
+LIMITS = ActLimits(acquire_s=0.3, release_s=5.0, empty_s=2.0, settle_s=0.3)
+SLOT = Slot(9, 290_009, 290_009, 12)
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def territory() -> Iterator[Territory]:
+    with open_territory() as found, watch_leaks(found):
+        yield found
+
+
+@pytest.fixture
+def layout(territory: Territory, tmp_path: Path) -> HostLayout:
+    """With a runtime folder of its own: slots that go into quarantine here are nobody else's."""
+    (tmp_path / "slots").mkdir()
+    return HostLayout(state=territory.state_root, runtime=tmp_path, limits=LIMITS)
+
+
+@pytest.fixture
+def record(territory: Territory) -> Iterator[OpenRecord]:
+    """A page of the ledger that lists a slot, nothing else."""
+    value = Record(
+        vm=new_vm_id(), created_at=0, boot_id=process.boot_id(), backend="fake", plan={}, claims=(Claim.SLOT,)
+    )
+    with Ledger(territory.state_root / "ledger").create(value) as page:
+        yield page
+
+
+def hang_slots(layout: HostLayout) -> Path:
+    """Whoever reads this slot waits in the kernel until `answer`."""
+    fifo = layout.runtime / "slots" / "0"
+    os.mkfifo(fifo)
+    return fifo
+
+
+async def hold_reader(fifo: Path) -> int:
+    """Return once somebody reads it; the reader goes on waiting until `answer`."""
+    while True:
+        with suppress(OSError):  # ENXIO: nobody yet
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        await trio.sleep(0.01)
+
+
+def answer(fifo: Path, writer: int) -> None:
+    """The hung reader gets its end of file, and whoever comes after it finds no file at all."""
+    fifo.unlink()
+    os.close(writer)
+
+
+async def finish(layout: HostLayout, record: OpenRecord) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while not await teardown(layout, record):  # noqa: ASYNC110 - a reaper's next round, only sooner
+            await trio.sleep(0.02)
+
+
+async def test_an_acquisition_that_hangs_ends_its_machine_and_is_released_only_after_it_has_ended(
+    layout: HostLayout, record: OpenRecord
+) -> None:
+    fifo = hang_slots(layout)
+    with pytest.raises(HostFault, match=r"the slot of VM .* was not there after 0\.3 s"):
+        await claims.acquire(Claim.SLOT, Target(layout, record.value))
+    assert not await teardown(layout, record)
+    assert record.value.claims == (Claim.SLOT,)
+    assert "still hangs in the kernel" in record.value.failures[-1]
+    answer(
+        fifo, await hold_reader(fifo)
+    )  # the acquisition comes to its end now, and takes a slot that nobody waits for
+    await finish(layout, record)
+    assert os.listdir(layout.runtime / "slots") == []
+
+
+async def test_a_teardown_waits_a_moment_for_an_acquisition_that_was_cancelled_under_way(
+    layout: HostLayout, record: OpenRecord
+) -> None:
+    fifo, layout = hang_slots(layout), replace(layout, limits=replace(LIMITS, acquire_s=60.0, settle_s=60.0))
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            scope = await nursery.start(_acquire_in_scope, Target(layout, record.value))
+            writer = await hold_reader(fifo)
+            scope.cancel()
+            nursery.start_soon(trio.to_thread.run_sync, answer, fifo, writer)
+            assert await teardown(layout, record)
+    assert os.listdir(layout.runtime / "slots") == []
+
+
+async def _acquire_in_scope(target: Target, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await claims.acquire(Claim.SLOT, target)
+
+
+def broken_target(layout: HostLayout, slot: Slot = SLOT) -> Target:
+    """A VM whose network cannot be made: the peer's name is longer than the kernel takes."""
+    vm = new_vm_id()
+    plan = plan_vm(layout, vm, shape=Shape(), image="none", backend="fake", accel="none", slot=slot)
+    value = Record(vm=vm, created_at=0, boot_id=process.boot_id(), backend="fake", plan={}, claims=(), slot=slot)
+    return Target(layout, value, replace(plan, net=replace(plan.net, peer="longer-than-ifnamsiz")))
+
+
+async def test_a_slot_whose_network_fails_three_times_is_kept_apart_whatever_vm_it_was(layout: HostLayout) -> None:
+    layout = replace(layout, limits=ActLimits())
+    for _ in range(3):
+        assert list_quarantined(layout.runtime) == ()
+        target = broken_target(layout)
+        with pytest.raises(HostFault):
+            await claims.acquire(Claim.NETWORK, target)
+        await claims.release(Claim.NETWORK, target)
+    (slot,) = list_quarantined(layout.runtime)
+    assert (slot.index, slot.act) == (SLOT.index, "acquire network")
+
+
+async def test_a_full_disk_is_not_the_slots_fault(layout: HostLayout) -> None:
+    layout = replace(layout, limits=ActLimits(), state=Path("/proc/nowhere"))
+    for _ in range(3):
+        with pytest.raises((HostFault, OSError)):
+            await claims.acquire(Claim.JAIL, broken_target(layout))
+    assert list_quarantined(layout.runtime) == ()
+
+
+async def test_a_slot_is_never_given_back_before_the_vmm_the_cgroup_and_the_network(layout: HostLayout) -> None:
+    target = broken_target(layout)
+    for held in (Claim.VMM, Claim.CGROUP, Claim.NETWORK):
+        value = replace(target.record, claims=(Claim.SLOT, held))
+        with pytest.raises(HostFault, match=f"the slot is kept while {held}"):
+            await claims.release(Claim.SLOT, Target(layout, value))
+
+
+async def test_the_barrier_waits_for_a_keeper_that_lives_outside_its_cgroup(layout: HostLayout) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as keeper:  # noqa: ASYNC220 - fork and exec of a test
+        target = broken_target(layout)
+        await claims.release(Claim.VMM, replace(target, record=replace(target.record, keeper=_id(keeper))))
+        assert keeper.poll() == -signal.SIGKILL  # dead already: nothing here waited for it
+        await claims.release(Claim.VMM, replace(target, record=replace(target.record, keeper=_id_of_dead(keeper))))
+
+
+async def test_a_process_that_only_has_the_keepers_old_pid_is_let_live(layout: HostLayout) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as stranger:  # noqa: ASYNC220 - fork and exec of a test
+        target = broken_target(layout)
+        older = replace(_id(stranger), start_ticks=_id(stranger).start_ticks - 1)
+        await claims.release(Claim.VMM, replace(target, record=replace(target.record, keeper=older)))
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+async def test_a_host_that_must_limit_its_vms_and_cannot_gives_none(layout: HostLayout) -> None:
+    target = broken_target(replace(layout, require_limits=True, limits=ActLimits()))
+    if not cgroup.ensure_leaf(target.object, claims.plan_limits(Shape())):
+        pytest.skip("this host limits VMs: every controller is there")
+    with pytest.raises(HostFault, match="NIMBUS_REQUIRE_LIMITS"):
+        await claims.acquire(Claim.CGROUP, target)
+    await claims.release(Claim.CGROUP, target)
+
+
+async def test_an_overlay_that_came_after_its_vms_folder_was_removed_goes_with_its_folder(layout: HostLayout) -> None:
+    target = replace(broken_target(layout), layout=replace(layout, limits=ActLimits()))
+    await claims.acquire(Claim.DISK, target)
+    assert target.paths.overlay.stat().st_uid == SLOT.uid
+    await claims.release(Claim.DISK, target)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
+        target.paths.folder.stat()
+
+
+def _id(running: subprocess.Popen[bytes]) -> ProcessId:
+    return process.identify(running.pid)
+
+
+def _id_of_dead(dead: subprocess.Popen[bytes]) -> ProcessId:
+    return ProcessId(dead.pid, 1, process.boot_id())
