@@ -22,9 +22,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("nimbus.cli.up:up", "Start the whole stack on this machine; Ctrl-C stops it."),
     "jobs": ("nimbus.cli.jobs:jobs", "List, submit and cancel jobs."),
     "logs": ("nimbus.cli.logs:logs", "Read or follow the output of a job."),
-    "vms": ("nimbus.cli.vms:vms", "List the microVMs of this host; purge what a crash left."),
+    "vms": ("nimbus.cli.vms:vms", "This host's microVMs: list, inspect, console; purge what a crash left."),
     "assets": ("nimbus.cli.assets:assets", "Build, list and verify what guests boot from."),
-    "agent": ("nimbus.cli.agent:agent", "Run this host's agent."),
+    "agent": ("nimbus.cli.agent:agent", "Run this host's agent, look at it, drain it."),
     "auth": ("nimbus.cli.auth:auth", "Mint the token with which an agent enrols."),
 }
 

@@ -115,7 +115,7 @@ def test_a_purge_leaves_the_vms_of_the_living_alone(terminal: Terminal, other_te
         assert b"torn down: nothing was left\nleft alone, a live process supervises them: " in purged.stdout
         assert b"nothing was left\n" in other_terminal.call("vms", "purge", "--all").stdout
         listed = terminal.call("vms", "list").stdout
-        assert listed.count(b"supervised") == 2
+        assert listed.count(b"running") == 2
         for process in (mine, yours, elsewhere):
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
