@@ -1,6 +1,7 @@
-"""The agents' routes: enrol, lease, renew, finish. Thin: reads the token and the body, calls leases.py, renders.
+"""The agents' routes: enrol, lease, renew, finish. Thin: reads the token and the body, calls, renders.
 
-The route that mints a runner is runners.py's. Bodies and replies are defined in wire/leaseapi.py.
+The rules are leases.py's and silence.py's; the route that mints a runner is runners.py's. Bodies and replies are
+defined in wire/leaseapi.py.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import structlog
 from quart import Blueprint
 
 from nimbus.control_plane.access import MintLimit, read_agent, read_enrolment
-from nimbus.control_plane.leases import finish_lease, give_up_leases, renew_lease, wait_grant
+from nimbus.control_plane.leases import finish_lease, renew_lease, wait_grant
 from nimbus.control_plane.services import Services
+from nimbus.control_plane.silence import give_up_leases
 from nimbus.control_plane.tokens import mint_agent_token
 from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.runtime.serving import Response, json_response, read_body

@@ -16,11 +16,11 @@ from nimbus.control_plane.agents_api import build_agents_api
 from nimbus.control_plane.forge import open_forge
 from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
-from nimbus.control_plane.leases import sweep_leases
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
 from nimbus.control_plane.services import MACHINES, AccessPolicy, JobRules, LeaseTerms, Services
 from nimbus.control_plane.settings import Settings
+from nimbus.control_plane.silence import sweep_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.postgres import Transaction, load_queries, open_database
@@ -47,7 +47,7 @@ async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterat
                 keys=keys,
                 metrics=Metrics(),
                 access=plan_access(settings),
-                lease_terms=LeaseTerms(LeasePolicy(settings.job_lease_ttl), settings.job_in_progress_lease_ttl),
+                lease_terms=plan_leases(settings),
                 job_rules=JobRules(settings.org_job_rate_limit, settings.org_rate_interval, settings.default_image),
                 log_url=None if settings.log_public_url is None else ingest_url(settings.log_public_url),
                 stopping=stopping,
@@ -65,6 +65,15 @@ def plan_access(settings: Settings) -> AccessPolicy:
         agent_token_ttl_s=settings.agent_token_ttl,
         agent_token_rate_limit=settings.agent_token_rate_limit,
         agent_token_rate_interval_s=settings.agent_token_rate_interval,
+    )
+
+
+def plan_leases(settings: Settings) -> LeaseTerms:
+    """Pure: the part of the settings that decides how long leases last and how often work is tried."""
+    return LeaseTerms(
+        policy=LeasePolicy(settings.job_lease_ttl),
+        in_progress_ttl_s=settings.job_in_progress_lease_ttl,
+        max_attempts=settings.job_max_attempts,
     )
 
 

@@ -186,7 +186,8 @@ async def _with_machines(transaction: Transaction, jobs: Iterable[Row]) -> list[
 
 
 def _render_machine(row: Row) -> Json:
-    times = {"webhook": "webhook_at", "queued": "created_at", "leased": "leased_at", "finished": "finished_at"}
+    columns = {"webhook": "webhook_at", "queued": "created_at", "leased": "leased_at", "used": "usage_at"}
+    times = {**columns, "finished": "finished_at"}
     times_ms = {name: None if row[key] is None else round(row[key].timestamp() * 1000) for name, key in times.items()}
     shown = {key: value for key, value in row.items() if key not in {"job_id", *times.values()}}
     return {**shown, "times_ms": times_ms}

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from nimbus.model.lease import TERMINAL, MachineState
+from nimbus.model.lease import TERMINAL, MachineEvent, MachineState, advance
 from nimbus.model.vm import Command, Shape
 from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.wire.leaseapi import MachineKind
 from nimbus.wire.vmjson import render_command, render_shape
 
 _SQL = load_queries("nimbus.control_plane", "queries", "machines.sql")
+ASK_CANCEL = "ask_cancel"  # an event that is no step: the holder hears of it with its next renewal
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,12 @@ async def cancel_machine(transaction: Transaction, machine_id: int, cause: str) 
         return state
     if state is MachineState.QUEUED:
         await transaction.execute(_SQL["cancel_queued"], machine_id, cause)
-        state = MachineState.CANCELLED
+        state = advance(state, MachineEvent.CANCEL)
+        told: tuple[object, ...] = (MachineEvent.CANCEL, cause, row["fence"], None)
+    elif row["cancel_requested"]:
+        return state
     else:
         await transaction.execute(_SQL["request_cancel"], machine_id)
-    await transaction.execute(_SQL["note_cancel"], machine_id, row["state"], state, cause, row["fence"])
+        told = (ASK_CANCEL, cause, row["fence"], row["agent_id"])
+    await transaction.execute(_SQL["note_cancel"], machine_id, row["state"], state, *told)
     return state

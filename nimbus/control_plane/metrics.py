@@ -19,6 +19,9 @@ class Metrics:
         self.leases_granted = self._gauge("nimbus_control_plane_leases_granted", "Machine requests handed to an agent")
         self.leases_fenced = self._gauge("nimbus_control_plane_leases_fenced", "Writes refused by lease, fence or time")
         self.leases_expired = self._gauge("nimbus_control_plane_leases_expired", "Leases whose holder fell silent")
+        self.grants_paused = self._gauge(
+            "nimbus_control_plane_grants_paused", "1 while nothing is granted: the database or its clock has changed"
+        )
         self.machines = Gauge(
             "nimbus_control_plane_machines", "Machine requests by state", ["state"], registry=self.registry
         )

@@ -13,6 +13,8 @@ from nimbus.model.vm import Ending
 from nimbus.wire.leaseapi import MachineKind
 
 _HOST_TROUBLE = frozenset({Ending.HOST_FAULT, Ending.FENCED, Ending.LOST})
+MAX_GRANTS = 20  # of one machine request, whatever its leases came to: no loop is endless
+_CAUSES = {Ending.OUT_OF_MEMORY: "it ran out of memory"}  # where the holder gives none
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,11 @@ class Held:
     """What the decision needs to know of a leased machine request."""
 
     kind: MachineKind
+    started: bool  # the guest said hello
     linked: bool  # a runner that took a job: it can never take another
     in_progress: bool  # and that job is still in progress, as GitHub last said
-    attempts: int
+    grants: int  # this lease is one of them
+    failures: int  # leases before this one that came to nothing by a host's fault
     cancel_requested: bool
 
 
@@ -40,18 +44,13 @@ class Verdict:
 
     event: MachineEvent
     job: JobEffect | None = None
+    failed: bool = False  # counts against NIMBUS_JOB_MAX_ATTEMPTS
+    gave_up: str | None = None  # why it is not tried again
 
 
 def judge_silence(held: Held, max_attempts: int) -> Verdict:
     """The lease ran out, or the host itself says that it failed."""
-    if held.cancel_requested:
-        return Verdict(MachineEvent.CANCEL, _command_end(held, "cancelled"))
-    if held.in_progress:
-        # GitHub assigns no second runner: the job is lost, a new machine would wait for nothing
-        return Verdict(MachineEvent.LOSE, JobEffect(JobState.LOST))
-    if held.linked or held.attempts >= max_attempts:
-        return Verdict(MachineEvent.FINISH_BAD, _command_end(held, "failure"))
-    return Verdict(MachineEvent.EXPIRE, _command_again(held))
+    return _again_or_over(held, max_attempts, failed=True)
 
 
 def judge_finish(held: Held, ending: Ending, max_attempts: int) -> Verdict:  # noqa: PLR0911 - a table, read top down
@@ -60,7 +59,11 @@ def judge_finish(held: Held, ending: Ending, max_attempts: int) -> Verdict:  # n
         return Verdict(MachineEvent.FINISH_OK, _command_end(held, "success"))
     if held.cancel_requested:
         return Verdict(MachineEvent.CANCEL, _command_end(held, "cancelled"))
-    if ending in _HOST_TROUBLE or ending is Ending.CANCELLED:  # nobody asked for it: the host gave up
+    if ending is Ending.CANCELLED:
+        # Nobody asked for it: its agent leaves in good order. Before the guest said hello that tells nothing of the
+        # job, so that no rolling restart can fail one; afterwards a guest could have had a hand in it.
+        return _again_or_over(held, max_attempts, failed=held.started)
+    if ending in _HOST_TROUBLE:
         return judge_silence(held, max_attempts)
     if held.kind is MachineKind.COMMAND:
         conclusion = "timed_out" if ending is Ending.TIMED_OUT else "failure"
@@ -71,6 +74,32 @@ def judge_finish(held: Held, ending: Ending, max_attempts: int) -> Verdict:  # n
     if ending is Ending.FAILED or not held.in_progress:
         return Verdict(MachineEvent.FINISH_BAD)  # GitHub tells how the job itself ended
     return Verdict(MachineEvent.LOSE, JobEffect(JobState.LOST))
+
+
+def describe_cause(verdict: Verdict, ending: Ending | None, told: str) -> str | None:
+    """Pure: what people read as the cause of a machine's end."""
+    cause = told or (None if ending is None else _CAUSES.get(ending))
+    if verdict.gave_up is None:
+        return cause
+    return verdict.gave_up if cause is None else f"{verdict.gave_up}: {cause}"
+
+
+def _again_or_over(held: Held, max_attempts: int, *, failed: bool) -> Verdict:
+    if held.cancel_requested:
+        return Verdict(MachineEvent.CANCEL, _command_end(held, "cancelled"), failed)
+    if held.in_progress:
+        # GitHub assigns no second runner: the job is lost, a new machine would wait for nothing
+        return Verdict(MachineEvent.LOSE, JobEffect(JobState.LOST), failed)
+    if held.linked:
+        return Verdict(MachineEvent.FINISH_BAD, None, failed)
+    failures = held.failures + failed
+    if failures >= max_attempts:
+        why = "gave up after a host failed" if failures == 1 else f"gave up after {failures} hosts failed"
+        return Verdict(MachineEvent.FINISH_BAD, _command_end(held, "failure"), failed, why)
+    if held.grants >= MAX_GRANTS:
+        why = f"gave up after {held.grants} leases that came to nothing"
+        return Verdict(MachineEvent.FINISH_BAD, _command_end(held, "failure"), failed, why)
+    return Verdict(MachineEvent.EXPIRE, _command_again(held), failed)
 
 
 def _command_end(held: Held, conclusion: str) -> JobEffect | None:

@@ -20,7 +20,7 @@ from nimbus.control_plane.demand import DemandRules, LabelSet, balance, is_neede
 from nimbus.control_plane.github_client import Deletion, GithubClient, JitRunner, RunnerScope
 from nimbus.control_plane.leases import check_lease
 from nimbus.control_plane.machines import cancel_machine
-from nimbus.control_plane.services import MACHINES, RUNNERS, Services
+from nimbus.control_plane.services import MACHINES, RUNNERS, LeaseTerms, Services
 from nimbus.model.errors import Conflict, Fenced, Gone, NimbusError, Refused, Unavailable
 from nimbus.model.lease import LeaseKey
 from nimbus.runtime.postgres import Row, Transaction, load_queries
@@ -88,7 +88,7 @@ async def mint_runner(
 ) -> RunnerReply:
     """A fresh registration for the holder of this lease; Gone where no queued job needs it any more."""
     try:
-        intent = await services.database.run(_intend, agent_id, key, rules)
+        intent = await services.database.run(_intend, services.lease_terms, agent_id, key, rules)
     except Fenced:
         services.metrics.leases_fenced.inc()
         raise
@@ -97,7 +97,7 @@ async def mint_runner(
     if intent.earlier is not None:
         await _remove_by_name(github, intent.scope, intent.earlier)
     runner = await _register(github, intent)
-    if not await services.database.run(_record, agent_id, key, runner.runner_id):
+    if not await services.database.run(_record, services.lease_terms, agent_id, key, runner.runner_id):
         services.metrics.leases_fenced.inc()
         with trio.move_on_after(UNDO_S):
             await github.delete_runner(intent.scope, runner.runner_id)
@@ -106,10 +106,12 @@ async def mint_runner(
     return RunnerReply(intent.name, RUNNER_ARGV, {CONFIG_VARIABLE: runner.config})
 
 
-async def _intend(transaction: Transaction, agent_id: str, key: LeaseKey, rules: DemandRules) -> _Intent | None:
+async def _intend(
+    transaction: Transaction, terms: LeaseTerms, agent_id: str, key: LeaseKey, rules: DemandRules
+) -> _Intent | None:
     org_id = await transaction.fetchval(_SQL["org_of_machine"], key.machine_id)
     await lock_org(transaction, org_id)  # first, as everywhere: it orders all that counts this org's demand
-    held = await check_lease(transaction, agent_id, key)
+    held = await check_lease(transaction, terms, agent_id, key)
     if held["kind"] != MachineKind.RUNNER:
         raise Refused(f"machine {key.machine_id} runs a command: it has no runner")
     row = await transaction.fetchrow(_SQL["scope_of_machine"], key.machine_id)
@@ -137,10 +139,10 @@ def _scope(row: Row, default_installation_id: int | None) -> RunnerScope:
     return RunnerScope(installation_id, row["login"], row["repo"])
 
 
-async def _record(transaction: Transaction, agent_id: str, key: LeaseKey, runner_id: int) -> bool:
+async def _record(transaction: Transaction, terms: LeaseTerms, agent_id: str, key: LeaseKey, runner_id: int) -> bool:
     """Whether the lease was still held."""
     try:
-        await check_lease(transaction, agent_id, key)
+        await check_lease(transaction, terms, agent_id, key)
     except Fenced:
         return False
     await transaction.execute(_SQL["record_runner"], key.machine_id, runner_id)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.tokens import KeyRing
+from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.postgres import Database
 from nimbus.runtime.redis import Bell
@@ -25,6 +27,11 @@ class LeaseTerms:
     in_progress_ttl_s: float = 3600.0
     max_attempts: int = 3  # hosts that may fail a machine request before it is given up
     poll_s: float = 2.0  # a waiting agent looks this often even when no bell rings
+    host_clock: Callable[[], HostClock] = read_host_clock
+
+    @property
+    def watch(self) -> WatchTerms:
+        return WatchTerms(self.policy, self.host_clock)
 
 
 @dataclass(frozen=True)

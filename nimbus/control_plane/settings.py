@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import NoDecode
 
+from nimbus.control_plane.outcome import MAX_GRANTS
 from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret
 
 
@@ -40,6 +41,7 @@ class Settings(DatabaseSettings):
     log_public_url: str | None = None  # where agents send job output, unless NIMBUS_LOG_SINK_URL of theirs says another
     job_lease_ttl: float = Field(default=300.0, ge=1.0)
     job_in_progress_lease_ttl: float = Field(default=3600.0, ge=1.0)  # GitHub gives no second runner
+    job_max_attempts: int = Field(default=3, ge=1, le=MAX_GRANTS)
     org_job_rate_limit: int = Field(default=100, ge=1)
     org_rate_interval: float = Field(default=60.0, gt=0)
     signing_key: SecretStr | None = None  # Ed25519 PEM; none: generated once and kept in the database

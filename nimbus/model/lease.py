@@ -21,8 +21,11 @@ class LeasePolicy:
 
     def deadline_ns(self, sent_ns: int, ttl_s: float) -> int:
         """CLOCK_BOOTTIME nanoseconds at which the holder must have stopped; never before `sent_ns`."""
-        margin = min(self.margin_s, ttl_s / 4)
-        return sent_ns + int((ttl_s - margin) * 1e9)
+        return sent_ns + int((ttl_s - self.margin_of(ttl_s)) * 1e9)
+
+    def margin_of(self, ttl_s: float) -> float:
+        """How much earlier than the control plane its holder ends a lease of this ttl."""
+        return min(self.margin_s, ttl_s / 4)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ SELECT machine_id, 'queued', 'queue', 0 FROM queued
 RETURNING machine_id
 
 -- name: lock_machine
-SELECT machine_id, state, fence, cancel_requested, kind, job_id FROM machines WHERE machine_id = $1 FOR UPDATE
+SELECT machine_id, state, fence, agent_id, cancel_requested, kind, job_id FROM machines WHERE machine_id = $1 FOR UPDATE
 
 -- name: cancel_queued
 UPDATE machines
@@ -20,5 +20,5 @@ WHERE machine_id = $1 AND state = 'queued'
 UPDATE machines SET cancel_requested = true WHERE machine_id = $1 AND state IN ('leased', 'running')
 
 -- name: note_cancel
-INSERT INTO machine_events (machine_id, state_from, state_to, event, cause, fence)
-VALUES ($1, $2, $3, 'cancel', $4, $5)
+INSERT INTO machine_events (machine_id, state_from, state_to, event, cause, fence, agent_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7)

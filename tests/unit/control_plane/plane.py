@@ -13,9 +13,9 @@ import httpx2
 import trio
 
 from nimbus.control_plane.app import build_control_plane
-from nimbus.control_plane.leases import expire_leases
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.services import AccessPolicy, JobRules, LeaseTerms, Services
+from nimbus.control_plane.silence import expire_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.runtime.http import open_http
 from nimbus.runtime.postgres import Row, Transaction, open_database

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nimbus.control_plane.jobs import parse_submission, submit_job
-from nimbus.control_plane.leases import expire_leases, finish_lease, grant_lease, renew_lease
+from nimbus.control_plane.leases import finish_lease, grant_lease, renew_lease
 from nimbus.control_plane.services import JobRules, Services
+from nimbus.control_plane.silence import expire_leases
 from nimbus.model.errors import Fenced
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.model.vm import Ending

@@ -154,7 +154,11 @@ async def test_a_host_fault_is_tried_on_three_hosts_and_then_given_up(database_d
 
     assert states == ["queued", "queued", "failed"]
     assert left is None
-    assert (job["state"], job["conclusion"], job["cause"]) == ("completed", "failure", "no tap device")
+    assert (job["state"], job["conclusion"], job["cause"]) == (
+        "completed",
+        "failure",
+        "gave up after 3 hosts failed: no tap device",
+    )
 
 
 async def _runner_in_progress(plane: Plane, agent: dict[str, str]) -> tuple[dict[str, object], int]:

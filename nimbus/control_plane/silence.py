@@ -1,0 +1,92 @@
+"""Leases that end because nobody speaks for them any more: expired ones, and those of an agent that starts anew.
+
+Only Postgres' clock decides, and only while it and the database itself can be trusted (watch.py). Never grants.
+Called by the sweeper in app.py and by agents_api.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+import trio
+
+from nimbus.control_plane.endings import Teller, describe_held, end_lease
+from nimbus.control_plane.outcome import judge_silence
+from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
+from nimbus.control_plane.watch import Watched, tell, warn_if_blind, watch_database
+from nimbus.model.errors import Unavailable
+from nimbus.model.lease import LeaseKey, MachineState
+from nimbus.runtime.postgres import Row, Transaction, load_queries
+
+log = structlog.get_logger()
+_SQL = load_queries("nimbus.control_plane", "queries", "endings.sql")
+
+SWEEP_S = 1.0
+Ended = list[tuple[int, MachineState]]
+
+
+async def expire_leases(services: Services) -> int:
+    """End the leases whose holder fell silent, unless granting pauses; how many."""
+    watched, ended = await services.database.run(_expire, services.lease_terms)
+    services.metrics.grants_paused.set(watched.paused)
+    tell(watched, services.lease_terms.policy.ttl_s)
+    await _after_silence(services, ended, "lease.expired")
+    return len(ended)
+
+
+async def _expire(transaction: Transaction, terms: LeaseTerms) -> tuple[Watched, Ended]:
+    watched = await watch_database(transaction, terms.watch)
+    if watched.paused:
+        return watched, []
+    rows = await transaction.fetch(_SQL["lock_expired"])
+    cause = "the host fell silent: its lease expired"
+    return watched, await _end_silent(transaction, rows, terms.max_attempts, cause, Teller.CLOCK)
+
+
+async def give_up_leases(services: Services, agent_id: str, held: Sequence[LeaseKey]) -> int:
+    """End every lease of an agent that starts anew, but for those it says it still holds; how many."""
+    ended = await services.database.run(_give_up, agent_id, tuple(held), services.lease_terms.max_attempts)
+    await _after_silence(services, ended, "lease.given_up")
+    return len(ended)
+
+
+async def _give_up(transaction: Transaction, agent_id: str, held: Sequence[LeaseKey], max_attempts: int) -> Ended:
+    machines = [key.machine_id for key in held]
+    leases = [key.lease_id for key in held]
+    fences = [key.fence for key in held]
+    rows = await transaction.fetch(_SQL["lock_given_up"], agent_id, machines, leases, fences)
+    cause = f"agent {agent_id} was started anew and no longer had this machine"
+    return await _end_silent(transaction, rows, max_attempts, cause, Teller.ENROLMENT)
+
+
+async def _end_silent(
+    transaction: Transaction, rows: Sequence[Row], max_attempts: int, cause: str, teller: Teller
+) -> Ended:
+    ended = []
+    for row in rows:
+        verdict = judge_silence(describe_held(row), max_attempts)
+        ended.append((row["machine_id"], await end_lease(transaction, row, verdict, cause, teller)))
+    return ended
+
+
+async def _after_silence(services: Services, ended: Ended, event: str) -> None:
+    for machine_id, state in ended:
+        services.metrics.leases_expired.inc()
+        log.warning(event, machine=machine_id, state=str(state))
+    if any(state is MachineState.QUEUED for _, state in ended):
+        await services.bell.ring(MACHINES)
+
+
+async def sweep_leases(services: Services) -> None:
+    """Expire leases until cancelled; a database that is away is tried again, anything else is a bug and escapes."""
+    warned = False
+    while True:
+        try:
+            if not warned:
+                await services.database.run(warn_if_blind)
+                warned = True
+            await expire_leases(services)
+        except Unavailable as error:
+            log.warning("sweep.postponed", reason=str(error))
+        await trio.sleep(SWEEP_S)
