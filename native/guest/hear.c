@@ -39,6 +39,8 @@ static void hear_attach(struct agent *agent, const struct attach *attach, uint64
 	agent->silence_told = false;
 	if (agent->job.state == EXITED)
 		agent->exit_at = now_ms;
+	else if (agent->job.state != IDLE)
+		agent->want_started = true; /* the first time may have been lost with its connection */
 	for (int n = 0; n < STREAMS; n++)
 		stream_resume(&agent->job.streams[n], attach->next[n], attach->limit[n]);
 }

@@ -82,10 +82,13 @@ bool link_poll_target(const struct link *link, int *fd, short *events)
 	return !link->quiet;
 }
 
+/* A frame of which nothing went out was meant for the host that has gone, and is forgotten: the next one asks anew. */
 static bool lose(struct link *link)
 {
 	bool was_there = !link->quiet;
 
+	if (link->out_done == 0)
+		link->out_length = 0;
 	frame_reader_reset(&link->reader);
 	if (link->listen_fd < 0) {
 		link->quiet = true;

@@ -29,6 +29,7 @@ class Sink:
     """Keeps a hash, a length and, of small outputs, all bytes of each stream; refuses a gap or a repetition."""
 
     keep_bytes: int = 1 << 20
+    on_write: Callable[[str, bytes], None] | None = None  # beside being kept
     ends: dict[str, int] = field(default_factory=lambda: {"stdout": 0, "stderr": 0})
     texts: dict[str, bytearray] = field(default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray()})
     hashes: dict[str, hashlib._Hash] = field(
@@ -38,6 +39,8 @@ class Sink:
     async def write(self, stream: str, offset: int, data: bytes) -> None:
         assert offset == self.ends[stream]
         self.ends[stream] += len(data)
+        if self.on_write is not None:
+            self.on_write(stream, data)
         self.hashes[stream].update(data)
         if len(self.texts[stream]) < self.keep_bytes:
             self.texts[stream] += data
