@@ -24,6 +24,7 @@ from nimbus.model.ids import parse_object_name
 
 PARENT = "nimbus"
 LEAVES = ("keeper", "vmm")
+CONTROLLERS = ("cpu", "memory", "pids")
 _CPU_PERIOD_US = 100_000
 _RETRY_S = 0.01  # rmdir says EBUSY for a moment after the last process has gone; nothing signals its end
 
@@ -90,6 +91,12 @@ def ensure_leaf(name: str, limits: Limits) -> list[str]:
         except OSError as error:
             degraded.append(f"{controller} is not limited: the cgroup v2 controller is not usable ({error.strerror})")
     return degraded
+
+
+def missing_controllers() -> tuple[str, ...]:
+    """Controllers that a VM's limits need and this host's cgroup v2 lacks. Raises HostFault where there is no v2."""
+    found = (cgroup_mount() / "cgroup.controllers").read_text().split()
+    return tuple(name for name in CONTROLLERS if name not in found)
 
 
 def kill_cgroup(name: str, leaf: Literal["keeper", "vmm"] | None = None) -> None:

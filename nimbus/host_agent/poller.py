@@ -1,20 +1,22 @@
 """Asks for work while there is room for it, and hands each grant to a machine's own task.
 
-Free slots are the back-pressure: a lease is asked for only when a place, CPUs and memory are held for it.
+Free slots are the back-pressure: a lease is asked for only when a place, CPUs, memory and disk are there for it.
 Never runs a machine itself; stops at once when told to. Called by main.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import structlog
 import trio
 
 from nimbus.host_agent import metrics
-from nimbus.model.errors import NimbusError, Unavailable
+from nimbus.host_agent.admission import DiskPolicy, Supply, count_disk_mib, count_slots
+from nimbus.model.errors import HostFault, NimbusError, Unavailable
 from nimbus.model.vm import Shape
 from nimbus.runtime.retry import Backoff
 from nimbus.wire.leaseapi import Grant, LeaseRequest
@@ -22,7 +24,9 @@ from nimbus.wire.leaseapi import Grant, LeaseRequest
 log = structlog.get_logger()
 
 POLL_WAIT_S = 20.0
+LOOK_AGAIN_S = 5.0  # disk and slots come free without a word to us: a job ends its files, another agent its VMs
 MIN_SHAPE = Shape()  # the least that any machine request asks for
+MIN_DISK_MIB = 16  # but of disk, which the control plane compares with what we offer: the smallest that Shape allows
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Capacity:
     cpus: int
     mem_mib: int
     slots: int
+    disk_mib: int | None = None  # None: not counted
 
 
 @dataclass(frozen=True)
@@ -52,28 +57,58 @@ class Lessor(Protocol):
 
 
 class Room:
-    """Free capacity, and a way to wait for it."""
+    """Free capacity, and a way to wait for it. With a `supply` the host itself is asked each time, too."""
 
-    def __init__(self, capacity: Capacity) -> None:
+    def __init__(
+        self,
+        capacity: Capacity,
+        supply: Callable[[], Awaitable[Supply]] | None = None,
+        disk: DiskPolicy = DiskPolicy(reserve_mib=0),  # noqa: B008 - a frozen value
+    ) -> None:
         self._capacity = capacity
+        self._supply = supply
+        self._disk = disk
         self._used: list[Shape] = []
         self._changed = trio.Event()
 
     def free(self) -> Capacity:
-        """What is left now."""
+        """What is left now of what this agent gives."""
         return Capacity(
             self._capacity.cpus - sum(s.cpus for s in self._used),
             self._capacity.mem_mib - sum(s.mem_mib for s in self._used),
             self._capacity.slots - len(self._used),
         )
 
+    async def look(self) -> Capacity:
+        """What is left now of that, as far as the host still has it. Raises HostFault where it cannot be asked."""
+        if self._supply is None:
+            return self.free()
+        supply = await self._supply()
+        own = self.free()  # after the host was asked: what was taken meanwhile counts
+        taken_mib = sum(shape.disk_mib for shape in self._used)
+        return replace(
+            own,
+            slots=min(own.slots, count_slots(supply, self._capacity.slots, len(self._used))),
+            disk_mib=count_disk_mib(supply, self._disk, taken_mib),
+        )
+
     async def wait_free(self) -> Capacity:
-        """Room for at least the smallest machine, once there is some."""
+        """Room for at least the smallest machine, once there is some. Says once that it has to wait."""
+        told = False
         while True:
-            left = self.free()
-            if left.slots > 0 and left.cpus >= MIN_SHAPE.cpus and left.mem_mib >= MIN_SHAPE.mem_mib:
-                return left
-            await self._changed.wait()
+            changed = self._changed
+            try:
+                left = await self.look()
+                if fits(left):
+                    return left
+                why = asdict(left)
+            except HostFault as error:
+                why = {"error": str(error)}
+            if not told:
+                log.info("host.full", **why)
+                told = True
+            with trio.move_on_after(LOOK_AGAIN_S):
+                await changed.wait()
 
     def take(self, shape: Shape) -> None:
         self._used.append(shape)
@@ -82,6 +117,12 @@ class Room:
         self._used.remove(shape)
         self._changed.set()
         self._changed = trio.Event()
+
+
+def fits(left: Capacity) -> bool:
+    """Pure: whether the smallest machine could be served."""
+    disk = left.disk_mib is None or left.disk_mib >= MIN_DISK_MIB
+    return disk and left.slots > 0 and left.cpus >= MIN_SHAPE.cpus and left.mem_mib >= MIN_SHAPE.mem_mib
 
 
 async def poll_leases(
@@ -98,7 +139,9 @@ async def poll_leases(
     while True:
         left = await room.wait_free()
         try:
-            grant = await control.lease(LeaseRequest(POLL_WAIT_S, left.cpus, left.mem_mib, left.slots, labels))
+            grant = await control.lease(
+                LeaseRequest(POLL_WAIT_S, left.cpus, left.mem_mib, left.slots, labels, left.disk_mib)
+            )
         except NimbusError as error:
             failures += 1
             metrics.LEASE_ERRORS.inc()
@@ -109,11 +152,12 @@ async def poll_leases(
         failures, delays = 0, Backoff(retry.base_s, retry.max_s).delays_s()
         if grant is not None:
             room.take(grant.shape)
-            machines.start_soon(_serve, room, grant, serve)
+            machines.start_soon(occupy, room, grant.shape, partial(serve, grant))
 
 
-async def _serve(room: Room, grant: Grant, serve: Callable[[Grant], Awaitable[None]]) -> None:
+async def occupy(room: Room, shape: Shape, serve: Callable[[], Awaitable[None]]) -> None:
+    """Serve in room that was taken for it, and give it back."""
     try:
-        await serve(grant)
+        await serve()
     finally:
-        room.give_back(grant.shape)
+        room.give_back(shape)

@@ -14,12 +14,12 @@ from pathlib import Path
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from nimbus.host import native
+from nimbus.host import cgroup, native
 from nimbus.host.roots import claim_root
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.vmm.choice import choose_vmm
-from nimbus.model.errors import Refused
+from nimbus.model.errors import HostFault, Refused
 from nimbus.model.vm import HostPort
 
 
@@ -50,6 +50,9 @@ class HostSettings(BaseSettings):
     kernel_image: Path | None = Field(None, description="a kernel (ELF or bzImage) in place of the image's own")
     rootfs_image: Path | None = Field(None, description="an ext4 file in place of the image's own root")
     vm_shutdown_grace: float = Field(30.0, ge=0, description="seconds between SIGTERM and SIGKILL in the guest")
+    require_limits: bool = Field(
+        False, description="refuse to start where cgroup v2 cannot limit a VM's CPU, memory and processes"
+    )
 
 
 class AgentSettings(HostSettings):
@@ -67,6 +70,12 @@ class AgentSettings(HostSettings):
     agent_lease_retry_base: float = Field(1.0, gt=0)
     agent_lease_retry_max: float = Field(15.0, gt=0)
     agent_cpu_overcommit: float = Field(1.0, gt=0, le=64, description="vCPUs given out for each CPU of the host")
+    disk_reserve_mib: int = Field(
+        2048, ge=0, description="disk that stays free below NIMBUS_STATE_DIR: no machine is taken that could need it"
+    )
+    agent_disk_overcommit: float = Field(
+        1.0, gt=0, le=64, description="disk promised to VMs, which is sparse, for each MiB that is there for them"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     agent_state_database_url: SecretStr | None = Field(None, description="not used on the host; reported if set")
     agent_redis_url: SecretStr | None = Field(None, description="not used on the host; reported if set")
@@ -107,6 +116,7 @@ def plan_layout(settings: HostSettings) -> HostLayout:
         nameserver=settings.guest_nameserver or find_nameserver(Path("/etc/resolv.conf")),
         uid_base=settings.jailer_uid,
         slot_limit=settings.vm_slots,
+        require_limits=settings.require_limits,
     )
 
 
@@ -130,6 +140,8 @@ def find_nameserver(resolv_conf: Path) -> IPv4Address | None:
 def find_host(settings: HostSettings) -> Host:
     """This host as the rest of the room knows it. Raises Refused or HostFault with what must be done."""
     choice = choose_vmm(settings.vmm, settings.accel)
+    if settings.require_limits:
+        check_limits(cgroup.missing_controllers())
     return Host(
         layout=find_layout(settings),
         choice=choice,
@@ -137,6 +149,15 @@ def find_host(settings: HostSettings) -> Host:
         kernel_override=settings.kernel_image,
         rootfs_override=settings.rootfs_image,
     )
+
+
+def check_limits(lacking: tuple[str, ...]) -> None:
+    """HostFault where an operator demands limits for every VM and these cgroup controllers are absent."""
+    if lacking:
+        raise HostFault(
+            f"NIMBUS_REQUIRE_LIMITS is set, and cgroup v2 lacks the controllers {', '.join(lacking)} here: "
+            "boot the host with cgroup_no_v1=all"
+        )
 
 
 def parse_guest_ports(text: str) -> tuple[HostPort, ...]:

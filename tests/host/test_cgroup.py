@@ -17,6 +17,7 @@ from nimbus.host.cgroup import (
     is_populated,
     kill_cgroup,
     list_cgroups,
+    missing_controllers,
     read_usage,
     remove_cgroup,
     wait_empty,
@@ -147,3 +148,8 @@ def test_names_are_listed_by_prefix_only(name: str) -> None:
 def test_a_name_that_is_not_ours_is_refused() -> None:
     with pytest.raises(HostFault, match="no object name"):
         remove_cgroup("../../../etc", LIMIT_S)
+
+
+def test_a_controller_that_is_missing_is_one_whose_limit_is_not_kept(name: str) -> None:
+    degraded = ensure_leaf(name, LIMITS)
+    assert {sentence.split()[0] for sentence in degraded} >= set(missing_controllers())

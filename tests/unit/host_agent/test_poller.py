@@ -6,8 +6,9 @@ import pytest
 import trio
 import trio.testing
 
+from nimbus.host_agent.admission import DiskPolicy, Supply
 from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, poll_leases
-from nimbus.model.errors import Unavailable
+from nimbus.model.errors import HostFault, Unavailable
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Command, Shape
 from nimbus.wire.leaseapi import Grant, GrantTimes, LeaseRequest, MachineKind
@@ -99,3 +100,55 @@ async def test_a_plane_that_says_when_to_come_again_is_obeyed(autojump_clock: tr
     plane = Plane(Unavailable("busy", retry_after_s=12.0), make_grant(1, Shape()))
     await poll(plane, Room(Capacity(4, 4096, 4)), [], busy_s=1, for_s=60)
     assert plane.requests[1][0] - plane.requests[0][0] == pytest.approx(12)
+
+
+class Changing:
+    """A host whose supply changes by itself, as time goes on."""
+
+    def __init__(self, *supplies: tuple[float, Supply | HostFault]) -> None:
+        self.asked = 0
+        self._supplies = supplies
+        self._began = trio.current_time()
+
+    async def __call__(self) -> Supply:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        now = trio.current_time() - self._began
+        found = [supply for since, supply in self._supplies if since <= now][-1]
+        if isinstance(found, HostFault):
+            raise found
+        return found
+
+
+ENOUGH = Supply(slots_held=0, slots_elsewhere=0, free_mib=65536, promised_mib=0, written_mib=0)
+FULL_DISK = Supply(slots_held=0, slots_elsewhere=0, free_mib=2048, promised_mib=0, written_mib=0)
+NO_SLOT = Supply(slots_held=0, slots_elsewhere=8, free_mib=65536, promised_mib=0, written_mib=0)
+
+
+@pytest.mark.parametrize("lack", [FULL_DISK, NO_SLOT, HostFault("the disk does not answer")])
+async def test_a_host_that_is_full_asks_nobody_and_finds_out_by_itself_when_it_is_not_any_more(
+    lack: Supply | HostFault, autojump_clock: trio.testing.MockClock
+) -> None:
+    plane, began = Plane(make_grant(1, Shape())), trio.current_time()
+    served: list[int] = []
+    host = Changing((0, lack), (12, ENOUGH))
+    await poll(plane, Room(Capacity(4, 4096, 8), host, DiskPolicy(reserve_mib=2048)), served, busy_s=1, for_s=60)
+    assert served == [1]
+    assert 12 <= plane.requests[0][0] - began <= 17
+    assert host.asked < 10
+
+
+async def test_the_control_plane_hears_what_disk_is_left_beyond_the_reserve(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plane = Plane(make_grant(1, Shape(disk_mib=10000)))
+    room = Room(Capacity(4, 4096, 8), Changing((0, ENOUGH)), DiskPolicy(reserve_mib=2048))
+    await poll(plane, room, [], busy_s=100, for_s=50)
+    assert [request.free_disk_mib for _, request in plane.requests[:2]] == [63488, 53488]
+
+
+async def test_a_machine_that_was_adopted_takes_its_room_too(autojump_clock: trio.testing.MockClock) -> None:
+    plane, room = Plane(), Room(Capacity(4, 4096, 1), Changing((0, ENOUGH)))
+    room.take(Shape())
+    await poll(plane, room, [], busy_s=1, for_s=50)
+    assert plane.requests == []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nimbus.host_agent.settings import find_nameserver, parse_guest_ports, parse_labels
-from nimbus.model.errors import Refused
+from nimbus.host_agent.settings import check_limits, find_nameserver, parse_guest_ports, parse_labels
+from nimbus.model.errors import HostFault, Refused
 from nimbus.model.vm import HostPort
 
 
@@ -52,3 +52,9 @@ def test_a_hosts_labels_are_those_of_the_control_planes_own_variable() -> None:
 def test_a_host_without_a_label_is_refused_since_it_would_be_offered_every_job() -> None:
     with pytest.raises(Refused, match="NIMBUS_JOB_LABELS"):
         parse_labels(" , ")
+
+
+def test_a_host_that_cannot_limit_its_vms_is_refused_where_limits_are_demanded() -> None:
+    check_limits(())
+    with pytest.raises(HostFault, match="NIMBUS_REQUIRE_LIMITS is set, and cgroup v2 lacks the controllers cpu, pids"):
+        check_limits(("cpu", "pids"))
