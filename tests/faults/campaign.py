@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.faults.case import Place, Verdict, open_place, run_case
+from tests.faults.case import Verdict, run_case
 from tests.faults.forks import Child, fork
 from tests.faults.operations import has_peer
+from tests.faults.place import Place, open_place
 from tests.faults.plane import ROUTES
 from tests.faults.strike import CALL_KINDS, Fault, Kind
 
+START_KINDS = (Kind.ERROR, Kind.KILL_AFTER)
 ORDER_S = 3600.0  # a whole campaign's share of one worker
 
 
@@ -31,18 +33,29 @@ class Trace:
     """What a clean run does: how often each operation happens, and which of them wait in Trio's own thread."""
 
     seen: dict[str, int]
+    at_start: dict[str, int]  # of these, before the machine's life began
+    returned: list[str]
     is_async: dict[str, bool]
 
 
 def plan_faults(trace: Trace) -> list[Fault]:
-    """Pure: every pair that can be. A coroutine hangs only where a peer can be frozen for it."""
-    calls = [
-        Fault(name, kind)
-        for name in trace.seen
-        for kind in CALL_KINDS
-        if kind is not Kind.HANG or not trace.is_async[name] or has_peer(name)
-    ]
+    """Pure: every pair that can be, where the operation first happens for a machine; some also at the agent's start."""
+    calls = []
+    for name, count in trace.seen.items():
+        before = trace.at_start.get(name, 0)
+        of_machine = count > before
+        kinds = [kind for kind in CALL_KINDS if _can_be(kind, name, trace)]
+        calls += [Fault(name, kind, before + 1 if of_machine else 1, at_start=not of_machine) for kind in kinds]
+        if before and of_machine:
+            calls += [Fault(name, kind, at_start=True) for kind in START_KINDS]
     return [*calls, *(Fault(route, kind) for route in ROUTES for kind in Kind)]
+
+
+def _can_be(kind: Kind, name: str, trace: Trace) -> bool:
+    """A coroutine hangs only where a peer can be frozen for it, and only what returns can lose its answer."""
+    if kind is Kind.HANG:
+        return not trace.is_async[name] or has_peer(name)
+    return kind not in (Kind.PARTIAL, Kind.KILL_AFTER) or name in trace.returned
 
 
 def read_trace(place: Place) -> Trace:
@@ -99,7 +112,7 @@ def render_report(verdicts: Sequence[Verdict]) -> str:
 
 def summarize(verdicts: Sequence[Verdict]) -> str:
     """The one line."""
-    injected = len({verdict.fault for verdict in verdicts if verdict.fired})
+    injected = len({verdict.fault.removesuffix(" (agent starts)") for verdict in verdicts if verdict.fired})
     leaks, doubles, hurt = (sum(bool(getattr(v, name)) for v in verdicts) for name in ("leaks", "doubles", "hurt"))
     return f"faults: {injected} injected, {leaks} leaks, {doubles} double runs, {hurt} neighbours hurt"
 

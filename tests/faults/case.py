@@ -9,62 +9,28 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import trio
 
 from nimbus.host import process
-from nimbus.host.inventory import Territory, leftovers
 from nimbus.host_agent import main as agent_main
-from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.reaper import reap
-from nimbus.model.record import ProcessId
 from nimbus.model.vm import Ending
 from tests.faults.forks import CRASHED, Child, ask, fork, wait_for
-from tests.faults.neighbour import NEIGHBOUR, run_neighbour
-from tests.faults.plane import ROUTES, open_listener, serve_plane, tell_plane
+from tests.faults.neighbour import NEIGHBOUR
+from tests.faults.place import SLOTS, STOP_S, Place, find_subnet, read_leftovers
+from tests.faults.plane import ROUTES
 from tests.faults.strike import KILLS, Fault, Kind, Tracer
 from tests.faults.witness import find_double_runs, find_gaps, read_beats
-from tests.oracle import open_territory
 
 BEATS = 6  # of the struck job: half a second
 LIMIT_S = 60.0  # from an agent's start to its job's end; a fault costs at most some limits of ten seconds
-STOP_S = 40.0
 GAP_S = 15.0  # a neighbour's silence that no load of this machine explains
 JOB_TIMEOUT_S = 20.0
-
-
-@dataclass
-class Place:
-    """Where the runs of one worker happen: a state root with a neighbour in it, and a plane."""
-
-    territory: Territory
-    folder: Path  # what the campaign writes itself; no part of the state root
-    port: int
-    neighbour: Child
-    machine: int = NEIGHBOUR
-    mine: frozenset[str] = frozenset()  # all that is the neighbour's, by kind and name
-    beating: tuple[ProcessId, ...] = ()
-
-    @property
-    def beat_file(self) -> Path:
-        return self.folder / "beats"
-
-    @property
-    def layout(self) -> HostLayout:
-        territory = self.territory
-        return HostLayout(territory.state_root, territory.runtime_dir, uid_base=territory.uid_base)
-
-    def tell(self, **order: Any) -> dict[str, Any]:
-        return tell_plane(self.port, **order)
 
 
 @dataclass
@@ -72,7 +38,7 @@ class Verdict:
     """How one run went. Anything in the four lists is a failure."""
 
     fault: str
-    fired: str = ""  # "thread", "main" or "service"; empty: it did not fire
+    fired: str = ""  # "thread", "main", "peer" or "service"; empty: it did not fire
     ending: str = ""
     agents: int = 1
     seconds: float = 0.0
@@ -87,53 +53,17 @@ class Verdict:
         return bool(self.fired) and not (self.wrong or self.leaks or self.doubles or self.hurt)
 
 
-@contextmanager
-def open_place() -> Iterator[Place]:
-    """A place for runs; its neighbour leaves nothing at the end, or this raises."""
-    with open_territory() as territory:
-        folder = territory.state_root.with_name(f"{territory.state_root.name}-faults")
-        folder.mkdir()
-        listener = open_listener()
-        plane = fork(folder / "plane.txt", serve_plane, listener, folder / "beats")
-        port = listener.getsockname()[1]
-        listener.close()
-        neighbour = fork(folder / "neighbour.txt", run_neighbour, territory, folder / "beats")
-        try:
-            place = Place(territory, folder, port, neighbour)
-            _settle(place)
-            yield place
-            neighbour.send(signal.SIGTERM)
-            if not neighbour.wait(STOP_S) or neighbour.status != 0:
-                raise RuntimeError(f"the neighbour did not end well: {neighbour.told()}")
-            left = _ask_leftovers(place)
-            if left:
-                raise RuntimeError(f"left after the last run: {left}")
-        finally:
-            neighbour.kill()
-            plane.kill()
-            shutil.rmtree(folder)
-
-
-def _settle(place: Place) -> None:
-    """Wait until the neighbour beats, and remember all that it owns."""
-    if not wait_for(lambda: bool(read_beats(place.beat_file)), LIMIT_S):
-        raise RuntimeError(f"the neighbour does not live: {place.neighbour.told()}")
-    place.mine = _ask_leftovers(place)
-    pids = {int(name.split()[2]) for name in place.mine if name.startswith("processes: pid ")}
-    place.beating = tuple(process.identify(pid) for pid in sorted(pids))
-
-
 def run_case(place: Place, fault: Fault | None) -> Verdict:
     """One job under one fault, from grant to nothing left."""
     began = time.monotonic()
     place.machine += 1
-    verdict = Verdict("none" if fault is None else f"{fault.operation} {fault.kind}")
-    for stale in ("fired", "trace.json", "agent.txt"):
+    verdict = Verdict(str(fault))
+    for stale in ("fired", "trace.json", "agent1.txt", "agent2.txt"):
         (place.folder / stale).unlink(missing_ok=True)
     of_service = fault is not None and fault.operation in ROUTES
     wire = {"route": fault.operation, "kind": fault.kind} if fault is not None and of_service else None
     place.tell(machine=place.machine, beats=BEATS, fault=wire)
-    agent = _start_agent(place, None if of_service else fault)
+    agent = _start_agent(place, 1, None if of_service else fault)
     try:
         _follow(place, agent, fault, verdict)
     finally:
@@ -151,12 +81,13 @@ def _follow(place: Place, agent: Child, fault: Fault | None, verdict: Verdict) -
     if not _wait_end(place, agent, fault):
         agent.kill()
         verdict.wrong.append(f"its job did not end in {LIMIT_S:g} s: {agent.told()[-2000:]}")
-    if agent.status is None and fault is not None and fault.kind is Kind.HANG:
+    verdict.ending = "+".join(_ends(place))
+    if agent.status is None and fault is not None and fault.kind is Kind.HANG and not _is_frozen(place, fault):
         _try_another(place, agent, verdict)
     if agent.status is not None or _is_frozen(place, fault):
         _note_death(place, agent, fault, verdict)
         verdict.agents = 2
-        second = _start_agent(place, None)
+        second = _start_agent(place, 2, None)
         try:
             if not _wait_end(place, second, None) or second.status is not None:
                 verdict.wrong.append(f"nor with a second agent: {second.told()[-2000:]}")
@@ -174,7 +105,8 @@ def _note_death(place: Place, agent: Child, fault: Fault | None, verdict: Verdic
         verdict.notes.append("agent frozen and killed")
     elif fault is None or fault.kind not in KILLS:
         verdict.notes.append(f"agent ended with {agent.status}")
-        if agent.status == CRASHED or "Traceback" in agent.told():
+        # At its start an agent may give up in any way, loudly: nothing of it lives yet.
+        if not (fault and fault.at_start) and (agent.status == CRASHED or "Traceback" in agent.told()):
             verdict.wrong.append(f"the agent crashed: {agent.told()[-3000:]}")
 
 
@@ -187,6 +119,7 @@ def _try_another(place: Place, agent: Child, verdict: Verdict) -> None:
 
 
 def _stop(agent: Child, verdict: Verdict) -> None:
+    wait_for(lambda: agent.wait(0) or "agent.ready" in agent.told(), LIMIT_S)  # until then a signal ends it at once
     agent.send(signal.SIGINT)
     if not agent.wait(STOP_S):
         agent.kill()
@@ -195,10 +128,10 @@ def _stop(agent: Child, verdict: Verdict) -> None:
         verdict.wrong.append(f"the agent stopped with {agent.status}: {agent.told()[-2000:]}")
 
 
-def _start_agent(place: Place, fault: Fault | None) -> Child:
+def _start_agent(place: Place, number: int, fault: Fault | None) -> Child:
     """The agent in a process of its own, which waits until the plane knows whom to kill."""
     go, gone = os.pipe()
-    agent = fork(place.folder / "agent.txt", _run_agent, place, fault, go)
+    agent = fork(place.folder / f"agent{number}.txt", _run_agent, place, fault, go)
     place.tell(agent=agent.pid)
     os.close(go)
     os.write(gone, b".") if agent.status is None else None
@@ -215,6 +148,9 @@ def _run_agent(place: Place, fault: Fault | None, go: int) -> None:
         NIMBUS_CONTROL_PLANE_TOKEN="enrolment",
         NIMBUS_STATE_DIR=str(place.territory.state_root),
         NIMBUS_RUNTIME_DIR=str(place.territory.runtime_dir),
+        NIMBUS_VM_SUBNET=str(find_subnet(place.territory)),
+        NIMBUS_VM_SLOTS=str(SLOTS),
+        NIMBUS_JAILER_UID=str(place.territory.uid_base),
         NIMBUS_VMM="fake",
         NIMBUS_AGENT_METRICS_PORT="0",
         NIMBUS_JOB_TIMEOUT=str(JOB_TIMEOUT_S),
@@ -226,7 +162,9 @@ def _run_agent(place: Place, fault: Fault | None, go: int) -> None:
     try:
         agent_main.main()
     finally:
-        (place.folder / "trace.json").write_text(json.dumps([tracer.seen, tracer.is_async]))
+        (place.folder / "trace.json").write_text(
+            json.dumps([tracer.seen, tracer.at_start, sorted(tracer.returned), tracer.is_async])
+        )
 
 
 def _wait_end(place: Place, agent: Child, fault: Fault | None) -> bool:
@@ -254,7 +192,8 @@ def _read_fired(place: Place, of_service: bool) -> str:
 def _judge(place: Place, fault: Fault | None, verdict: Verdict) -> None:
     machine = place.tell(fault=None)["machine"]
     ends = [end["ending"] for end in machine["ends"]]
-    verdict.ending = f"{'+'.join(ends)} fence {machine['fence']}"
+    first = f"{verdict.ending}, then " if verdict.ending and verdict.ending != "+".join(ends) else ""
+    verdict.ending = f"{first}{'+'.join(ends)} fence {machine['fence']}"
     if len(ends) != 1:
         verdict.wrong.append(f"{len(ends)} ends were accepted")
     if ends != [Ending.DONE] and (fault is None or fault.kind in (Kind.DELAY, *KILLS)):
@@ -283,7 +222,7 @@ def _reap_all(place: Place, verdict: Verdict) -> None:
     again = ask(place.folder / "reaper.txt", LIMIT_S, partial(_reap, place))
     if again != [0, 0]:
         verdict.leaks.append(f"a third reaper found {again[0]} to reap and {again[1]} stuck")
-    now = _ask_leftovers(place)
+    now = read_leftovers(place)
     verdict.leaks += sorted(now - place.mine)
     verdict.hurt += [f"lost: {name}" for name in sorted(place.mine - now)]
 
@@ -294,9 +233,4 @@ def _reap(place: Place) -> tuple[int, int]:
 
 
 def _find_leaks(place: Place) -> list[str]:
-    return sorted(_ask_leftovers(place) - place.mine)
-
-
-def _ask_leftovers(place: Place) -> frozenset[str]:
-    names = ask(place.folder / "oracle.txt", LIMIT_S, lambda: [str(leak) for leak in leftovers(place.territory)])
-    return frozenset(names)
+    return sorted(read_leftovers(place) - place.mine)

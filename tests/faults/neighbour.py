@@ -7,6 +7,8 @@ case.py in a process of its own; ends with SIGTERM.
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import trio
@@ -22,18 +24,19 @@ from tests.hosts import Collected, make_host
 NEIGHBOUR = 0  # its number among the machines of the beats
 
 
-def run_neighbour(territory: Territory, beat_file: Path) -> None:
+def run_neighbour(territory: Territory, subnet: IPv4Network, beat_file: Path) -> None:
     """Beat until SIGTERM, then leave nothing."""
     quiet_events()
-    trio.run(_run, territory, beat_file)
+    trio.run(_run, territory, subnet, beat_file)
 
 
-async def _run(territory: Territory, beat_file: Path) -> None:
+async def _run(territory: Territory, subnet: IPv4Network, beat_file: Path) -> None:
     made = make_host(territory, "fake")
+    host = replace(made.host, layout=replace(made.host.layout, subnet=subnet))
     order = made.order(*beat_argv(beat_file, NEIGHBOUR, 1, 0), sink=Collected())
     with trio.open_signal_receiver(signal.SIGTERM) as told:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_keep, made.host, order)
+            nursery.start_soon(_keep, host, order)
             await anext(told)
             nursery.cancel_scope.cancel()
 

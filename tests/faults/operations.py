@@ -15,9 +15,11 @@ from types import CodeType, FrameType
 import trio
 
 from nimbus.host.cgroup import cgroup_dir
+from nimbus.host_agent.guesttalk import Talk
 from nimbus.host_agent.keeper import Keeper
-from nimbus.host_agent.plan import VmPlan
+from nimbus.host_agent.vmm.machine import Machine
 from nimbus.model.errors import HostFault, Unavailable
+from nimbus.model.ids import VmId, object_name, state_root_id
 
 ROOT = Path(__file__).parents[2] / "nimbus"
 
@@ -106,7 +108,11 @@ PURE = frozenset(
 
 # An awaited peer that freezes: which process it is.
 _KEEPERS = ("host_agent.keeper.Keeper.",)
-_GUESTS = ("host_agent.guesttalk.Talk._attach", "host_agent.guesttalk.Talk._send_job", "host_agent.vmm.machine.connect")
+_GUESTS = (
+    "host_agent.guesttalk.Talk._attach",
+    "host_agent.guesttalk.Talk._send_job",
+    "host_agent.vmm.machine.connect_unix",
+)
 
 
 def find_operation(code: CodeType) -> str | None:
@@ -137,12 +143,15 @@ def has_peer(operation: str) -> bool:
 
 
 def find_peer(operation: str, frame: FrameType) -> int:
-    """The process that is asked in this frame."""
-    if operation.startswith(_KEEPERS):
-        keeper = frame.f_locals["self"]
-        assert isinstance(keeper, Keeper)
-        return keeper.identity.pid
-    while frame.f_back is not None and not isinstance(frame.f_locals.get("plan"), VmPlan):
-        frame = frame.f_back
-    plan = frame.f_locals["plan"]
-    return int((cgroup_dir(plan.object) / "vmm" / "cgroup.procs").read_text().split()[0])
+    """The process that is asked in this frame: a keeper, or what is a guest's PID 1 under the fake."""
+    asker = frame.f_locals.get("self")
+    if isinstance(asker, Keeper):
+        return asker.identity.pid
+    if isinstance(asker, Talk):
+        name = asker._session.net.name if asker._session.net else ""
+    elif isinstance(asker, Machine):
+        name = asker.plan.object
+    else:
+        path: Path = frame.f_locals["path"]  # <state root>/vms/<VM>/run/link.sock
+        name = object_name(state_root_id(str(path.parents[3])), VmId(path.parents[1].name))
+    return int((cgroup_dir(name) / "vmm" / "cgroup.procs").read_text().split()[0])

@@ -47,6 +47,9 @@ CALL_KINDS = (Kind.ERROR, Kind.HANG, Kind.DELAY, Kind.PARTIAL, Kind.KILL_BEFORE,
 KILLS = (Kind.KILL_BEFORE, Kind.KILL_AFTER)
 
 
+BEGIN = "host_agent.ledger.Ledger.create"  # where a machine's life begins; what happens before is the agent's start
+
+
 @dataclass(frozen=True)
 class Fault:
     """One operation, one kind, at one of the times that the operation happens (the first is 1)."""
@@ -54,6 +57,10 @@ class Fault:
     operation: str
     kind: Kind
     nth: int = 1
+    at_start: bool = False  # of the agent, before there is a machine
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.kind}{' (agent starts)' if self.at_start else ''}"
 
 
 class Tracer:
@@ -61,6 +68,8 @@ class Tracer:
 
     def __init__(self, fault: Fault | None, fired: Path) -> None:
         self.seen: dict[str, int] = {}
+        self.at_start: dict[str, int] = {}  # how often each had happened when the machine's life began
+        self.returned: set[str] = set()  # where there is no fault: those that came to an answer
         self.is_async: dict[str, bool] = {}
         self._fault = fault
         self._fired = fired
@@ -83,6 +92,8 @@ class Tracer:
             return frame.f_trace
         frame.f_trace_lines = False
         with self._lock:
+            if name == BEGIN and not self.at_start:
+                self.at_start = dict(self.seen)
             self.seen[name] = count = self.seen.get(name, 0) + 1
         self.is_async.setdefault(name, is_async(code))
         fault = self._fault
@@ -92,11 +103,18 @@ class Tracer:
 
     def _pass_on(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
         """Marks a frame that was counted."""
+        if event == "return" and self._fault is None and _has_returned(frame):
+            self.returned.add(find_operation(frame.f_code) or "")
         return self._pass_on
 
     def _strike_before(self, fault: Fault, frame: FrameType) -> Callable[..., Any]:
         if fault.kind in (Kind.PARTIAL, Kind.KILL_AFTER):
             return self._on_return
+        if fault.kind is Kind.HANG and is_async(frame.f_code):
+            peer = find_peer(fault.operation, frame)
+            self._note("peer")
+            os.kill(peer, signal.SIGSTOP)
+            return self._pass_on
         self._note()
         if fault.kind is Kind.KILL_BEFORE:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -104,8 +122,6 @@ class Tracer:
             time.sleep(DELAY_S)
         elif fault.kind is Kind.ERROR:
             raise fault_of(fault.operation)
-        elif is_async(frame.f_code):
-            os.kill(find_peer(fault.operation, frame), signal.SIGSTOP)
         else:
             time.sleep(HANG_S)
         return self._pass_on
@@ -119,10 +135,10 @@ class Tracer:
             os.kill(os.getpid(), signal.SIGKILL)
         raise fault_of(fault.operation)
 
-    def _note(self) -> None:
+    def _note(self, where: str = "") -> None:
         self._struck = True
         main = threading.current_thread() is threading.main_thread()
-        self._fired.write_text("main" if main else "thread")
+        self._fired.write_text(where or ("main" if main else "thread"))
 
 
 def is_async(code: CodeType) -> bool:
