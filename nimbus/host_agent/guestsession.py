@@ -42,8 +42,15 @@ def parse_session(stored: Mapping[str, Any]) -> GuestSession:
 class OutputSink(Protocol):
     """Where output goes."""
 
-    async def write(self, stream: str, offset: int, data: bytes) -> None:
-        """Return when the bytes are safe: the guest forgets them then."""
+    async def write(self, stream: str, offset: int, data: bytes) -> int:
+        """The offset up to which the stream is safe, once it is: the guest forgets what is before it.
+
+        It may be short of what came by less than 128 KiB, which the sink holds in memory until more comes.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """The guest has told its exit: return when all that came is safe."""
         ...
 
 

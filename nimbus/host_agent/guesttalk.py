@@ -209,18 +209,22 @@ class Talk:
                 await self._wait_change()
             piece = self._pending.take()
             self._writing = True
-            await self._sink.write(_NAMES[piece.stream], piece.offset, bytes(piece.data))
+            safe = await self._sink.write(_NAMES[piece.stream], piece.offset, bytes(piece.data))
             self._writing = False
-            self._safe[piece.stream] = piece.end
+            self._safe[piece.stream] = max(self._safe[piece.stream], min(safe, piece.end))
             self._changed.set()
             limit = self._raise_limit(piece.stream)
-            await self._send(render_ack(piece.stream, piece.end) + render_credit(piece.stream, limit))
+            await self._send(render_ack(piece.stream, self._safe[piece.stream]) + render_credit(piece.stream, limit))
 
     async def wait_exit(self) -> GuestExit:
         """The command's exit, once all output before it is safe."""
-        while self._told is None or self._pending or self._writing:
-            await self._wait_change()
-        return self._told
+        while True:
+            while self._told is None or self._pending or self._writing:
+                await self._wait_change()
+            await self._sink.flush()  # nothing follows that could make a secret of what was held back
+            if not self._pending and not self._writing:
+                self._safe = dict(self._received)
+                return self._told
 
     async def take_leave(self) -> None:
         """Tell the guest that its exit is safe; return when it has gone."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nimbus.host_agent.spool import Kind, Position, Record, Stream
+from nimbus.host_agent.spoolrecord import Kind, Position, Record, Stream, parse_tally
 
 MAX_LINE_BYTES = 64 * 1024  # what the pipeline takes as one message
 END_STREAM = "end"  # the row that says that nothing follows
@@ -35,12 +35,15 @@ class Checkpoint:
     seq: int
     open_lines: dict[Stream, tuple[int, bytes]]
     ends: dict[Stream, int]
+    edges: dict[Stream, int] = field(default_factory=dict)  # at those ends
 
     def render(self) -> str:
         lines = {str(int(s)): [ts, base64.b64encode(data).decode()] for s, (ts, data) in self.open_lines.items()}
         ends = {str(int(stream)): end for stream, end in self.ends.items()}
+        edges = {str(int(stream)): edge for stream, edge in self.edges.items()}
         place = [self.position.segment, self.position.byte]
-        return json.dumps({"version": 1, "position": place, "seq": self.seq, "lines": lines, "ends": ends})
+        told = {"version": 1, "position": place, "seq": self.seq, "lines": lines, "ends": ends, "edges": edges}
+        return json.dumps(told)
 
 
 def parse_checkpoint(text: str | None) -> Checkpoint:
@@ -50,7 +53,8 @@ def parse_checkpoint(text: str | None) -> Checkpoint:
     value = json.loads(text)
     lines = {Stream(int(key)): (ts, base64.b64decode(data)) for key, (ts, data) in value["lines"].items()}
     ends = {Stream(int(key)): end for key, end in value["ends"].items()}
-    return Checkpoint(Position(*value["position"]), value["seq"], lines, ends)
+    edges = {Stream(int(key)): edge for key, edge in value.get("edges", {}).items()}
+    return Checkpoint(Position(*value["position"]), value["seq"], lines, ends, edges)
 
 
 class LineSplitter:
@@ -60,28 +64,40 @@ class LineSplitter:
         self.seq = checkpoint.seq
         self.open_lines = dict(checkpoint.open_lines)  # bytes without their newline yet, and when they began
         self.ends = dict(checkpoint.ends)
+        self.edges = dict(checkpoint.edges)
         self.ended = False
 
     def checkpoint(self, position: Position) -> Checkpoint:
-        return Checkpoint(position, self.seq, dict(self.open_lines), dict(self.ends))
+        return Checkpoint(position, self.seq, dict(self.open_lines), dict(self.ends), dict(self.edges))
 
     def feed(self, record: Record) -> Iterator[LogRow]:
         """The rows that this record completes."""
         match record.kind:
-            case Kind.DATA:
-                self.ends[record.stream] = record.offset + len(record.data)
+            case Kind.DATA | Kind.MASKED:
+                self._move(record)
                 yield from self._data(record)
             case Kind.CUT:
                 yield from self._cut(record.stream)
             case Kind.LOST:
-                self.ends[record.stream] = record.offset
+                self._move(record)
                 yield from self._cut(record.stream)
                 yield self._row(record.ts_ms, Stream.AGENT.name.lower(), record.data)
+            case Kind.DROPPED:
+                dropped = parse_tally(record.data)
+                self.ends |= dropped.ends
+                self.edges |= dropped.edges
+                for stream in Stream:
+                    yield from self._cut(stream)
+                why = f"nimbus: {dropped.lines} lines ({dropped.bytes} bytes) dropped: the log spool had no room"
+                yield self._row(record.ts_ms, Stream.AGENT.name.lower(), why.encode())
             case Kind.END:
                 for stream in Stream:
                     yield from self._cut(stream)
                 self.ended = True
                 yield self._row(record.ts_ms, END_STREAM, record.data)
+
+    def _move(self, record: Record) -> None:
+        self.ends[record.stream], self.edges[record.stream] = record.end, record.edge
 
     def _data(self, record: Record) -> Iterator[LogRow]:
         began, held = self.open_lines.pop(record.stream, (record.ts_ms, b""))

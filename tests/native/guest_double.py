@@ -36,7 +36,7 @@ class Sink:
         default_factory=lambda: {"stdout": hashlib.sha256(), "stderr": hashlib.sha256()}
     )
 
-    async def write(self, stream: str, offset: int, data: bytes) -> None:
+    async def write(self, stream: str, offset: int, data: bytes) -> int:
         assert offset == self.ends[stream]
         self.ends[stream] += len(data)
         if self.on_write is not None:
@@ -44,6 +44,10 @@ class Sink:
         self.hashes[stream].update(data)
         if len(self.texts[stream]) < self.keep_bytes:
             self.texts[stream] += data
+        await trio.lowlevel.checkpoint()
+        return self.ends[stream]
+
+    async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
 
     @property

@@ -244,10 +244,11 @@ async def test_an_exit_is_acknowledged_only_after_it_was_saved_and_all_output_is
     order: list[str] = []
 
     class SlowSink(Sink):
-        async def write(self, stream: str, offset: int, data: bytes) -> None:
+        async def write(self, stream: str, offset: int, data: bytes) -> int:
             await trio.sleep(0.05)
-            await super().write(stream, offset, data)
+            safe = await super().write(stream, offset, data)
             order.append("safe")
+            return safe
 
     class SlowHost(Host):
         async def save(self, told: GuestExit) -> None:
@@ -301,8 +302,9 @@ async def test_half_a_frame_of_a_host_that_vanished_does_not_deafen_the_guest(tm
 
 async def test_heartbeats_go_on_while_the_sink_is_stuck(tmp_path: Path) -> None:
     class StuckSink(Sink):
-        async def write(self, stream: str, offset: int, data: bytes) -> None:
+        async def write(self, stream: str, offset: int, data: bytes) -> int:
             await trio.sleep_forever()
+            raise AssertionError
 
     beats: list[GuestHeartbeat] = []
     third = trio.Event()

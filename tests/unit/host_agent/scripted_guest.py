@@ -73,10 +73,14 @@ class Sink:
     writes: list[tuple[str, int, bytes]] = field(default_factory=list)
     gate: trio.Event | None = None  # nothing is safe before it is set
 
-    async def write(self, stream: str, offset: int, data: bytes) -> None:
+    async def write(self, stream: str, offset: int, data: bytes) -> int:
         if self.gate is not None:
             await self.gate.wait()
         self.writes.append((stream, offset, data))
+        return offset + len(data)
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 @dataclass

@@ -268,7 +268,7 @@ async def test_an_adopted_guest_that_never_got_its_job_is_at_fault(autojump_cloc
 
 async def test_a_sink_that_fails_ends_the_talk_with_its_own_error(autojump_clock: MockClock) -> None:
     class FullSink(Sink):
-        async def write(self, stream: str, offset: int, data: bytes) -> None:
+        async def write(self, stream: str, offset: int, data: bytes) -> int:
             await trio.lowlevel.checkpoint()
             raise HostFault("the disk is full")
 

@@ -53,10 +53,14 @@ class Sink:
     def __init__(self) -> None:
         self.ends = {"stdout": 0, "stderr": 0}
 
-    async def write(self, stream: str, offset: int, data: bytes) -> None:
+    async def write(self, stream: str, offset: int, data: bytes) -> int:
         assert data
         assert self.ends[stream] <= offset < 2**63
         self.ends[stream] = offset + len(data)
+        await trio.lowlevel.checkpoint()
+        return self.ends[stream]
+
+    async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
 
 

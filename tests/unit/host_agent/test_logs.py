@@ -18,8 +18,9 @@ import pytest
 import trio
 from quart import Response, request
 
-from nimbus.host_agent.logs import FLUSH_S, ingest_url, open_log_shipping
+from nimbus.host_agent.logs import LogShipping, LogTarget, open_log_shipping
 from nimbus.host_agent.logspool import open_spool
+from nimbus.host_agent.shipping import ingest_url
 from nimbus.logging_pipeline.engine import Endpoint
 from nimbus.model.errors import Refused
 from nimbus.runtime.serving import build_app, json_response, serve_app
@@ -68,6 +69,17 @@ async def open_pipeline() -> AsyncIterator[Pipeline]:
         stop.set()
 
 
+@asynccontextmanager
+async def finishing(folder: Path, url: str, token: str, **options: Any) -> AsyncIterator[LogShipping]:
+    """A sink whose output ends with the block."""
+    async with open_log_shipping(folder, LogTarget(url, token), **options) as sink:
+        try:
+            yield sink
+        finally:
+            with trio.move_on_after(60, shield=True):
+                await sink.finish()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110 - the other side of a connection tells nobody
         await trio.sleep(0.01)
@@ -76,7 +88,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_output_arrives_in_order_with_an_end_row(tmp_path: Path, engine: Endpoint) -> None:
     with trio.fail_after(60):
         async with open_rig(tmp_path, engine) as rig:
-            async with open_log_shipping(tmp_path / "spool", rig.url, rig.machine_token()) as sink:
+            async with finishing(tmp_path / "spool", rig.url, rig.machine_token()) as sink:
                 await sink.write("stdout", 0, b"one\ntw")
                 await sink.write("stderr", 0, b"oops\n")
                 await sink.write("stdout", 6, b"o\nlast without newline")
@@ -94,7 +106,7 @@ async def test_an_unfinished_line_is_told_when_it_stays_quiet(tmp_path: Path) ->
     with trio.fail_after(60):
         async with (
             open_pipeline() as pipeline,
-            open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink,
+            finishing(tmp_path / "spool", pipeline.url, "t") as sink,
         ):
             await sink.write("stdout", 0, b"Password: ")
             await until(lambda: pipeline.messages() == ["Password: "])
@@ -103,7 +115,7 @@ async def test_an_unfinished_line_is_told_when_it_stays_quiet(tmp_path: Path) ->
 async def test_bytes_that_come_again_are_taken_once_and_missing_ones_are_told(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with open_pipeline() as pipeline:
-            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink:
+            async with finishing(tmp_path / "spool", pipeline.url, "t") as sink:
                 await sink.write("stdout", 0, b"abc\n")
                 await sink.write("stdout", 0, b"abc\n")
                 await sink.write("stdout", 2, b"c\ndef\n")
@@ -117,7 +129,7 @@ async def test_outages_are_waited_for_as_told_and_lose_nothing(tmp_path: Path) -
         async with open_pipeline() as pipeline:
             pipeline.statuses = [(503, {"Retry-After": "1"}), (429, {"Retry-After": "1"}), (500, {}), (502, {})]
             began = trio.current_time()
-            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t", flush_s=40) as sink:
+            async with finishing(tmp_path / "spool", pipeline.url, "t", flush_s=40) as sink:
                 await sink.write("stdout", 0, b"kept\n")
             assert pipeline.messages() == ["kept"]
             assert trio.current_time() - began > 2
@@ -128,7 +140,7 @@ async def test_a_refused_token_stops_the_shipping_but_not_the_job(tmp_path: Path
     with trio.fail_after(60):
         async with open_pipeline() as pipeline:
             pipeline.statuses = [(401, {})] * 100
-            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink:
+            async with finishing(tmp_path / "spool", pipeline.url, "t") as sink:
                 await sink.write("stdout", 0, b"x\n")
                 await until(lambda: pipeline.posts == 1)
                 for number in range(1, 200):
@@ -139,16 +151,18 @@ async def test_a_refused_token_stops_the_shipping_but_not_the_job(tmp_path: Path
 async def test_the_end_of_a_machine_waits_only_so_long_for_its_rows(tmp_path: Path) -> None:
     with trio.fail_after(60):
         began = trio.current_time()
-        async with open_log_shipping(tmp_path / "spool", "http://127.0.0.1:9", "t", flush_s=0.5) as sink:
+        target = LogTarget("http://127.0.0.1:9", "t")
+        async with open_log_shipping(tmp_path / "spool", target, flush_s=0.5) as sink:
             await sink.write("stdout", 0, b"x\n")
-        assert 0.4 < trio.current_time() - began < FLUSH_S / 2
+            assert not await sink.finish()
+        assert trio.current_time() - began < 30
 
 
 async def test_a_cancelled_machine_still_gets_its_rows_out(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with open_pipeline() as pipeline:
             with trio.CancelScope() as scope:
-                async with open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink:
+                async with finishing(tmp_path / "spool", pipeline.url, "t") as sink:
                     await sink.write("stdout", 0, b"last words\n")
                     scope.cancel()
                     await trio.sleep_forever()
@@ -156,34 +170,41 @@ async def test_a_cancelled_machine_still_gets_its_rows_out(tmp_path: Path) -> No
             assert pipeline.messages("end") == [""]
 
 
-async def test_beyond_the_cap_output_is_dropped_and_a_row_says_how_much(tmp_path: Path) -> None:
-    with trio.fail_after(60):
+async def test_beyond_the_cap_the_oldest_unread_lines_go_and_a_row_says_how_many(tmp_path: Path) -> None:
+    lines = 20_000
+    with trio.fail_after(120):
         async with open_pipeline() as pipeline:
             pipeline.statuses = [(503, {"Retry-After": "1"})]
-            line = b"x" * 999 + b"\n"
-            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t", cap_bytes=100_000, flush_s=30) as sink:
-                for number in range(500):
-                    await sink.write("stdout", 1000 * number, line)
-                await until(lambda: len(pipeline.rows) > 10)
-            told = pipeline.messages("agent")
-            kept = len(pipeline.messages())
-            assert 50 < kept < 200
-            assert told == [f"nimbus: {(500 - kept) * 1000} bytes of stdout dropped: the log spool had no room"]
+            text = [b"%0998d\n" % number for number in range(lines)]
+            async with finishing(tmp_path / "spool", pipeline.url, "t", cap_bytes=8 * 2**20, flush_s=50) as sink:
+                for number in range(0, lines, 50):
+                    await sink.write("stdout", 999 * number, b"".join(text[number : number + 50]))
+                assert sink.dropped_lines > 0
+            kept = [int(message) for message in pipeline.messages()]
+            (told,) = pipeline.messages("agent")
+            gone = sorted(set(range(lines)) - set(kept))
+            assert told == f"nimbus: {len(gone)} lines ({len(gone) * 999} bytes) dropped: the log spool had no room"
+            assert kept == sorted(set(kept))
+            assert gone == list(range(gone[0], gone[-1] + 1))
+            assert (kept[0], kept[-1]) == (0, lines - 1)
+            assert [row["seq"] for row in pipeline.rows] == list(range(len(pipeline.rows)))
+            assert not (tmp_path / "spool").exists()
 
 
 async def test_a_full_disk_costs_output_and_not_the_job(tmp_path: Path) -> None:
     program = (
         "import pathlib, resource, signal, sys, trio\n"
-        "from nimbus.host_agent.logs import open_log_shipping\n"
+        "from nimbus.host_agent.logs import LogTarget, open_log_shipping\n"
         "async def main():\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
-        "    async with open_log_shipping(pathlib.Path(sys.argv[1]), sys.argv[2], 't') as sink:\n"
+        "    async with open_log_shipping(pathlib.Path(sys.argv[1]), LogTarget(sys.argv[2], 't')) as sink:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))\n"
         "        for number in range(100):\n"
         "            await sink.write('stdout', 1000 * number, b'x' * 999 + b'\\n')\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
         "        await sink.write('stdout', 100_000, b'room again\\n')\n"
+        "        await sink.finish()\n"
         "trio.run(main)\n"
     )
     with trio.fail_after(60):
@@ -195,14 +216,17 @@ async def test_a_full_disk_costs_output_and_not_the_job(tmp_path: Path) -> None:
             assert 5 < kept < 10
             assert pipeline.messages()[-1] == "room again"
             assert pipeline.messages("agent") == [
-                f"nimbus: {(100 - kept) * 1000} bytes of stdout dropped: the log spool had no room"
+                f"nimbus: {100 - kept} lines ({(100 - kept) * 1000} bytes) of stdout dropped: the log spool had no room"
             ]
             assert done.stdout.count(b"logs.spool_failed") == 1
 
 
 async def test_without_a_pipeline_output_goes_nowhere(tmp_path: Path) -> None:
-    async with open_log_shipping(tmp_path / "spool", None, None) as sink:
-        await sink.write("stdout", 0, b"x" * 10)
+    for target in (None, LogTarget(None, None), LogTarget("http://logs", None)):
+        async with open_log_shipping(tmp_path / "spool", target) as sink:
+            assert await sink.write("stdout", 0, b"x" * 10) == 10
+            assert sink.offsets == (10, 0)
+            assert await sink.finish()
     assert not (tmp_path / "spool").exists()
 
 
@@ -220,15 +244,17 @@ async def test_a_spool_taken_up_by_the_next_agent_goes_on_where_the_first_was_ki
 ) -> None:
     program = (
         "import sys, trio, pathlib\n"
-        "from nimbus.host_agent.logs import open_log_shipping\n"
+        "from nimbus.host_agent.logs import LogTarget, open_log_shipping\n"
         "async def main():\n"
-        "    async with open_log_shipping(pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]) as sink:\n"
-        "        offset = sink.offsets.get('stdout', 0)\n"
+        "    target = LogTarget(sys.argv[2], sys.argv[3])\n"
+        "    async with open_log_shipping(pathlib.Path(sys.argv[1]), target) as sink:\n"
+        "        offset = sink.offsets[0]\n"
         "        while offset < 200_000:\n"
         "            line = b'%09d\\n' % offset\n"
         "            await sink.write('stdout', offset, line)\n"
         "            offset += 10\n"
         "            if offset % 2_000 == 0: print(offset, flush=True)\n"
+        "        await sink.finish()\n"
         "trio.run(main)\n"
     )
     with trio.fail_after(120):
@@ -255,13 +281,14 @@ async def test_a_spool_taken_up_by_the_next_agent_goes_on_where_the_first_was_ki
 async def test_the_offsets_of_shipped_segments_are_not_forgotten(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with open_pipeline() as pipeline:
-            async with open_log_shipping(tmp_path / "spool", pipeline.url, "t") as sink:
+            target = LogTarget(pipeline.url, "t")
+            async with open_log_shipping(tmp_path / "spool", target) as sink:
                 await sink.write("stdout", 0, b"abc\n")
-                await until(lambda: pipeline.messages() == ["abc"])
+                await until((tmp_path / "spool" / "shipped.json").exists)
             for segment in (tmp_path / "spool").glob("*.seg"):
                 os.truncate(segment, 0)
             async with open_spool(tmp_path / "spool") as spool:
-                assert spool.offsets == {"stdout": 4}
+                assert spool.offsets == (4, 0)
 
 
 @pytest.mark.slow
@@ -269,9 +296,8 @@ async def test_memory_stays_bounded_however_much_is_printed_while_the_pipeline_i
     block = (b"y\n" * 32768)[:65536]
     with trio.fail_after(120):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        async with open_log_shipping(
-            tmp_path / "spool", "http://127.0.0.1:9", "t", cap_bytes=32 * 2**20, flush_s=0.1
-        ) as sink:
+        target = LogTarget("http://127.0.0.1:9", "t")
+        async with open_log_shipping(tmp_path / "spool", target, cap_bytes=32 * 2**20, flush_s=0.1) as sink:
             for number in range(4096):  # 256 MiB
                 await sink.write("stdout", 65536 * number, block)
         grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nimbus.host_agent.lines import MAX_LINE_BYTES, Checkpoint, LineSplitter, LogRow, parse_checkpoint
-from nimbus.host_agent.spool import Kind, Position, Record, Spool, Stream
+from nimbus.host_agent.spool import Spool
+from nimbus.host_agent.spoolrecord import Kind, Position, Record, Stream
 
 BEGINNING = Position(0, 0)
 records = st.lists(
@@ -93,7 +94,7 @@ def test_a_torn_last_record_is_cut_away_and_written_anew(tmp_path: Path, torn_by
     segment = next((tmp_path / "s").glob("*.seg"))
     os.truncate(segment, segment.stat().st_size - torn_bytes)
     again = Spool(tmp_path / "s")
-    assert again.ends == {Stream.STDOUT: 5}
+    assert again.total.ends == {Stream.STDOUT: 5}
     again.append(data(b"second again", offset=5))
     read, _ = again.read(BEGINNING, 10**9)
     assert [record.data for record in read] == [b"first", b"second again"]
@@ -114,7 +115,7 @@ def test_garbage_behind_the_last_record_is_never_read(tmp_path: Path) -> None:
 def test_what_was_written_before_sigkill_is_there(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"
-        "from nimbus.host_agent.spool import Kind, Record, Spool, Stream\n"
+        "from nimbus.host_agent.spool import Spool\nfrom nimbus.host_agent.spoolrecord import Kind, Record, Stream\n"
         "spool = Spool(pathlib.Path(sys.argv[1]), segment_bytes=50_000)\n"
         "offset = 0\n"
         "while True:\n"
@@ -130,7 +131,7 @@ def test_what_was_written_before_sigkill_is_there(tmp_path: Path) -> None:
         told += [int(line) for line in process.stdout.read().split(b"\n")[:-1]]
     spool = Spool(tmp_path / "s")
     read, _ = spool.read(BEGINNING, 10**9)
-    assert spool.ends[Stream.STDOUT] >= told[-1]
+    assert spool.total.ends[Stream.STDOUT] >= told[-1]
     assert b"".join(record.data for record in read)[: told[-1]] == b"".join(
         b"%08d\n" % offset * 10 for offset in range(0, told[-1], 90)
     )
