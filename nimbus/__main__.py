@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("nimbus.cli.up:up", "Start the whole stack on this machine; Ctrl-C stops it."),
     "jobs": ("nimbus.cli.jobs:jobs", "List, submit and cancel jobs."),
     "logs": ("nimbus.cli.logs:logs", "Read or follow the output of a job."),
+    "doctor": ("nimbus.cli.doctor:doctor", "Whether this host can run microVMs, and what mends it."),
     "vms": ("nimbus.cli.vms:vms", "This host's microVMs: list, inspect, console; purge what a crash left."),
     "assets": ("nimbus.cli.assets:assets", "Build, list and verify what guests boot from."),
     "agent": ("nimbus.cli.agent:agent", "Run this host's agent, look at it, drain it."),

@@ -55,7 +55,15 @@ class HostSettings(BaseSettings):
     )
 
 
-class AgentSettings(HostSettings):
+class KeptBackSettings(HostSettings):
+    """What a host keeps for itself: the agent holds to it, and `nimbus doctor` asks without knowing a control plane."""
+
+    disk_reserve_mib: int = Field(
+        2048, ge=0, description="disk that stays free below NIMBUS_STATE_DIR: no machine is taken that could need it"
+    )
+
+
+class AgentSettings(KeptBackSettings):
     """What the agent needs beyond its host."""
 
     agent_id: str = Field(description="unique name of this agent", min_length=1, max_length=128)
@@ -70,9 +78,6 @@ class AgentSettings(HostSettings):
     agent_lease_retry_base: float = Field(1.0, gt=0)
     agent_lease_retry_max: float = Field(15.0, gt=0)
     agent_cpu_overcommit: float = Field(1.0, gt=0, le=64, description="vCPUs given out for each CPU of the host")
-    disk_reserve_mib: int = Field(
-        2048, ge=0, description="disk that stays free below NIMBUS_STATE_DIR: no machine is taken that could need it"
-    )
     agent_disk_overcommit: float = Field(
         1.0, gt=0, le=64, description="disk promised to VMs, which is sparse, for each MiB that is there for them"
     )
