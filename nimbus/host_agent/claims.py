@@ -25,6 +25,7 @@ from nimbus.host import cgroup, native, process, quarantine, slots
 from nimbus.host_agent.disks import acquire_disk, release_disk
 from nimbus.host_agent.jail import acquire_jail, release_jail
 from nimbus.host_agent.lane import MAKE_LIMITER, UNDO_LIMITER, in_thread, in_thread_or_left
+from nimbus.host_agent.metrics import QUARANTINES
 from nimbus.host_agent.network import acquire_network, release_network
 from nimbus.host_agent.plan import HostLayout, VmPaths, VmPlan
 from nimbus.model.errors import HostFault
@@ -125,6 +126,7 @@ def _note_failure(verb: Verb, claim: Claim, target: Target, why: str) -> None:
     act = f"{verb} {claim}"
     with suppress(OSError):  # it only counts: the act's own error is the one to be told
         if quarantine.note_failure(target.layout.runtime, slot.index, act, why):
+            QUARANTINES.inc()
             log.error("slot.quarantined", slot=slot.index, act=act, error=why)
 
 

@@ -1,25 +1,56 @@
-"""The agent's Prometheus metrics on loopback, served by the standard tiny ASGI app.
+"""The agent's Prometheus metrics: every name that its page shows, and the few functions that move them.
 
-Counts what happened; decides nothing. Names are those of the documents.
+Counts what happened and shows what was counted; decides nothing, looks at nothing. Names are those of the documents.
+Called by whoever sees it happen; metricspage.py serves them.
 """
 
 from __future__ import annotations
 
-import trio
-from hypercorn.config import Config
-from prometheus_client import Counter, Gauge, Histogram, make_asgi_app
+from collections.abc import Sized
+from typing import Protocol
 
-from nimbus.host_agent.reaper import ReapReport
-from nimbus.model.vm import Ending
-from nimbus.runtime.listening import start_hypercorn
+from prometheus_client import Counter, Gauge, Histogram
+
+from nimbus.host_agent.census import Census
+from nimbus.model.vm import Claim, Ending
 from nimbus.wire.leaseapi import FinishRequest
 
 MACHINES = Counter("nimbus_host_agent_machines_total", "Machines by how they ended", ["ending"])
 JOB_TIMEOUTS = Counter("nimbus_host_agent_job_timeouts_total", "Jobs that ran out of time")
 LEASE_ERRORS = Counter("nimbus_host_agent_lease_errors_total", "Lease requests that failed")
 RUNNING = Gauge("nimbus_host_agent_machines_running", "Machines alive on this host now")
-STUCK = Gauge("nimbus_host_agent_claims_stuck", "VMs whose teardown could not be completed")
+ADOPTIONS = Counter("nimbus_host_agent_adoptions_total", "Machines of an earlier agent, by how it went", ["outcome"])
 BOOT_SECONDS = Histogram("nimbus_host_agent_boot_seconds", "From the guest kernel's start to the guest being ready")
+
+REAPS = Counter("nimbus_host_agent_reaps_total", "VMs of dead supervisors that were cleared away")
+STUCK = Gauge("nimbus_host_agent_claims_stuck", "VMs whose teardown could not be completed")
+CLAIMS = Gauge("nimbus_host_agent_claims_held", "Claims in the ledger, by kind", ["claim"])
+SLOTS = Gauge("nimbus_host_agent_slots", "Slots of this host below NIMBUS_VM_SLOTS, by state", ["state"])
+QUARANTINES = Counter("nimbus_host_agent_quarantines_total", "Slots put into quarantine")
+TEARDOWN_SECONDS = Histogram(
+    "nimbus_host_agent_teardown_seconds",
+    "One release of a claim, failed ones too",
+    ["step"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+SPOOL_BYTES = Gauge("nimbus_host_agent_log_spool_bytes", "Output of jobs on this disk, most of it on its way")
+LINES_DROPPED = Counter("nimbus_host_agent_log_lines_dropped_total", "Lines of output that a full spool could not keep")
+
+CPU = Gauge("nimbus_host_agent_vm_cpu_seconds", "CPU time that the VMs alive now have used, together")
+MEMORY = Gauge("nimbus_host_agent_vm_memory_bytes", "Memory that the VMs hold now, their VMMs' own included")
+DISK = Gauge("nimbus_host_agent_vm_disk_bytes", "Disk that the VMs' own disks hold now")
+NETWORK = Gauge("nimbus_host_agent_vm_network_bytes", "Bytes of the VMs alive now, as they see it", ["direction"])
+
+
+class Round(Protocol):
+    """What one round of the reaper did, as far as it is counted: VMs."""
+
+    @property
+    def reaped(self) -> Sized: ...
+
+    @property
+    def stuck(self) -> Sized: ...
 
 
 def count_end(told: FinishRequest) -> None:
@@ -31,19 +62,41 @@ def count_end(told: FinishRequest) -> None:
         BOOT_SECONDS.observe((told.phases_ms["kernel"] + told.phases_ms.get("init", 0.0)) / 1000)
 
 
-def count_stuck(report: ReapReport) -> None:
-    """How many VMs the last round could not clear away."""
-    STUCK.set(len(report.stuck))
+def count_adoption(outcome: str) -> None:
+    """One machine that an earlier agent had left: `served` to its end, `lost` with its lease, or `left` once more."""
+    ADOPTIONS.labels(outcome).inc()
 
 
-async def serve_metrics(host: str, port: int, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-    """Serve `/metrics` until cancelled; hands over the address."""
-    config = Config()
-    config.bind = [f"{host}:{port}"]
-    config.accesslog = None
-    config.errorlog = None
-    app = make_asgi_app()
-    async with trio.open_nursery() as nursery:
-        binds = await start_hypercorn(nursery, app, config, trio.sleep_forever, "NIMBUS_AGENT_METRICS_PORT")
-        task_status.started(binds[0])
-        await trio.sleep_forever()
+def count_round(done: Round) -> None:
+    """What a round of the reaper cleared away, and what it could not."""
+    REAPS.inc(len(done.reaped))
+    STUCK.set(len(done.stuck))
+
+
+def count_release(claim: Claim, took_s: float) -> None:
+    """One release of a teardown."""
+    TEARDOWN_SECONDS.labels(claim).observe(took_s)
+
+
+def count_dropped(lines: int) -> None:
+    """Lines of one machine's output that were lost."""
+    LINES_DROPPED.inc(lines)
+
+
+def show_census(census: Census) -> None:
+    """What was found by looking. What no VM has, or this host cannot count, is 0."""
+    for claim, count in census.claims.items():
+        CLAIMS.labels(claim).set(count)
+    for state, count in (
+        ("free", census.slots.free),
+        ("held", census.slots.held),
+        ("quarantined", census.slots.quarantined),
+    ):
+        SLOTS.labels(state).set(count)
+    SPOOL_BYTES.set(census.spool_bytes)
+    used = census.usage
+    CPU.set((used.cpu_ms or 0) / 1000)
+    MEMORY.set(used.memory_bytes or 0)
+    DISK.set(used.disk_bytes or 0)
+    NETWORK.labels("received").set(used.received_bytes or 0)
+    NETWORK.labels("sent").set(used.sent_bytes or 0)

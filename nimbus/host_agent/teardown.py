@@ -18,6 +18,7 @@ from nimbus.host_agent import claims
 from nimbus.host_agent.claims import Target
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.metrics import count_release
 from nimbus.host_agent.plan import HostLayout
 from nimbus.model.errors import HostFault
 from nimbus.model.record import Record
@@ -55,9 +56,11 @@ async def _release(claim: Claim, target: Target, record: OpenRecord) -> None:
     try:
         await claims.release(claim, target)
     except Exception as error:  # noqa: BLE001 - the next claim is released whatever this one did
+        count_release(claim, time.monotonic() - started)
         log.warning("claim.release_failed", vm=str(record.value.vm), claim=str(claim), error=str(error))
         await _note(record, record.value.with_failure(f"{claim}: {type(error).__name__}: {error}"))
         return
+    count_release(claim, time.monotonic() - started)
     await _note(record, record.value.strike(claim))
     log.debug("claim.released", vm=str(record.value.vm), claim=str(claim), ms=_ms_since(started))
 
