@@ -20,9 +20,11 @@ from nimbus.host import native
 from nimbus.host.inventory import Territory
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.guest import OutputSink
+from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.lifecycle import Order
-from nimbus.host_agent.plan import HostLayout, VmPaths
+from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.settings import default_state_dir
+from nimbus.host_agent.ties import Ties
 from nimbus.host_agent.vmm.choice import choose_vmm
 from nimbus.model.vm import Command, Shape
 from nimbus.storage.content import ImageStore
@@ -53,11 +55,15 @@ class Collected:
     streams: dict[str, bytearray] = field(default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray()})
     grown: trio.Event = field(default_factory=trio.Event)
 
-    async def write(self, stream: str, offset: int, data: bytes) -> None:
+    async def write(self, stream: str, offset: int, data: bytes) -> int:
         assert offset == len(self.streams[stream])
         self.streams[stream] += data
         self.grown.set()
         self.grown = trio.Event()
+        return offset + len(data)
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def wait_for(self, text: str) -> None:
         """Return once stdout contains `text`."""
@@ -92,12 +98,12 @@ class TestHost:
         image = None
         if self.host.choice.vmm.needs_guest_files:
             image = resolve_image(ImageStore(self.host.layout.images), "base")
-        return Order(shape, image, give, _opening(sink))
+        return Order(shape, image, give, Ties(_opening(sink)))
 
 
-def _opening(sink: OutputSink) -> Callable[[VmPaths], AbstractAsyncContextManager[OutputSink]]:
+def _opening(sink: OutputSink) -> Callable[[OpenRecord], AbstractAsyncContextManager[OutputSink]]:
     @asynccontextmanager
-    async def open_sink(_: VmPaths) -> AsyncIterator[OutputSink]:
+    async def open_sink(_: OpenRecord) -> AsyncIterator[OutputSink]:
         yield sink
 
     return open_sink

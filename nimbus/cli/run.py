@@ -23,13 +23,14 @@ from nimbus.host import caps
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.guest import OutputSink
 from nimbus.host_agent.ledger import OpenRecord
-from nimbus.host_agent.lifecycle import Order, Outcome, run_machine
-from nimbus.host_agent.plan import VmPaths
+from nimbus.host_agent.life import Outcome
+from nimbus.host_agent.lifecycle import Order, run_machine
 from nimbus.host_agent.settings import HostSettings, find_host, read_settings
+from nimbus.host_agent.ties import Ties
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.errors import Gone, HostFault, Refused
 from nimbus.model.lease import LeaseKey
-from nimbus.model.vm import Command, Shape
+from nimbus.model.vm import Command, Shape, Usage
 from nimbus.storage.content import ImageStore
 from nimbus.storage.images import Image, resolve_image
 
@@ -51,6 +52,9 @@ class LocalLease:
         return KeeperTerms(deadline_ns=None, orphan_fd=self._orphan_fd)
 
     def note_started(self) -> None:
+        """Nobody asks."""
+
+    def note_usage(self, usage: Usage) -> None:
         """Nobody asks."""
 
     async def follow(self, machine: Machine, record: OpenRecord) -> None:
@@ -75,7 +79,7 @@ class TerminalSink:
         self._fds = {"stdout": stdout_fd, "stderr": stderr_fd}
         self.reader_left = False
 
-    async def write(self, stream: str, offset: int, data: bytes) -> None:
+    async def write(self, stream: str, offset: int, data: bytes) -> int:
         """Returns when the kernel has taken every byte. Where nobody takes them, the run has no purpose left and ends:
         Gone for a reader that went away, HostFault for anything else."""
         try:
@@ -85,6 +89,11 @@ class TerminalSink:
             raise Gone(f"the reader of {stream} went away") from None
         except OSError as error:
             raise HostFault(f"cannot write the command's {stream}: {error.strerror}") from error
+        return offset + len(data)
+
+    async def flush(self) -> None:
+        """Nothing is held back."""
+        await trio.lowlevel.checkpoint()
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -240,7 +249,7 @@ def run_until_signal(
 ) -> tuple[Outcome | None, int | None]:
     """The outcome, or the signal that ended the run before there was one. Either way nothing is left."""
     caught, heeded = note_signals()
-    outcome = trio.run(_run, host, Order(shape, image, _giving(command), _opening(sink)), caught, heeded)
+    outcome = trio.run(_run, host, Order(shape, image, _giving(command), Ties(_opening(sink))), caught, heeded)
     for signum in heeded:
         signal.signal(
             signum, signal.SIG_IGN
@@ -278,9 +287,9 @@ def _giving(command: Command) -> Callable[[], Awaitable[Command]]:
     return give
 
 
-def _opening(sink: TerminalSink) -> Callable[[VmPaths], AbstractAsyncContextManager[OutputSink]]:
+def _opening(sink: TerminalSink) -> Callable[[OpenRecord], AbstractAsyncContextManager[OutputSink]]:
     @asynccontextmanager
-    async def open_sink(_: VmPaths) -> AsyncIterator[OutputSink]:
+    async def open_sink(_: OpenRecord) -> AsyncIterator[OutputSink]:
         yield sink
 
     return open_sink

@@ -22,6 +22,7 @@ from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.errors import Conflict, Fenced, NimbusError
 from nimbus.model.lease import LeaseKey, LeasePolicy
+from nimbus.model.vm import Usage
 from nimbus.wire.leaseapi import HeldState, JobLink, RenewReply, RenewRequest
 
 log = structlog.get_logger()
@@ -55,6 +56,7 @@ class HeldLease:
         self.stop = trio.Event()
         self.state = HeldState.BOOTING
         self.job: JobLink | None = None
+        self.usage: Usage | None = None
         self.lost = ""
         self._control = control
         self._policy = policy
@@ -77,19 +79,36 @@ class HeldLease:
         self.state = HeldState.RUNNING
         self._hurry.set()
 
+    def note_usage(self, usage: Usage) -> None:
+        """The next renewal tells it."""
+        self.usage = usage
+
+    def resume(self, deadline_ns: int | None) -> None:
+        """Take up a lease that an earlier agent held: until `deadline_ns`, or one ttl where that says nothing here.
+
+        The control plane is asked at once; where it is away, that deadline decides.
+        """
+        if deadline_ns is None:
+            deadline_ns = self._policy.deadline_ns(self._now_ns(), self._ttl_s)
+        self._move(deadline_ns)
+        self._hurry.set()
+
     async def renew(self) -> None:
         """One renewal. Raises Fenced, or what stood in the way; the deadline moves only on a reply."""
         sent_ns = self._now_ns()
-        reply = await self._control.renew(RenewRequest(self.key, self.state))
+        reply = await self._control.renew(RenewRequest(self.key, self.state, self.usage))
         self._take(reply, sent_ns)
 
     def _take(self, reply: RenewReply, sent_ns: int) -> None:
         self._ttl_s = reply.ttl_s
-        self._deadline_ns = self._policy.deadline_ns(sent_ns, reply.ttl_s)
-        self._scope.deadline = trio.current_time() + (self._deadline_ns - self._now_ns()) / 1e9
         self.job = reply.job or self.job
         if reply.cancel:
             self.stop.set()
+        self._move(self._policy.deadline_ns(sent_ns, reply.ttl_s))
+
+    def _move(self, deadline_ns: int) -> None:
+        self._deadline_ns = deadline_ns
+        self._scope.deadline = trio.current_time() + (deadline_ns - self._now_ns()) / 1e9
         self._moved.set()
         self._moved = trio.Event()
 
@@ -154,10 +173,33 @@ async def open_lease(
     """
     lease = HeldLease(control, key, policy, now_ns)
     await lease.renew()
+    async with _hold(lease):
+        yield lease
+
+
+@asynccontextmanager
+async def resume_lease(
+    control: Renewer,
+    key: LeaseKey,
+    policy: LeasePolicy,
+    deadline_ns: int | None,
+    now_ns: Callable[[], int] = boottime_ns,
+) -> AsyncIterator[HeldLease]:
+    """Hold on to a lease that an earlier agent was granted. Like `open_lease`, but a control plane that is away
+    ends nothing before `deadline_ns` (CLOCK_BOOTTIME; None: it was another boot's, and says nothing).
+    """
+    lease = HeldLease(control, key, policy, now_ns)
+    lease.resume(deadline_ns)
+    async with _hold(lease):
+        yield lease
+
+
+@asynccontextmanager
+async def _hold(lease: HeldLease) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         with lease.enter() as scope:
             nursery.start_soon(lease.keep_renewing)
-            yield lease
+            yield
         if scope.cancelled_caught and not lease.lost:
             lease.lost = SILENCE
         nursery.cancel_scope.cancel()

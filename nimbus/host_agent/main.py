@@ -1,7 +1,7 @@
 """The host agent: `python -m nimbus.host_agent.main`. The nursery tree of the room, readable from here.
 
-SIGTERM and SIGINT, once or often, stop the leasing; then every machine is torn down (adoption by the next agent is the
-next issue's). One agent for each state root: a second one exits with 75.
+SIGTERM leaves the machines to the next agent, which adopts them; SIGINT ends them, SIGUSR1 waits for them (orders.py).
+One agent for each state root: a second one exits with 75.
 """
 
 from __future__ import annotations
@@ -9,31 +9,36 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
 
+import httpx2
 import structlog
 import trio
 
 from nimbus import __version__
 from nimbus.host import caps, process
+from nimbus.host_agent.admission import DiskPolicy, watch_supply
+from nimbus.host_agent.adopt import Foundling, find_machines, run_adopted
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
+from nimbus.host_agent.departure import Departure
 from nimbus.host_agent.lane import in_thread
-from nimbus.host_agent.machines import JobPolicy, run_leased
-from nimbus.host_agent.metrics import count_stuck, serve_metrics
-from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, poll_leases
-from nimbus.host_agent.reaper import find_undead, reap, reap_forever
+from nimbus.host_agent.machines import JobPolicy, Workplace, run_leased
+from nimbus.host_agent.metrics import count_round
+from nimbus.host_agent.metricspage import serve_metrics
+from nimbus.host_agent.orders import obey_signals
+from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, occupy, poll_leases
+from nimbus.host_agent.reaper import reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.http import open_http
 from nimbus.runtime.listening import run_room
-from nimbus.runtime.signals import hold_signals
 from nimbus.runtime.telemetry import configure_logging
-from nimbus.wire.leaseapi import EnrolRequest
+from nimbus.wire.leaseapi import EnrolRequest, Grant
 
 log = structlog.get_logger()
 
@@ -42,30 +47,50 @@ EXIT_BUSY = 75  # EX_TEMPFAIL: another agent holds this state root
 
 async def run_agent(settings: AgentSettings, host: Host) -> None:
     """The agent until it is told to stop."""
-    report = await reap(host.layout, living=True)
-    undead = await in_thread(partial(find_undead, host.layout, report))
+    departure, leasing, working = Departure(), trio.CancelScope(), trio.CancelScope()
     async with open_http(settings.control_plane_url) as http, trio.open_nursery() as agent:
-        stop = trio.Event()
-        await agent.start(hold_signals, stop)
-        agent.start_soon(partial(reap_forever, host.layout, count_stuck))
-        where = await agent.start(serve_metrics, settings.agent_metrics_host, settings.agent_metrics_port)
+        await agent.start(obey_signals, departure, leasing, working)
+        foundlings = await in_thread(partial(find_machines, host.layout))
+        where = await agent.start(serve_metrics, host.layout, settings.agent_metrics_host, settings.agent_metrics_port)
+        agent.start_soon(reap_forever, host.layout, count_round)
         capacity = host_capacity(settings)
-        control = ControlPlane(
-            http,
-            settings.control_plane_token.get_secret_value(),
-            # the reaper has just ended the VMs of a former agent: the control plane need not wait for their leases
-            EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, held=undead),
-        )
-        log.info("agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where)
-        async with trio.open_nursery() as machines:
-            serve = partial(run_leased, host, control, job_policy(settings, control))
-            labels = parse_labels(settings.job_labels)
-            machines.start_soon(poll_leases, control, Room(capacity), labels, lease_retry(settings), serve, machines)
-            await stop.wait()
-            log.info("agent.stopping", machines=len(machines.child_tasks) - 1)
-            machines.cancel_scope.cancel()
+        control = open_control(settings, http, capacity, foundlings)
+        place = Workplace(host, control, job_policy(settings, control), departure)
+        log.info("agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where, adopts=len(foundlings))
+        with working:
+            async with trio.open_nursery() as machines:
+                room = Room(capacity, watch_supply(host.layout), disk_policy(settings))
+                for foundling in foundlings:
+                    room.take(foundling.shape)
+                    machines.start_soon(occupy, room, foundling.shape, partial(run_adopted, place, foundling))
+                machines.start_soon(
+                    lease_machines, leasing, control, room, settings, partial(run_leased, place), machines
+                )
+        log.info("agent.stopping", machines_left=departure.detaching)
         agent.cancel_scope.cancel()
     log.info("agent.stopped")
+
+
+async def lease_machines(
+    leasing: trio.CancelScope,
+    control: ControlPlane,
+    room: Room,
+    settings: AgentSettings,
+    serve: Callable[[Grant], Awaitable[None]],
+    machines: trio.Nursery,
+) -> None:
+    """Ask for work until `leasing` is cancelled."""
+    with leasing:
+        await poll_leases(control, room, parse_labels(settings.job_labels), lease_retry(settings), serve, machines)
+
+
+def open_control(
+    settings: AgentSettings, http: httpx2.AsyncClient, capacity: Capacity, foundlings: list[Foundling]
+) -> ControlPlane:
+    """The door to the control plane, which hears at the enrolment what this agent still holds and gives up the rest."""
+    held = tuple(foundling.key for foundling in foundlings)
+    who = EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, held=held)
+    return ControlPlane(http, settings.control_plane_token.get_secret_value(), who)
 
 
 def host_capacity(settings: AgentSettings) -> Capacity:
@@ -73,6 +98,11 @@ def host_capacity(settings: AgentSettings) -> Capacity:
     memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     cpus = len(os.sched_getaffinity(0)) * settings.agent_cpu_overcommit
     return Capacity(int(cpus), memory_mib * 3 // 4, settings.vm_slots)
+
+
+def disk_policy(settings: AgentSettings) -> DiskPolicy:
+    """Pure: what of the disk is never given out."""
+    return DiskPolicy(settings.disk_reserve_mib, settings.agent_disk_overcommit)
 
 
 def job_policy(settings: AgentSettings, control: ControlPlane) -> JobPolicy:
@@ -100,6 +130,8 @@ def single_instance(host: Host) -> Iterator[None]:
     except BlockingIOError:
         raise Conflict(f"an agent runs on {host.layout.state}: stop it, or set another NIMBUS_STATE_DIR") from None
     else:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)  # whom `nimbus agent drain` asks
         yield
     finally:
         os.close(fd)

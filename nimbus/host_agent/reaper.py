@@ -24,7 +24,6 @@ from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.teardown import teardown
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.model.ids import VmId, object_name, parse_object_name
-from nimbus.model.lease import LeaseKey
 from nimbus.model.record import Record
 from nimbus.model.vm import Claim
 
@@ -40,6 +39,7 @@ class ReapReport:
 
     reaped: list[str] = field(default_factory=list)
     alive: list[str] = field(default_factory=list)  # supervised by another process, or its lease runs on
+    untold: list[str] = field(default_factory=list)  # torn down; the next agent tells the control plane how it ended
     stuck: list[str] = field(default_factory=list)  # claims are left: the next round tries again
 
 
@@ -59,21 +59,26 @@ async def reap(layout: HostLayout, *, living: bool, only: VmId | None = None) ->
     return report
 
 
-def find_undead(layout: HostLayout, report: ReapReport) -> tuple[LeaseKey, ...]:
-    """Leases whose VMM this round could not end: nobody else may have them before they run out."""
-    ledger = Ledger(layout.ledger)
-    records = (ledger.read(VmId(vm)) for vm in report.stuck)
-    return tuple(r.lease for r in records if r is not None and r.lease is not None and Claim.VMM in r.claims)
-
-
 async def reap_forever(layout: HostLayout, on_round: Callable[[ReapReport], None]) -> None:
-    """A careful round each minute, each told to `on_round`, until cancelled."""
+    """Until cancelled: a thorough round at once, a careful one each minute, each told to `on_round`.
+
+    At an agent's start what it did not adopt belongs to nobody, whatever its lease says.
+    """
+    living = True
     while True:
-        await trio.sleep(ROUND_S)
         try:
-            on_round(await reap(layout, living=False))
+            on_round(await reap(layout, living=living))
         except (NimbusError, OSError) as error:
             log.warning("reaper.round_failed", error=str(error))  # the next round may find the host mended
+        living = False
+        await trio.sleep(ROUND_S)
+
+
+def is_untold(record: Record, *, boot_id: str, now_ns: int) -> bool:
+    """Pure: whether the control plane still waits to hear how this machine ended."""
+    if record.report is None or record.boot_id != boot_id or record.deadline_ns is None:
+        return False
+    return record.deadline_ns > now_ns
 
 
 def is_orphan(record: Record, *, boot_id: str, now_ns: int, keeper_alive: bool) -> bool:
@@ -100,13 +105,24 @@ async def _reap_record(layout: HostLayout, ledger: Ledger, vm: VmId, living: boo
             if await in_thread(partial(ledger.holds, vm)):
                 report.alive.append(str(vm))
         elif living or await in_thread(partial(_find_orphan, record.value)):
-            clean = await teardown(layout, record)
-            (report.reaped if clean else report.stuck).append(str(vm))
+            (await _tear_down(layout, record, report)).append(str(vm))
         else:
             report.alive.append(str(vm))
     finally:
         with trio.CancelScope(shield=True):  # closes one file descriptor
             await in_thread(partial(page.__exit__, None, None, None))
+
+
+async def _tear_down(layout: HostLayout, record: OpenRecord, report: ReapReport) -> list[str]:
+    """Release what it lists; the list of the report in which it then belongs."""
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    untold = await in_thread(lambda: is_untold(record.value, boot_id=process.boot_id(), now_ns=now_ns))
+    if not untold and record.value.report is not None:
+        await in_thread(record.forget_report)
+    clean = await teardown(layout, record)
+    if not clean:
+        return report.stuck
+    return report.untold if untold else report.reaped
 
 
 def _find_orphan(record: Record) -> bool:

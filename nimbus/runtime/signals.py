@@ -17,14 +17,3 @@ async def watch_signals(stop: trio.Event, *, task_status: trio.TaskStatus[None] 
         async for _ in received:
             stop.set()
             return
-
-
-async def hold_signals(stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Set `stop` at the first SIGTERM or SIGINT; hear the later ones too, until cancelled, and do nothing about them.
-
-    For whoever has more to undo than a second, impatient signal may cut short.
-    """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-        task_status.started()
-        async for _ in received:
-            stop.set()

@@ -14,8 +14,10 @@ import trio
 
 from nimbus.cli.run import open_local_lease
 from nimbus.host_agent.guest import OutputSink
-from nimbus.host_agent.lifecycle import Order, Outcome, run_machine
-from nimbus.host_agent.plan import VmPaths
+from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.life import Outcome
+from nimbus.host_agent.lifecycle import Order, run_machine
+from nimbus.host_agent.ties import Ties
 from nimbus.host_agent.vmm.choice import choose_vmm
 from nimbus.model.errors import HostFault, Refused
 from nimbus.model.vm import Ending, ExitReason, GuestExit
@@ -141,12 +143,12 @@ async def test_the_vmm_has_ended_before_the_output_sink_is_closed(host: TestHost
     out, alive = Collected(), [-1]
 
     @asynccontextmanager
-    async def open_sink(_: VmPaths) -> AsyncIterator[OutputSink]:
+    async def open_sink(_: OpenRecord) -> AsyncIterator[OutputSink]:
         yield out
         alive[:] = vmm_pids(host)
         await trio.lowlevel.checkpoint()
 
-    outcome = await run(host, replace(host.order("true", sink=out), open_sink=open_sink))
+    outcome = await run(host, replace(host.order("true", sink=out), ties=Ties(open_sink)))
     assert outcome.ending is Ending.DONE
     assert alive == []
 

@@ -19,7 +19,8 @@ import trio
 from nimbus.cli.events import quiet_events
 from nimbus.host.inventory import Territory
 from nimbus.host_agent.control import ControlPlane
-from nimbus.host_agent.machines import JobPolicy, run_leased
+from nimbus.host_agent.departure import Departure
+from nimbus.host_agent.machines import JobPolicy, Workplace, run_leased
 from nimbus.model.lease import LeaseKey, LeasePolicy
 from nimbus.model.vm import Command, Shape
 from nimbus.wire.leaseapi import (
@@ -61,14 +62,16 @@ class Plane:
         self.ends.append(request)
 
 
-async def serve(territory: Territory, plane: Plane, *argv: str, log_url: str | None = None) -> None:
+async def serve(
+    territory: Territory, plane: Plane, *argv: str, log_url: str | None = None, departure: Departure | None = None
+) -> None:
     """One grant to its end, as the agent serves it."""
     host = make_host(territory, "fake").host
     policy = JobPolicy(timeout_s=1000, grace_s=1, log_sink_url=log_url, lease=LeasePolicy())
     grant = Grant(
         KEY, 300, 1, MachineKind.COMMAND, Shape(), "none", (), Command(argv), None, "token", GrantTimes(None, 0, 0)
     )
-    await run_leased(host, cast("ControlPlane", plane), policy, grant)
+    await run_leased(Workplace(host, cast("ControlPlane", plane), policy, departure or Departure()), grant)
 
 
 async def _main(territory: Territory, ttl_s: float) -> None:

@@ -18,10 +18,11 @@ from nimbus.cli.run import open_local_lease
 from nimbus.host import process
 from nimbus.host.inventory import Territory
 from nimbus.host_agent.guest import OutputSink
-from nimbus.host_agent.ledger import Ledger
+from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.lifecycle import run_machine
-from nimbus.host_agent.plan import HostLayout, VmPaths
+from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.reaper import ReapReport, reap
+from nimbus.host_agent.ties import Ties
 from nimbus.model.errors import Fenced, Unavailable
 from nimbus.model.record import Record
 from nimbus.model.vm import Claim, Ending
@@ -76,14 +77,14 @@ async def test_a_guest_that_crashes_is_reported_and_its_agent_lives_on(territory
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.EAGAIN])
 async def test_a_host_that_has_no_more_to_give_fails_the_one_vm_that_asked(territory: Territory, number: int) -> None:
     @asynccontextmanager
-    async def refuse(_: VmPaths) -> AsyncIterator[OutputSink]:
+    async def refuse(_: OpenRecord) -> AsyncIterator[OutputSink]:
         await trio.lowlevel.checkpoint()
         async with trio.open_nursery():
             _refuse(number)
             yield Collected()
 
     host = make_host(territory, "fake")
-    order = replace(host.order("true", sink=Collected()), open_sink=refuse)
+    order = replace(host.order("true", sink=Collected()), ties=Ties(refuse))
     with trio.fail_after(LIMIT_S), open_local_lease() as lease:
         outcome = await run_machine(host.host, order, lease)
     assert (outcome.ending, outcome.clean) == (Ending.HOST_FAULT, True)

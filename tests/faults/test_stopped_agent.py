@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import trio
 
 from nimbus.host.inventory import Territory
+from nimbus.host_agent.departure import Departure, Order
 from nimbus.model.vm import Ending
 from nimbus.wire.leaseapi import FinishRequest
 from tests.faults.leased import Plane, serve
+from tests.faults.test_adoption import adopt
 from tests.hosts import needs_root
 from tests.oracle import open_territory, watch_leaks
 
@@ -29,9 +32,11 @@ async def stop_when_running(territory: Territory, plane: Plane) -> float:
     """Serve one machine, stop when its command runs; the seconds that stopping took."""
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as machines:
-            machines.start_soon(serve, territory, plane, "sleep", "1000")
+            departure = Departure()
+            machines.start_soon(partial(serve, territory, plane, "sleep", "1000", departure=departure))
             await plane.running.wait()
             began = trio.current_time()
+            departure.note(Order.TEAR_DOWN)
             machines.cancel_scope.cancel()
     return trio.current_time() - began
 
@@ -39,7 +44,7 @@ async def stop_when_running(territory: Territory, plane: Plane) -> float:
 async def test_a_stopped_agents_machine_is_given_back_at_once(territory: Territory) -> None:
     plane = Plane(ttl_s=300)
     await stop_when_running(territory, plane)
-    assert [told.ending for told in plane.ends] == [Ending.HOST_FAULT]
+    assert [told.ending for told in plane.ends] == [Ending.CANCELLED]
     assert "stopped" in plane.ends[0].cause
 
 
@@ -49,7 +54,10 @@ async def test_a_control_plane_that_does_not_answer_holds_no_stop_back_for_long(
             await super().finish(request)
             await trio.sleep(LIMIT_S)
 
-    plane = Silent(ttl_s=300)
-    took_s = await stop_when_running(territory, plane)
+    plane, heir = Silent(ttl_s=300), Plane(ttl_s=300)
+    with trio.fail_after(LIMIT_S):
+        took_s = await stop_when_running(territory, plane)
+        await adopt(territory, heir)
     assert len(plane.ends) == 1
     assert took_s < LIMIT_S / 2
+    assert [told.ending for told in heir.ends] == [Ending.CANCELLED]  # the next agent says it

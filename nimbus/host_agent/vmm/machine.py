@@ -18,9 +18,10 @@ import trio
 
 from nimbus.host.cgroup import cgroup_dir
 from nimbus.host.netns import netns_path
-from nimbus.host_agent.keeper import Keeper, KeeperGone, spawn_keeper
+from nimbus.host_agent.keeper import Keeper, KeeperGone, connect_keeper, spawn_keeper
 from nimbus.host_agent.plan import VmPlan
 from nimbus.model.errors import HostFault, Unavailable
+from nimbus.model.record import ProcessId
 from nimbus.storage.images import Image
 from nimbus.wire.keeper import Bind, Jail, KeeperSpec, VmmExit
 
@@ -112,6 +113,14 @@ def render_keeper_spec(plan: VmPlan, spec: LaunchSpec, terms: KeeperTerms) -> Ke
 async def open_machine(plan: VmPlan, spec: LaunchSpec, terms: KeeperTerms) -> AsyncIterator[Machine]:
     """The VM while the block runs. Leaving closes the agent's ends only: teardown is what ends a VM."""
     keeper = await spawn_keeper(render_keeper_spec(plan, spec, terms), orphan_fd=terms.orphan_fd)
+    async with keeper:
+        yield Machine(plan, keeper)
+
+
+@asynccontextmanager
+async def find_machine(plan: VmPlan, identity: ProcessId) -> AsyncIterator[Machine]:
+    """The VM that an earlier agent started. Raises KeeperGone where it has ended; leaving is as with `open_machine`."""
+    keeper = await connect_keeper(plan.paths.folder, identity)
     async with keeper:
         yield Machine(plan, keeper)
 

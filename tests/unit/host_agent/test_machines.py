@@ -9,14 +9,15 @@ import trio
 import trio.testing
 
 from nimbus.host_agent.control import ControlPlane
-from nimbus.host_agent.machines import _report
-from nimbus.model.errors import Fenced, Forbidden, HostFault, NimbusError, Refused, Unavailable
-from nimbus.model.lease import LeaseKey
-from nimbus.model.vm import Ending, Shape
-from nimbus.wire.leaseapi import FinishRequest, Grant, GrantTimes, MachineKind
+from nimbus.host_agent.lease import HeldLease
+from nimbus.host_agent.machines import Report
+from nimbus.model.errors import Fenced, Forbidden, NimbusError, Refused, Unavailable
+from nimbus.model.lease import LeaseKey, LeasePolicy
+from nimbus.model.vm import Ending
+from nimbus.wire.leaseapi import FinishRequest, render_finish_request
 
 KEY = LeaseKey(7, "00000000-0000-4000-8000-000000000001", 3)
-GRANT = Grant(KEY, 30, 1, MachineKind.COMMAND, Shape(), "base", (), None, None, None, GrantTimes(None, 0, 0))
+END = render_finish_request(FinishRequest(KEY, Ending.HOST_FAULT, cause="no disk"))
 
 
 class Plane:
@@ -34,8 +35,11 @@ class Plane:
 
 
 async def report(plane: Plane) -> None:
+    control = cast("ControlPlane", plane)
+    lease = HeldLease(control, KEY, LeasePolicy())
+    lease.resume(None)
     with trio.fail_after(1000):
-        await _report(cast("ControlPlane", plane), GRANT, HostFault("no disk"))
+        await Report(control, lease).tell(END)
 
 
 async def test_an_end_is_said_again_until_the_control_plane_is_back(autojump_clock: trio.testing.MockClock) -> None:

@@ -13,10 +13,9 @@ import trio
 from nimbus.host.inventory import Territory
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
-from nimbus.host_agent.reaper import ReapReport, find_undead, reap
+from nimbus.host_agent.reaper import reap
 from nimbus.host_agent.teardown import teardown
 from nimbus.model.ids import new_vm_id
-from nimbus.model.lease import LeaseKey
 from nimbus.model.record import Record
 from nimbus.model.vm import Claim
 from tests.hosts import needs_root
@@ -93,12 +92,3 @@ async def test_a_release_that_hangs_in_the_kernel_holds_one_thread_however_often
         with trio.fail_after(25):
             while not await teardown(layout, record):  # noqa: ASYNC110 - a reaper's next round, only sooner
                 await trio.sleep(0.05)
-
-
-def test_a_lease_whose_vmm_could_not_be_ended_is_kept_from_others(territory: Territory) -> None:
-    ledger, report = Ledger(territory.state_root / "ledger"), ReapReport()
-    for machine_id, claims in ((1, (Claim.SLOT, Claim.VMM)), (2, (Claim.SLOT,))):
-        vm, key = new_vm_id(), LeaseKey(machine_id, "00000000-0000-4000-8000-000000000001", 1)
-        with ledger.create(Record(vm=vm, created_at=0, boot_id="b", backend="fake", plan={}, claims=claims, lease=key)):
-            report.stuck.append(str(vm))
-    assert [key.machine_id for key in find_undead(layout_of(territory), report)] == [1]

@@ -9,11 +9,11 @@ import trio
 import trio.testing
 
 from nimbus.cli.run import LocalLease
+from nimbus.host_agent.attend import OVERTIME_S, SILENCE_LIMIT_S, _hear
 from nimbus.host_agent.guest import GuestConnected, GuestEvent, GuestHeartbeat, GuestHello, GuestJobStarted
 from nimbus.host_agent.ledger import Ledger, OpenRecord
-from nimbus.host_agent.lifecycle import judge
+from nimbus.host_agent.life import Life, Overtime, describe_end, judge
 from nimbus.host_agent.phases import Phases
-from nimbus.host_agent.serve import OVERTIME_S, SILENCE_LIMIT_S, Life, Overtime, _describe_end, _hear
 from nimbus.model.ids import new_vm_id
 from nimbus.model.record import Record
 from nimbus.model.vm import Command, Ending
@@ -78,7 +78,7 @@ async def test_what_a_guest_writes_on_its_console_steers_no_terminal_and_breaks_
     life = make_life(Command(("true",)))
     await trio.lowlevel.checkpoint()
     life.console = b"\x1b]0;owned\x07 nul\0 \xff\r\nlast\x9b2J words\n"
-    told = _describe_end(life, "it ended")
+    told = describe_end(life, "it ended")
     assert told.isprintable()
     assert "words" in told
 

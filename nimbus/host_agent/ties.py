@@ -1,0 +1,179 @@
+"""What ties a machine to its agent, and how it comes off: undone and told, or left to the next agent.
+
+`see_through` is the one way from a machine's service to its end. Every ending (done, fenced, VMM dies, boot fails,
+cancelled) leaves through teardown, and the end is in the record before anything is undone; only a machine that its
+agent detaches from lives on. Called by lifecycle.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+import structlog
+import trio
+
+from nimbus.host_agent.departure import Departure
+from nimbus.host_agent.guest import OutputSink
+from nimbus.host_agent.lane import in_thread
+from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.life import Life, Outcome, describe_cause, first_error, judge
+from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.teardown import teardown
+from nimbus.model.errors import HostFault, NimbusError
+from nimbus.model.vm import Claim, Ending
+
+log = structlog.get_logger()
+
+SinkT = TypeVar("SinkT", bound=OutputSink)
+LAST_WORD_S = 3.0  # of an agent that stops: a control plane that is away hears the end from the next agent
+NOTE_S = 5.0  # to write one small file
+
+
+class Reporter(Protocol):
+    """Who must hear of a machine's end."""
+
+    def is_wanted(self) -> bool:
+        """False once the lease is lost: nothing may be told under it any more."""
+        ...
+
+    def render(self, outcome: Outcome) -> Mapping[str, object]:
+        """What to tell."""
+        ...
+
+    async def tell(self, report: Mapping[str, object]) -> None:
+        """Return when it was heard, or refused for good."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ties(Generic[SinkT]):
+    """What ties a machine to its agent: where its output goes, who hears of its end, and how the agent leaves."""
+
+    open_sink: Callable[[OpenRecord], AbstractAsyncContextManager[SinkT]]
+    reporter: Reporter | None = None
+    departure: Departure = field(default_factory=Departure)
+
+
+async def see_through(
+    layout: HostLayout, ties: Ties[SinkT], life: Life, serve: Callable[[SinkT], Awaitable[None]]
+) -> Outcome:
+    """Serve, undo, report; or stop where the machine is left to the next agent."""
+    record, told = life.record, False
+    try:
+        try:
+            async with ties.open_sink(record) as sink:
+                await _serve_and_undo(layout, ties, life, partial(serve, sink))
+        except* (NimbusError, OSError) as fault:  # the sink's own
+            life.error = life.error or _name_fault(fault)
+        await _undo_once(layout, ties, life)  # where the sink did not even open
+        outcome = _render_outcome(life, ties.departure)
+        log.info("vm.ended", ending=str(outcome.ending), cause=outcome.cause, clean=outcome.clean)
+        await _report(ties.reporter, record, outcome)
+        told = True
+    finally:
+        if not (told or record.detached):
+            await _undo_once(layout, ties, life)  # noqa: ASYNC102 - its shields and limits are inside
+            with trio.move_on_after(LAST_WORD_S, shield=True):
+                await _report(ties.reporter, record, _render_outcome(life, ties.departure))
+    return outcome
+
+
+async def tell_untold(layout: HostLayout, ties: Ties[SinkT], record: OpenRecord) -> None:
+    """See off a machine that had ended when its agent died: release what is left, then tell the recorded end."""
+    report, reporter = record.value.report, ties.reporter
+    assert report is not None  # noqa: S101 - why it was called
+    assert reporter is not None  # noqa: S101 - only leased machines have a report
+    try:
+        async with ties.open_sink(record):
+            await teardown(layout, record)
+        if _is_ended(record) or report.get("exit_code") is not None or report.get("signal") is not None:
+            await reporter.tell(report)
+            await in_thread(record.forget_report)
+    finally:
+        if not reporter.is_wanted():
+            with trio.move_on_after(NOTE_S, shield=True):
+                await in_thread(record.forget_report)
+
+
+async def _serve_and_undo(
+    layout: HostLayout, ties: Ties[SinkT], life: Life, serve: Callable[[], Awaitable[None]]
+) -> None:
+    """The VM is down before its output's last words travel: they may take seconds, and the guest must not go on."""
+    try:
+        await serve()
+    except* (NimbusError, OSError) as fault:
+        life.error = _name_fault(fault)
+    finally:
+        if ties.departure.detaching and life.may_be_left():
+            life.record.detached = True
+            log.info("vm.left_to_the_next_agent", vm=str(life.record.value.vm))
+        else:
+            await _undo_once(layout, ties, life)  # noqa: ASYNC102 - its shields and limits are inside
+
+
+async def _undo_once(layout: HostLayout, ties: Ties[SinkT], life: Life) -> None:
+    """The end goes into the record before anything is undone: whoever finds the record can tell it."""
+    if life.undone:
+        return
+    life.undone = True
+    if ties.reporter is not None and ties.reporter.is_wanted():
+        report = ties.reporter.render(_render_outcome(life, ties.departure))
+        with trio.move_on_after(NOTE_S, shield=True):
+            await _note_report(life.record, report)
+    with life.phases.span("teardown"):
+        life.clean = await teardown(layout, life.record)
+
+
+async def _note_report(record: OpenRecord, report: Mapping[str, object]) -> None:
+    try:
+        await in_thread(partial(record.change, report=report))
+    except HostFault as error:  # a full disk: the end is told all the same, if this agent lives as long
+        log.warning("ledger.write_failed", vm=str(record.value.vm), error=str(error))
+
+
+async def _report(reporter: Reporter | None, record: OpenRecord, outcome: Outcome) -> None:
+    """Tell the end; the record goes with the answer, or where nobody wants to hear it."""
+    if not (_is_ended(record) or outcome.exit):
+        return
+    if reporter is not None and reporter.is_wanted():
+        await reporter.tell(reporter.render(outcome))
+    await in_thread(record.forget_report)
+
+
+def _is_ended(record: OpenRecord) -> bool:
+    """False while its VMM may live: an end told now could give the work to another host beside it. Only a lease that
+    runs out may do that; an exit that the guest told is no such end.
+    """
+    if Claim.VMM not in record.value.claims:
+        return True
+    log.error("vm.not_ended", vm=str(record.value.vm), why="its VMM could not be killed: its end is not told")
+    return False
+
+
+def _render_outcome(life: Life, departure: Departure) -> Outcome:
+    cause, ending = describe_cause(life.exit, life.error), judge(life.exit, life.error)
+    if life.exit is None and life.error is None:  # cancelled
+        ending = Ending.CANCELLED if departure.leaving else Ending.HOST_FAULT
+        cause = "its agent was stopped" if departure.leaving else "its agent gave it up"
+    return Outcome(life.record.value.vm, ending, life.exit, cause, life.phases.render(), life.clean, life.boots)
+
+
+def _name_fault(group: BaseExceptionGroup[NimbusError | OSError]) -> NimbusError:
+    """What counts of it: ours before the kernel's. Whatever a kernel would not do for this VM, its neighbours live."""
+    ours, rest = group.split(NimbusError)
+    if ours is not None:
+        return first_error(ours)
+    assert rest is not None  # noqa: S101 - a group holds something
+    log.error("vm.host_refused", exc_info=rest)
+    return HostFault(f"this host refused: {_only(rest)}")
+
+
+def _only(group: BaseExceptionGroup[NimbusError | OSError]) -> str:
+    inner = group.exceptions[0]
+    if isinstance(inner, BaseExceptionGroup):
+        return _only(inner)
+    return (inner.strerror if isinstance(inner, OSError) else None) or type(inner).__name__
