@@ -102,6 +102,11 @@ class MaskSet:
             self._add(mask)
         self.revision = 0
 
+    @property
+    def known(self) -> tuple[bytes, ...]:
+        """What is hidden, in the order in which it came."""
+        return tuple(self._masks)
+
     def add(self, value: bytes) -> None:
         """Hide this value from here on."""
         if len(value) > VALUE_BYTES_MAX:
@@ -167,13 +172,21 @@ class MaskSet:
 
     def _search_keys(self) -> re.Pattern[bytes] | None:
         if self._keys is None and self._alike:
-            self._keys = re.compile(b"|".join(re.escape(key) for key in self._alike))
+            self._keys = re.compile(_render_pattern(self._alike))
         return self._keys
 
     def render(self) -> str:
         """For the spool's folder: an adopting agent hides what this one did."""
         masks = [base64.b64encode(mask).decode() for mask in self._masks]
         return json.dumps({"version": 1, "masks": masks, "overflowed": self.overflowed})
+
+
+def _render_pattern(keys: Iterable[bytes]) -> bytes:
+    """One alternative for each first byte: tried one by one, a thousand keys would cost ten times as much."""
+    tails: dict[bytes, list[bytes]] = {}
+    for key in keys:
+        tails.setdefault(key[:1], []).append(re.escape(key[1:]))
+    return b"|".join(re.escape(first) + b"(?:" + b"|".join(rest) + b")" for first, rest in tails.items())
 
 
 def parse_masks(text: str | None) -> MaskSet:
