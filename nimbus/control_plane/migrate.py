@@ -53,10 +53,11 @@ def load_migrations() -> tuple[Migration, ...]:
 
 async def migrate(database: Database) -> tuple[str, ...]:
     """Apply what is missing; the names of what was applied."""
-    return await database.run(_apply, load_migrations())
+    return await database.run(apply_migrations, load_migrations())
 
 
-async def _apply(transaction: Transaction, steps: tuple[Migration, ...]) -> tuple[str, ...]:
+async def apply_migrations(transaction: Transaction, steps: tuple[Migration, ...]) -> tuple[str, ...]:
+    """The steps that have not run here yet, as part of the caller's transaction."""
     await transaction.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
     await transaction.execute(_VERSIONS)
     rows = await transaction.fetch("SELECT version, digest FROM schema_versions ORDER BY version")

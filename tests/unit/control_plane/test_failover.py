@@ -68,3 +68,26 @@ async def test_a_replica_that_was_not_promoted_yet_is_as_good_as_away(
         async with open_database(standby.dsn(urlsplit(database_dsn).path.strip("/")), pool_size=1) as database:
             with pytest.raises(Unavailable):
                 await database.run(write)
+
+
+async def test_while_the_database_is_away_every_write_of_an_agent_is_answered_with_when_to_come_again(
+    postgres_server: PostgresServer, database_dsn: str, redis_url: str
+) -> None:
+    with copy_server(postgres_server) as server:
+        server.start()
+        server.promote()
+        async with open_plane(server.dsn(urlsplit(database_dsn).path.strip("/")), redis_url) as plane:
+            agent = await plane.enrol()
+            await plane.submit()
+            grant = await plane.lease(agent)
+            assert grant is not None
+            server.stop()
+            asked = {"wait_s": 0, "free": {"cpus": 1, "mem_mib": 512, "slots": 1}}
+            answers = [
+                await plane.renew(agent, grant),
+                await plane.finish(agent, grant),
+                await plane.http.post("/api/agents/lease", json=asked, headers=agent),
+            ]
+
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)

@@ -276,3 +276,4 @@ async def test_an_agent_that_enrols_too_often_is_told_to_wait(database_dsn: str,
         await plane.enrol("other")
 
     assert refused.status_code == 429
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
