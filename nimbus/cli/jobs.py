@@ -115,6 +115,7 @@ def show(base_url: str, token: str | None, as_json: bool, job_id: int) -> None:
     for machine in job["machines"]:
         click.echo("")
         lines = [(name, cell(machine[name])) for name in ("state", "fence", "agent_id", "ending", "exit_code", "cause")]
+        lines.append(("used", describe_usage(machine.get("usage"))))
         click.echo(render_table(("MACHINE", str(machine["machine_id"])), lines))
 
 
@@ -267,6 +268,16 @@ def exit_status(job: Job) -> int:
 
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def describe_usage(usage: Job | None) -> str:
+    """What a machine's VM used, as far as its host can count it."""
+    used = usage or {}
+    words = [f"{used['cpu_ms'] / 1000:.1f} s CPU"] if "cpu_ms" in used else []
+    for name in ("memory", "disk", "received", "sent"):
+        if f"{name}_bytes" in used:
+            words.append(f"{used[f'{name}_bytes'] / 2**20:.1f} MiB {name}")
+    return ", ".join(words)
 
 
 def row(job: Job) -> tuple[str, ...]:

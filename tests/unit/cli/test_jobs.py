@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nimbus.cli.jobs import exit_status, parse_mib, render_submission
+from nimbus.cli.jobs import describe_usage, exit_status, parse_mib, render_submission
 from nimbus.model.errors import Refused
 from nimbus.wire.tokens import Audience, hmac_key, render_token, verify_token
 from tests.unit.control_plane.plane import ADMIN_SECRET, Plane, open_plane
@@ -170,3 +170,16 @@ def test_a_submission_is_either_a_line_or_words_and_carries_a_key_of_its_own() -
 )
 def test_the_exit_status_is_the_commands_own(conclusion: str | None, machine: dict[str, object], status: int) -> None:
     assert exit_status({"conclusion": conclusion, "machines": [machine]}) == status
+
+
+@pytest.mark.parametrize(
+    ("usage", "shown"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"cpu_ms": 1250}, "1.2 s CPU"),
+        ({"cpu_ms": 0, "memory_bytes": 2**30, "sent_bytes": 2**19}, "0.0 s CPU, 1024.0 MiB memory, 0.5 MiB sent"),
+    ],
+)
+def test_what_a_vm_used_is_shown_as_far_as_its_host_counts_it(usage: dict[str, int] | None, shown: str) -> None:
+    assert describe_usage(usage) == shown
