@@ -273,11 +273,9 @@ def print_json(value: object) -> None:
 def describe_usage(usage: Job | None) -> str:
     """What a machine's VM used, as far as its host can count it."""
     used = usage or {}
-    words = [f"{used['cpu_ms'] / 1000:.1f} s CPU"] if "cpu_ms" in used else []
-    for name in ("memory", "disk", "received", "sent"):
-        if f"{name}_bytes" in used:
-            words.append(f"{used[f'{name}_bytes'] / 2**20:.1f} MiB {name}")
-    return ", ".join(words)
+    cpu = [f"{used['cpu_ms'] / 1000:.1f} s CPU"] if "cpu_ms" in used else []
+    counted = [name for name in ("memory", "disk", "received", "sent") if f"{name}_bytes" in used]
+    return ", ".join([*cpu, *(f"{used[f'{name}_bytes'] / 2**20:.1f} MiB {name}" for name in counted)])
 
 
 def row(job: Job) -> tuple[str, ...]:
