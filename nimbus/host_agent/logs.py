@@ -23,7 +23,7 @@ from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.logspool import LogSpool, open_spool
 from nimbus.host_agent.shipping import ingest_url, ship_logs
 from nimbus.host_agent.spool import DEFAULT_CAP_BYTES, TARGET, load_note, save_note
-from nimbus.model.errors import NimbusError
+from nimbus.model.errors import HostFault, NimbusError
 from nimbus.runtime.http import open_http
 
 FLUSH_S = 10.0  # how long a machine's end may wait for its last rows to arrive
@@ -72,8 +72,11 @@ def read_target(folder: Path) -> LogTarget | None:
     text = load_note(folder, TARGET)
     if text is None:
         return None
-    value = json.loads(text)
-    return LogTarget(value["url"], value["token"])
+    try:
+        value = json.loads(text)
+        return LogTarget(value["url"], value["token"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise HostFault(f"the log spool of {folder.name} does not say where it belongs") from error
 
 
 def save_target(folder: Path, target: LogTarget) -> None:

@@ -102,9 +102,7 @@ class LogSpool:
     async def finish_orphan(self) -> bool:
         """End a spool whose agent died before its VM did: a row says that more may have been printed."""
         async with self._appending:
-            if not self._spool.finished:
-                lost = Record(Kind.LOST, Stream.AGENT, _now_ms(), 0, _LOST_END.encode())
-                await self._lane.run(self._put, lost, Record(Kind.END, Stream.AGENT, _now_ms(), 0))
+            await self._lane.run(self._end_orphan)
         self._tell()
         return self._spool.finished
 
@@ -268,17 +266,34 @@ class LogSpool:
         self._dropped.clear()
         return self._put(*told, Record(Kind.END, Stream.AGENT, _now_ms(), 0, message.encode()))
 
+    def _end_orphan(self) -> None:
+        if not self._spool.finished:
+            cuts = [Record(Kind.CUT, stream, _now_ms(), 0) for stream in (Stream.STDOUT, Stream.STDERR)]
+            lost = Record(Kind.LOST, Stream.AGENT, _now_ms(), 0, _LOST_END.encode())
+            self._put(*cuts, lost, Record(Kind.END, Stream.AGENT, _now_ms(), 0))
+
 
 @asynccontextmanager
 async def open_spool(folder: Path, cap_bytes: int = DEFAULT_CAP_BYTES) -> AsyncIterator[LogSpool]:
     """The spool in `folder`, new or as an earlier agent left it. Conflict while somebody else has it."""
     lane = ThreadLane("log-spool", 2)  # one thread appends, one reads
-    spool = await lane.run(Spool, folder, cap_bytes)
+    spool, checkpoint, masks = await lane.run(_open, folder, cap_bytes)
     try:
-        checkpoint = parse_checkpoint(await lane.run(spool.load, CHECKPOINT))
-        yield LogSpool(spool, lane, checkpoint, parse_masks(await lane.run(spool.load, MASKS)))
+        yield LogSpool(spool, lane, checkpoint, masks)
     finally:
         spool.close()
+
+
+def _open(folder: Path, cap_bytes: int) -> tuple[Spool, Checkpoint, MaskSet]:
+    try:
+        spool = Spool(folder, cap_bytes)
+        try:
+            return spool, parse_checkpoint(spool.load(CHECKPOINT)), parse_masks(spool.load(MASKS))
+        except BaseException:
+            spool.close()
+            raise
+    except (OSError, LookupError, TypeError, ValueError) as error:  # a host that lost its power, or a newer agent
+        raise HostFault(f"the log spool of {folder.name} cannot be read ({type(error).__name__})") from error
 
 
 def _now_ms() -> int:

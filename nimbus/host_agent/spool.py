@@ -151,9 +151,8 @@ class Spool:
         return load_note(self._folder, name)
 
     def remove(self) -> None:
-        """All of it has arrived, or is given up. What a crash leaves of this has no target, so nobody ships it."""
-        (self._folder / TARGET).unlink(missing_ok=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """All of it has arrived: take the folder away."""
+        _remove_folder(self._folder)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.seg"
@@ -244,6 +243,15 @@ class Spool:
                 yield parse_payload(header, payload), byte
 
 
+def remove_spool(folder: Path) -> None:
+    """Take away a spool as it is, readable or not. Conflict while somebody holds it."""
+    lock_fd = _lock_folder(folder)
+    try:
+        _remove_folder(folder)
+    finally:
+        os.close(lock_fd)
+
+
 def save_note(folder: Path, name: str, text: str) -> None:
     """Write a file of the spool's folder, whole or not at all, readable by nobody else."""
     fresh = folder / f"{name}.new"
@@ -278,6 +286,12 @@ def _lock_folder(folder: Path) -> int:
         os.close(fd)
         raise Conflict(f"the log spool of {folder.name} is in use") from None
     return fd
+
+
+def _remove_folder(folder: Path) -> None:
+    """What a crash leaves of this has no target, so nobody ships it."""
+    (folder / TARGET).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_all(fd: int, data: bytes, position: int) -> None:

@@ -7,23 +7,20 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from quart import Response, request
 
 from nimbus.host_agent.logs import LogShipping, LogTarget, open_log_shipping
 from nimbus.host_agent.logspool import open_spool
 from nimbus.host_agent.shipping import ingest_url
 from nimbus.logging_pipeline.engine import Endpoint
 from nimbus.model.errors import Refused
-from nimbus.runtime.serving import build_app, json_response, serve_app
+from tests.unit.host_agent.logpipeline import open_pipeline, until
 from tests.unit.logging_pipeline.rig import open_rig, run_engine
 
 
@@ -31,42 +28,6 @@ from tests.unit.logging_pipeline.rig import open_rig, run_engine
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     with run_engine(tmp_path_factory.mktemp("engine") / "store") as endpoint:
         yield endpoint
-
-
-@dataclass
-class Pipeline:
-    """A pipeline that keeps what it is sent and answers as told."""
-
-    url: str = ""
-    statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    posts: int = 0
-
-    def messages(self, stream: str = "stdout") -> list[str]:
-        return [row["message"] for row in self.rows if row["stream"] == stream]
-
-
-@asynccontextmanager
-async def open_pipeline() -> AsyncIterator[Pipeline]:
-    pipeline, stop = Pipeline(), trio.Event()
-    app = build_app("pipeline", max_body_bytes=4 * 2**20)
-
-    @app.post("/ingest")
-    async def ingest() -> Response:
-        body = await request.get_json()
-        pipeline.posts += 1
-        if pipeline.statuses:
-            status, headers = pipeline.statuses.pop(0)
-            return json_response({"error": "told", "message": "told so"}, status, headers)
-        pipeline.rows += body["rows"]
-        return json_response({"acked_seq": body["rows"][-1]["seq"]})
-
-    async with trio.open_nursery() as nursery:
-        serve = partial(serve_app, graceful_s=0.2)
-        binds = await nursery.start(serve, app, ["127.0.0.1:0"], stop)
-        pipeline.url = binds[0]
-        yield pipeline
-        stop.set()
 
 
 @asynccontextmanager
@@ -78,11 +39,6 @@ async def finishing(folder: Path, url: str, token: str, **options: Any) -> Async
         finally:
             with trio.move_on_after(60, shield=True):
                 await sink.finish()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - the other side of a connection tells nobody
-        await trio.sleep(0.01)
 
 
 async def test_output_arrives_in_order_with_an_end_row(tmp_path: Path, engine: Endpoint) -> None:
