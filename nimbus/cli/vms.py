@@ -77,8 +77,10 @@ def list_vms(as_json: bool) -> None:
 def purge(vm: str | None, everything: bool, as_json: bool) -> None:
     """Tear down VMs whose supervisor is gone, and sweep up what bears their names.
 
-    A VM with a live supervisor (an agent, a `nimbus run`) is left alone and reported. So is the record of a job
-    that ended and whose end the control plane has not heard: start the agent, which tells it.
+    A VM with a live supervisor (an agent, a `nimbus run`) is left alone and reported. The end of a job that
+    the control plane has not heard of stays in the ledger: start the agent, which tells it.
+    A VM that the next agent would adopt is ended: where an agent is to come back, start it instead.
+
     Exit status 1 where something could not be removed; run it again, or read the record's failures.
     """
     if (vm is None) == (not everything):
@@ -86,11 +88,10 @@ def purge(vm: str | None, everything: bool, as_json: bool) -> None:
     quiet_events()
     layout = find_layout(read_settings(HostSettings))
     report = trio.run(_purge, layout, VmId(vm) if vm else None)
-    untold = [str(s.vm) for s in look(Ledger(layout.ledger)) if s.standing is Standing.ENDED_UNTOLD]
     if as_json:
-        click.echo(json.dumps({**asdict(report), "untold": untold}))
+        click.echo(json.dumps(asdict(report)))
     else:
-        click.echo(_describe(report, untold))
+        click.echo(_describe(report))
     sys.exit(1 if report.stuck else 0)
 
 
@@ -98,13 +99,12 @@ async def _purge(layout: HostLayout, only: VmId | None) -> ReapReport:
     return await reap(layout, living=True, only=only)
 
 
-def _describe(report: ReapReport, untold: list[str]) -> str:
+def _describe(report: ReapReport) -> str:
     lines = [f"torn down: {', '.join(report.reaped) or 'nothing was left'}"]
-    alive = [vm for vm in report.alive if vm not in untold]
-    if alive:
-        lines.append(f"left alone, a live process supervises them: {', '.join(alive)}")
-    if untold:
-        lines.append(f"ended, and the control plane has not heard how: {', '.join(untold)}; start the agent")
+    if report.alive:
+        lines.append(f"left alone, a live process supervises them: {', '.join(report.alive)}")
+    if report.untold:
+        lines.append(f"over, but the control plane has not heard how: {', '.join(report.untold)}; start the agent")
     if report.stuck:
         lines.append(f"NOT clean: {', '.join(report.stuck)}; see `nimbus vms inspect VM` and run this again")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from nimbus.host import process
 from nimbus.host_agent.ledger import Ledger
+from nimbus.host_agent.reaper import is_untold
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import VmId
 from nimbus.model.record import Record
@@ -48,7 +49,8 @@ class Moment:
 def judge_standing(record: Record, *, supervised: bool, moment: Moment) -> Standing:
     """Pure: the word for this record."""
     if record.report is not None and not record.claims:
-        return Standing.ENDED_UNTOLD
+        wanted = supervised or is_untold(record, boot_id=moment.boot_id, now_ns=moment.now_ns)
+        return Standing.ENDED_UNTOLD if wanted else Standing.ORPHAN
     if supervised:
         return Standing.RUNNING
     if not record.is_adoptable or record.boot_id != moment.boot_id or not moment.keeper_alive:

@@ -26,7 +26,9 @@ def list_loaded(module: str) -> set[str]:
     return set(json.loads(told))
 
 
-@pytest.mark.parametrize("module", ["nimbus.host_agent.main", "nimbus.cli.run", "nimbus.cli.vms", "nimbus.cli.agent"])
+@pytest.mark.parametrize(
+    "module", ["nimbus.host_agent.main", "nimbus.cli.run", "nimbus.cli.vms", "nimbus.cli.agent", "nimbus.cli.doctor"]
+)
 def test_a_hosts_process_loads_no_database_driver_and_no_service(module: str) -> None:
     loaded = list_loaded(module)
     assert module in loaded

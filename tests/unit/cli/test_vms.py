@@ -11,7 +11,9 @@ from click.testing import CliRunner, Result
 from nimbus.__main__ import cli
 from nimbus.cli.vmconsole import MAX_LINE_CHARS, Lines
 from nimbus.cli.vmpage import render
+from nimbus.cli.vms import _describe
 from nimbus.host_agent.ledger import Ledger
+from nimbus.host_agent.reaper import ReapReport
 from nimbus.model.errors import NotFound, Refused
 from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
@@ -97,6 +99,14 @@ def test_looking_takes_no_name_and_makes_no_file(tmp_path: Path) -> None:
 def test_the_list_says_what_to_do_about_an_orphan(state: Path) -> None:
     listed = nimbus(state, "list").output
     assert "orphan: `nimbus vms purge --all`" in listed
+
+
+def test_a_purge_says_which_ends_wait_for_the_agent() -> None:
+    report = ReapReport(reaped=["11111111"], untold=["0badcafe"])
+    assert _describe(report).splitlines() == [
+        "torn down: 11111111",
+        "over, but the control plane has not heard how: 0badcafe; start the agent",
+    ]
 
 
 @pytest.mark.parametrize("place", ["vms/0badcafe/console.tail", "postmortems/0badcafe.console"])

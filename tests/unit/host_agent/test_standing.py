@@ -39,6 +39,7 @@ UNTOLD = replace(LIVING, claims=(), report={"ending": "done"})
         (LIVING, replace(NOW, keeper_alive=False), Standing.ORPHAN),
         (LIVING, replace(NOW, boot_id="another"), Standing.ORPHAN),
         (UNTOLD, NOW, Standing.ENDED_UNTOLD),
+        (replace(UNTOLD, deadline_ns=1000), NOW, Standing.ORPHAN),  # nobody waits for its end any more
         (replace(UNTOLD, claims=(Claim.NETWORK,), deadline_ns=0), NOW, Standing.ORPHAN),
     ],
 )
