@@ -166,14 +166,17 @@ def _claim_slot(target: Target) -> Slot:
 
 
 def _release_slot(target: Target) -> None:
-    """The slot of the record, and any that was claimed for it just before its supervisor died.
+    """The slot of the record, or the one that was claimed for it just before its supervisor died.
 
     Its uid and addresses go to the next tenant, so never before the exit barrier and the network's end.
     """
     held = {Claim.VMM, Claim.CGROUP, Claim.NETWORK} & set(target.record.claims)
     if held:
         raise HostFault(f"the slot is kept while {', '.join(sorted(held))} of VM {target.record.vm} is not released")
-    slots.release_slots_of(target.layout.runtime, target.object)
+    if target.record.slot is None:
+        slots.release_slots_of(target.layout.runtime, target.object)
+    else:
+        slots.release_slot(target.layout.runtime, target.record.slot.index, target.object)
 
 
 def _acquire_network(target: Target) -> None:

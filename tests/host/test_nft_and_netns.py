@@ -96,7 +96,7 @@ def test_a_link_that_is_absent_is_lowered_and_removed_with_success() -> None:
     with link.open_netlink() as route:
         link.lower_link(route, "nbfff-absent")
         link.remove_link(route, "nbfff-absent")
-        assert link.find_address(route, "nbfff-absent") is None
+        assert link.find_address("nbfff-absent") is None
         with pytest.raises(HostFault, match="not found"):
             link.link_index(route, "nbfff-absent")
 
