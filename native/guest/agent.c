@@ -55,7 +55,7 @@ static int wait_ms(const struct agent *agent, bool quiet, uint64_t now_ms)
 	uint64_t due = supervise_due(&agent->job, now_ms);
 
 	due = sooner(due, now_ms + (quiet ? QUIET_MS : BEAT_MS));
-	if (agent->attached) {
+	if (agent->attached && link_idle(&agent->link)) { /* else nothing can be said before the host takes more */
 		due = sooner(due, agent->beat_at);
 		due = sooner(due, agent->exit_at);
 	}

@@ -82,21 +82,21 @@ bool link_poll_target(const struct link *link, int *fd, short *events)
 	return !link->quiet;
 }
 
-/* A frame of which nothing went out was meant for the host that has gone, and is forgotten: the next one asks anew. */
+/* Of a port the next host's attach may have been read before the last host's departure is seen, for the two come by
+ * queues of their own: what was said since is not taken back. A socket's end is the end of its host, and a frame of which
+ * nothing went out is forgotten with it. */
 static bool lose(struct link *link)
 {
-	bool was_there = !link->quiet;
-
-	if (link->out_done == 0)
-		link->out_length = 0;
 	frame_reader_reset(&link->reader);
 	if (link->listen_fd < 0) {
 		link->quiet = true;
-	} else if (link->fd >= 0) {
-		close(link->fd);
-		link->fd = -1;
+		return false;
 	}
-	return was_there;
+	if (link->out_done == 0)
+		link->out_length = 0;
+	close(link->fd);
+	link->fd = -1;
+	return true;
 }
 
 /* A port polls as hung up, all the time, while nobody is connected to it: it is looked at again now and then. */

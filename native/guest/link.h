@@ -28,8 +28,8 @@ int link_open_port(struct link *link, const char *device);
 int link_open_socket(struct link *link, const char *path);
 /* What to poll, and for which events. False: nothing now, look again in a moment. */
 bool link_poll_target(const struct link *link, int *fd, short *events);
-/* Poll said `revents`, or nothing could be polled and 0 is given. True when the connection to the host was lost or is a
- * new one: the host must attach (again). Reads what there is. */
+/* Poll said `revents`, or nothing could be polled and 0 is given. True when a socket's connection was lost or is a new
+ * one: the host must attach (again); never of a port. Reads what there is. */
 bool link_serve(struct link *link, short revents, uint64_t now_ms);
 /* The next frame from the host. */
 bool link_next(struct link *link, struct frame *frame);

@@ -100,7 +100,7 @@ async def test_hosts_killed_in_the_midst_of_output_lose_none_and_repeat_none(tmp
         async with open_double(tmp_path) as double:
             for part, path, given in ((1, stdout, script), (size // 2, stdout, None), (size // 3, stderr, None)):
                 async with open_killable_host(double.path, folder, given) as process:
-                    await wait_for(partial(_holds, path, part))
+                    await wait_for(partial(holds, process, path, part))
                     process.send_signal(signal.SIGKILL)
                     assert await process.wait() == -signal.SIGKILL
             (folder / "go").touch()
@@ -114,7 +114,9 @@ async def test_hosts_killed_in_the_midst_of_output_lose_none_and_repeat_none(tmp
     assert double.process.returncode == 0
 
 
-def _holds(path: Path, size: int) -> bool:
+def holds(process: trio.Process, path: Path, size: int) -> bool:
+    """Whether the host that lives still has brought so many bytes to safety."""
+    assert process.poll() is None, "the host ended by itself"
     return path.exists() and path.stat().st_size >= size
 
 
@@ -182,6 +184,27 @@ async def test_every_host_that_comes_while_the_job_runs_is_told_that_it_does(tmp
             again = await second.hear(JobStarted)
 
     assert again == started
+
+
+async def test_a_guest_whose_host_hangs_sleeps_too(tmp_path: Path) -> None:
+    with trio.fail_after(LIMIT_S):
+        async with open_double(tmp_path) as double:
+            host = RawHost(await double.connect())
+            await host.stream.send_all(render_attach(1, NONCE, (0, 0), FAR))
+            await host.hear(Hello)
+            await host.stream.send_all(job_frames(shell(f"head -c 9000000 /dev/zero; touch {tmp_path}/printed")))
+            await trio.sleep(2)  # its next heartbeat is due, and the socket has long been full
+            before = cpu_s(double.process.pid)
+            await trio.sleep(2)
+            spent = cpu_s(double.process.pid) - before
+
+    assert not (tmp_path / "printed").exists()
+    assert spent < 0.5
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def test_a_time_limit_passes_while_nobody_listens(tmp_path: Path) -> None:
