@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface
@@ -37,6 +38,9 @@ RP_FILTER = 8
 ARP_IGNORE = 19
 ROUTE_LOCALNET = 26
 _ADDR_GEN_MODE_NONE = 1  # no link-local address, hence no IPv6 on the link
+_VETH_TRIES = 2
+_VETH_LIMIT_S = 0.5
+_LOOK_AGAIN_S = 0.01
 _SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
 _SIOCGIFNETMASK = 0x891B
 _ABSENT = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
@@ -81,12 +85,31 @@ def open_netlink(netns_fd: int | None = None) -> Iterator[Netlink]:
 def ensure_veth(route: Netlink, host: str, peer: str, peer_netns_fd: int) -> int:
     """A veth pair with one end here and the other inside the namespace; both down. Returns the index here.
 
-    A leftover of the same name is deleted first, with its addresses and routes.
+    A leftover of the same name is deleted first, with its addresses and routes. A pair that does not appear, or goes
+    with an earlier owner's namespace whose end comes late, is made once more.
     """
-    remove_link(route, host)
-    with _told(f"veth {host} could not be made"):
-        route.link("add", ifname=host, kind="veth", peer={"ifname": peer, "net_ns_fd": peer_netns_fd})
-    return link_index(route, host)
+    for _ in range(_VETH_TRIES):
+        remove_link(route, host)
+        with _told(f"veth {host} could not be made"):
+            route.link("add", ifname=host, kind="veth", peer={"ifname": peer, "net_ns_fd": peer_netns_fd})
+        with open_netlink(peer_netns_fd) as inside:
+            there = wait_link(inside, peer, _VETH_LIMIT_S)
+        here = wait_link(route, host, _VETH_LIMIT_S)
+        if there is not None and here is not None:
+            return here
+    raise HostFault(f"veth {host} was made {_VETH_TRIES} times and was not there {_VETH_LIMIT_S:g} s later")
+
+
+def wait_link(route: Netlink, name: str, limit_s: float) -> int | None:
+    """The kernel's number of a link, once it is there; None where it did not appear in time."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        index: int | None = None
+        with _told(f"link {name} was not found", absent_ok=True):
+            index = int(route.link("get", ifname=name)[0]["index"])
+        if index is not None or time.monotonic() >= deadline:
+            return index
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def remove_link(route: Netlink, name: str) -> None:

@@ -26,7 +26,7 @@ from nimbus.host_agent.disks import acquire_disk, release_disk
 from nimbus.host_agent.jail import acquire_jail, release_jail
 from nimbus.host_agent.lane import MAKE_LIMITER, UNDO_LIMITER, in_thread, in_thread_or_left
 from nimbus.host_agent.metrics import QUARANTINES
-from nimbus.host_agent.network import acquire_network, release_network
+from nimbus.host_agent.network import acquire_network, plan_uplink, release_network
 from nimbus.host_agent.plan import HostLayout, VmPaths, VmPlan
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import object_name
@@ -184,7 +184,10 @@ def _acquire_network(target: Target) -> None:
 
 
 def _release_network(target: Target) -> None:
-    release_network(target.object)
+    slot, address = target.record.slot, None
+    if slot is not None:
+        address = plan_uplink(target.layout.subnet, slot.index)[1].ip
+    release_network(target.object, address)
 
 
 def _acquire_disk(target: Target) -> None:

@@ -60,13 +60,13 @@ def plan_network(
     tap = check_ifname(f"{tap_prefix}0")
     if not tap.replace("-", "").replace("_", "").isalnum() or not tap.isascii():
         raise Refused(f"{tap!r} is no tap name: letters, digits, '-' and '_' only")
-    first = subnet.network_address + slot.index * 4
+    uplink_host, uplink_peer = plan_uplink(subnet, slot.index)
     return NetPlan(
         name=object_name,
         tap=tap,
         peer=PEER,
-        uplink_host=IPv4Interface((first + 1, 30)),
-        uplink_peer=IPv4Interface((first + 2, 30)),
+        uplink_host=uplink_host,
+        uplink_peer=uplink_peer,
         gateway=GATEWAY,
         guest=GUEST,
         mac="02:4e:42:" + slot.index.to_bytes(3, "big").hex(":"),
@@ -76,6 +76,12 @@ def plan_network(
         nameserver=nameserver,
         subnet=subnet,
     )
+
+
+def plan_uplink(subnet: IPv4Network, index: int) -> tuple[IPv4Interface, IPv4Interface]:
+    """The two addresses of a slot's /30: of the host, and of the netns behind its veth."""
+    first = subnet.network_address + index * 4
+    return IPv4Interface((first + 1, 30)), IPv4Interface((first + 2, 30))
 
 
 def render_host_rules(plan: NetPlan) -> str:
@@ -173,11 +179,12 @@ def acquire_network(plan: NetPlan) -> None:
             release_network(plan.name)
 
 
-def release_network(name: str) -> None:
+def release_network(name: str, address: IPv4Address | None = None) -> None:
     """Give all of it back; what is absent is success, and a failed step does not stop the next.
 
-    The veth is silenced first. Its address tells whose connections to forget, so it is deleted after that:
-    a release killed half-way can start over. The netns goes last: its name is what a reaper looks for.
+    The veth is silenced first. Connections of `address`, the netns's own, are forgotten; without it (nobody recorded
+    the slot) the veth's address tells it, so it is deleted after that: a release killed half-way can start over. The
+    netns goes last: its name is what a reaper looks for.
     """
     if parse_object_name(name) is None:
         raise Refused(f"{name!r} is no object name of Nimbus: nothing of it is removed")
@@ -187,7 +194,7 @@ def release_network(name: str) -> None:
             link.lower_link(route, name)
         with _noting(faults), nft.applying_ruleset(nft.render_removal(name)):  # nft starts while the rest is done
             with _noting(faults):
-                _forget_connections(name)
+                _forget_connections(name, address)
             with _noting(faults):
                 link.remove_link(route, name)
     with _noting(faults):
@@ -217,13 +224,14 @@ def _noting(faults: list[str]) -> Iterator[None]:
         faults.append(str(fault))
 
 
-def _forget_connections(name: str) -> None:
-    """Whoever gets the slot next must not meet connections of this VM in the host's table."""
-    address = link.find_address(name)
-    if address is not None:
-        for neighbour in address.network.hosts():
-            if neighbour != address.ip:
-                conntrack.flush_connections(neighbour)
+def _forget_connections(name: str, known: IPv4Address | None) -> None:
+    """Whoever gets the slot next must not meet connections of this VM in the host's table, though its veth be gone."""
+    told = {known} if known is not None else set()
+    here = link.find_address(name)
+    if here is not None:
+        told |= {neighbour for neighbour in here.network.hosts() if neighbour != here.ip}
+    for address in told:
+        conntrack.flush_connections(address)
 
 
 def _acquire(plan: NetPlan) -> None:

@@ -128,6 +128,18 @@ def test_the_next_tenant_of_a_slot_meets_no_connection_of_the_last(world: World)
     assert _connections(plan.uplink_peer.ip) == 0
 
 
+def test_connections_of_a_vm_whose_veth_was_lost_are_forgotten_with_its_slot(world: World) -> None:
+    plan = random_plan()
+    with acquired(plan):
+        with open_guest(plan) as guest:
+            assert guest.ping(world.stack.address)
+        with link.open_netlink() as route:
+            link.remove_link(route, plan.name)  # by whomever: its address is not there to be asked for
+        assert _connections(plan.uplink_peer.ip) > 0
+        release_network(plan.name, plan.uplink_peer.ip)
+        assert _connections(plan.uplink_peer.ip) == 0
+
+
 def test_eight_networks_made_at_once_all_work_and_disturb_nobody(guest: Stack, world: World) -> None:
     plans = [random_plan(index=index) for index in range(9000, 9008)]
     with ThreadPoolExecutor(8) as threads, ExitStack() as open_guests:

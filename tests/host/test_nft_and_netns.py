@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from nimbus.host import link, netns, nft
+from nimbus.host import link, native, netns, nft
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import new_vm_id
 
@@ -109,3 +110,48 @@ def test_a_leftover_tap_goes_to_the_new_owner(name: str) -> None:
         with link.open_netlink(fd) as route:
             data = next(iter(route.get_links(ifname="tap0"))).get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
             assert data.get_attr("IFLA_TUN_OWNER") == 290_001
+
+
+class Losing:
+    """A route socket whose first veth is gone again as soon as it was made, as the end of a namespace takes it."""
+
+    def __init__(self, route: link.Netlink) -> None:
+        self.made = 0
+        self._route = route
+
+    def link(self, verb: str, **words: object) -> object:
+        told = self._route.link(verb, **words)
+        if verb == "add":
+            self.made += 1
+            if self.made == 1:
+                self._route.link("del", ifname=words["ifname"])
+        return told
+
+
+def test_a_veth_that_is_lost_while_it_is_made_is_made_once_more(name: str) -> None:
+    netns.ensure_netns(name)
+    with netns.open_netns(name) as fd, link.open_netlink() as route:
+        losing = Losing(route)
+        assert link.ensure_veth(losing, name, "uplink", fd) == link.link_index(route, name)
+        link.remove_link(route, name)
+    assert losing.made == 2
+
+
+def test_a_link_that_comes_late_is_waited_for_and_one_that_never_comes_is_not_for_long(name: str) -> None:
+    netns.ensure_netns(name)
+    with netns.open_netns(name) as fd, link.open_netlink(fd) as route, ThreadPoolExecutor(1) as threads:
+        assert link.wait_link(route, "uplink", 0.05) is None
+        found = threads.submit(link.ensure_tap, fd, "uplink", uid=0, gid=0)
+        assert link.wait_link(route, "uplink", 30.0) == link.link_index(route, "uplink")
+        found.result()
+
+
+def test_a_tap_that_another_holds_open_is_refused_at_once_with_its_cause(name: str) -> None:
+    netns.ensure_netns(name)
+    with netns.open_netns(name) as fd:
+        holder = native.open_tap(fd, "tap0", 0, 0, persist=True)
+        try:
+            with pytest.raises(HostFault, match=r"tap tap0 could not be made \(Device or resource busy\)"):
+                link.ensure_tap(fd, "tap0", uid=0, gid=0)
+        finally:
+            os.close(holder)
