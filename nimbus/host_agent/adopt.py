@@ -6,6 +6,7 @@ deadline decides. Called by main.py, once, before the first lease.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -24,10 +25,13 @@ from nimbus.host_agent.machines import Report, Workplace, note_lost, open_output
 from nimbus.host_agent.plan import HostLayout, read_shape
 from nimbus.host_agent.ties import Ties, tell_untold
 from nimbus.model.errors import HostFault, NimbusError
+from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Shape
 
 log = structlog.get_logger()
+
+LOOKER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,57 @@ class Foundling:
         self.page.__exit__(None, None, None)
 
 
-def find_machines(layout: HostLayout) -> list[Foundling]:
-    """Every leased machine in the ledger that nobody supervises, locked. What cannot be read is the reaper's."""
+@dataclass(frozen=True)
+class Estate:
+    """All that earlier agents left in the ledger."""
+
+    machines: tuple[Foundling, ...] = ()
+    out_of_reach: tuple[LeaseKey, ...] = ()  # somebody has them open: their leases run out, nobody may have them before
+
+    @property
+    def count(self) -> int:
+        return len(self.machines)
+
+    @property
+    def held(self) -> tuple[LeaseKey, ...]:
+        """Leases that the control plane must not give to anybody else now."""
+        return (*(machine.key for machine in self.machines), *self.out_of_reach)
+
+
+def find_machines(layout: HostLayout) -> Estate:
+    """Every leased machine in the ledger, locked where nobody supervises it. What cannot be read is the reaper's.
+
+    Synchronous. Somebody who only looks (`nimbus vms list`) has a record locked for a moment: it is waited for.
+    """
     ledger = Ledger(layout.ledger)
-    found = []
+    machines, out_of_reach = [], []
     for vm in ledger.vms():
-        page = ledger.take(vm)
         try:
-            record = page.__enter__()
+            value = ledger.read(vm)
+            if value is None or value.lease is None:
+                continue
+            found = _take(ledger, vm, value.lease) if value.is_adoptable else None
         except HostFault as error:
             log.warning("agent.record_not_adopted", vm=str(vm), error=str(error))
             continue
-        if record is not None and record.value.is_adoptable and record.value.lease is not None:
-            found.append(Foundling(page, record, record.value.lease))
-        else:
-            page.__exit__(None, None, None)
-    return found
+        if found is not None:
+            machines.append(found)
+        elif ledger.holds(vm):
+            out_of_reach.append(value.lease)
+    return Estate(tuple(machines), tuple(out_of_reach))
+
+
+def _take(ledger: Ledger, vm: VmId, key: LeaseKey) -> Foundling | None:
+    deadline = time.monotonic() + LOOKER_S
+    while True:
+        page = ledger.take(vm)
+        record = page.__enter__()
+        if record is not None:
+            return Foundling(page, record, key)
+        page.__exit__(None, None, None)
+        if not ledger.holds(vm) or time.monotonic() >= deadline:
+            return None
+        time.sleep(0.01)  # flock has no wait with a limit
 
 
 async def run_adopted(workplace: Workplace, foundling: Foundling) -> None:

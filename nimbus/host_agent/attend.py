@@ -26,6 +26,7 @@ from nimbus.host_agent.guest import (
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.life import Lease, Life
 from nimbus.host_agent.plan import VmPlan
+from nimbus.host_agent.usage import read_usage
 from nimbus.host_agent.vmm.machine import Machine
 from nimbus.model.errors import HostFault
 from nimbus.model.vm import Command, GuestExit
@@ -34,7 +35,8 @@ from nimbus.wire.guestlink import GuestState
 SILENCE_LIMIT_S = 60.0  # a guest sends a heartbeat each second; a host under heavy load delays it, a hung one stops it
 DISK_LOOK_S = 5.0
 OVERTIME_S = 30.0  # beyond the command's own timeout and grace, which the guest enforces
-CONSOLE_TAIL_BYTES = 8192  # a panic's one telling line stands before a screenful of registers
+CONSOLE_TAIL_BYTES = 64 * 1024  # all that a keeper keeps
+USAGE_S = 10.0  # as often as a lease is renewed
 
 
 async def attend(
@@ -44,6 +46,7 @@ async def attend(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lease.follow, machine, life.record)
         nursery.start_soon(_watch_disk, machine.plan, life)
+        nursery.start_soon(_watch_usage, machine.plan, lease)
         session = await ask_session()
         with life.heard, life.phases.span("guest"):
             await run_guest(
@@ -99,6 +102,12 @@ async def _watch_disk(plan: VmPlan, life: Life) -> None:
         if silent and await in_thread(partial(is_full, plan)):
             life.starved = True
             life.heard.cancel()
+
+
+async def _watch_usage(plan: VmPlan, lease: Lease) -> None:
+    while True:
+        lease.note_usage(await in_thread(partial(read_usage, plan)))
+        await trio.sleep(USAGE_S)
 
 
 def longest_s(command: Command | None) -> float:

@@ -112,6 +112,10 @@ class Ledger:
         """Whether there is a record, readable or not."""
         return self._path(vm).exists()
 
+    def names(self, name: str) -> bool:
+        """Whether that is the name of a VM with a record."""
+        return len(name) == 8 and self.holds(VmId(name))
+
     def write(self, value: Record, *, fsync: bool) -> None:
         """Put `value` in the place of the file. Raises HostFault where the disk refuses."""
         try:

@@ -12,7 +12,10 @@ from typing import Protocol
 import trio
 
 from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.memory import explain_kills, judge_vmm_end, panicked_for_memory
 from nimbus.host_agent.phases import Phases
+from nimbus.host_agent.plan import read_shape
+from nimbus.host_agent.usage import MemoryEvents
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.errors import GuestFault, HostFault, NimbusError
 from nimbus.model.ids import VmId
@@ -29,7 +32,7 @@ class Overtime(GuestFault):
 
 
 class OutOfMemory(GuestFault):
-    """The host's kernel ended the VMM: its cgroup had no memory left."""
+    """The guest's kernel died for want of memory, or the host's ended the VMM for it."""
 
 
 # Without an exit that was told; the most specific first.
@@ -86,12 +89,18 @@ class Life:
     error: NimbusError | None = None
     vmm_exit: VmmExit | None = None
     console: bytes = b""
+    memory: MemoryEvents = field(default_factory=MemoryEvents)  # of the VMM's cgroup, once it is gone
     heard: trio.CancelScope = field(default_factory=trio.CancelScope)
     heard_at: float = math.inf  # the guest's last word
     starved: bool = False  # the host's disk is full, so the VMM halted the VM
     latest: float = math.inf  # when the command's time is over by the host's own clock
     undone: bool = False  # teardown has run
     clean: bool = False  # and left nothing
+
+    @property
+    def mem_mib(self) -> int:
+        """What its guest was given."""
+        return read_shape(self.record.value.plan).mem_mib
 
     def may_be_left(self) -> bool:
         """Whether the next agent can take it over: its guest was heard, and it has not ended."""
@@ -132,20 +141,29 @@ def _judge_exit(told: GuestExit) -> Ending:
     return Ending.OUT_OF_MEMORY if killed and told.oom_kills else Ending.FAILED
 
 
-def describe_cause(told: GuestExit | None, error: NimbusError | None) -> str:
+def describe_cause(life: Life) -> str:
     """Pure: what a person is told of the end; nothing where the exit says it all."""
-    if told is not None and _judge_exit(told) is Ending.OUT_OF_MEMORY:
-        return "the guest had no memory left and its kernel killed the command: ask for more memory"
-    return "" if error is None else str(error)
+    if life.exit is not None:
+        return explain_kills(life.exit, life.mem_mib)
+    return "" if life.error is None else str(life.error)
+
+
+def judge_memory(life: Life, mem_mib: int) -> NimbusError | None:
+    """Pure: the end of a VMM that is gone, where memory was its cause."""
+    if life.vmm_exit is None:
+        return None
+    verdict = judge_vmm_end(life.vmm_exit, life.memory, mem_mib)
+    if verdict is not None:
+        ending, cause = verdict
+        return OutOfMemory(cause) if ending is Ending.OUT_OF_MEMORY else HostFault(cause)
+    if any(PANIC in line and panicked_for_memory(line) for line in _console_lines(life)):
+        return OutOfMemory(describe_end(life, f"the guest had no memory left ({mem_mib} MiB)"))
+    return None
 
 
 def describe_end(life: Life, what: str) -> str:
     """Pure: `what`, how the VMM ended, and the console's most telling line."""
-    # A guest writes there what it likes: nothing of it may steer a terminal or be refused by a database.
-    lines = [
-        "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
-        for line in life.console.decode(errors="replace").splitlines()
-    ]
+    lines = _console_lines(life)
     panic = [line for line in lines if PANIC in line]
     ended = ""
     if life.vmm_exit is not None:
@@ -154,6 +172,14 @@ def describe_end(life: Life, what: str) -> str:
     if panic:
         return f"{what}{ended}; its kernel died: {panic[0].strip()}"
     return f"{what}{ended}" + (f"; console ends: {' | '.join(lines[-8:])}" if lines else "")
+
+
+def _console_lines(life: Life) -> list[str]:
+    """A guest writes there what it likes: nothing of it may steer a terminal or be refused by a database."""
+    return [
+        "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+        for line in life.console.decode(errors="replace").splitlines()
+    ]
 
 
 def first_error(group: BaseExceptionGroup[NimbusError]) -> NimbusError:

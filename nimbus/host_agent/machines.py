@@ -172,3 +172,4 @@ async def open_output(workplace: Workplace, record: OpenRecord, target: LogTarge
                 limit_s = LEAVING_FLUSH_S if workplace.departure.leaving else FLUSH_S
                 with trio.move_on_after(limit_s, shield=True):
                     await shipping.finish()
+                metrics.count_dropped(shipping.dropped_lines)

@@ -21,11 +21,12 @@ import trio
 from nimbus import __version__
 from nimbus.host import caps, process
 from nimbus.host_agent.admission import DiskPolicy, watch_supply
-from nimbus.host_agent.adopt import Foundling, find_machines, run_adopted
+from nimbus.host_agent.adopt import Estate, find_machines, run_adopted
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.departure import Departure
 from nimbus.host_agent.lane import in_thread
+from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.machines import JobPolicy, Workplace, run_leased
 from nimbus.host_agent.metrics import count_round
 from nimbus.host_agent.metricspage import serve_metrics
@@ -33,6 +34,7 @@ from nimbus.host_agent.orders import obey_signals
 from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
+from nimbus.host_agent.stragglers import ship_stragglers
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.http import open_http
@@ -50,17 +52,20 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
     departure, leasing, working = Departure(), trio.CancelScope(), trio.CancelScope()
     async with open_http(settings.control_plane_url) as http, trio.open_nursery() as agent:
         await agent.start(obey_signals, departure, leasing, working)
-        foundlings = await in_thread(partial(find_machines, host.layout))
+        estate = await in_thread(partial(find_machines, host.layout))
         where = await agent.start(serve_metrics, host.layout, settings.agent_metrics_host, settings.agent_metrics_port)
         agent.start_soon(reap_forever, host.layout, count_round)
+        agent.start_soon(partial(ship_stragglers, host.layout.spools, is_owned=Ledger(host.layout.ledger).names))
         capacity = host_capacity(settings)
-        control = open_control(settings, http, capacity, foundlings)
+        control = open_control(settings, http, capacity, estate)
         place = Workplace(host, control, job_policy(settings, control), departure)
-        log.info("agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where, adopts=len(foundlings))
+        log.info(
+            "agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where, adopts=len(estate.machines)
+        )
         with working:
             async with trio.open_nursery() as machines:
                 room = Room(capacity, watch_supply(host.layout), disk_policy(settings))
-                for foundling in foundlings:
+                for foundling in estate.machines:
                     room.take(foundling.shape)
                     machines.start_soon(occupy, room, foundling.shape, partial(run_adopted, place, foundling))
                 machines.start_soon(
@@ -84,12 +89,9 @@ async def lease_machines(
         await poll_leases(control, room, parse_labels(settings.job_labels), lease_retry(settings), serve, machines)
 
 
-def open_control(
-    settings: AgentSettings, http: httpx2.AsyncClient, capacity: Capacity, foundlings: list[Foundling]
-) -> ControlPlane:
+def open_control(settings: AgentSettings, http: httpx2.AsyncClient, capacity: Capacity, estate: Estate) -> ControlPlane:
     """The door to the control plane, which hears at the enrolment what this agent still holds and gives up the rest."""
-    held = tuple(foundling.key for foundling in foundlings)
-    who = EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, held=held)
+    who = EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, held=estate.held)
     return ControlPlane(http, settings.control_plane_token.get_secret_value(), who)
 
 

@@ -61,6 +61,11 @@ class HostLayout:
         """Output on its way to the logging pipeline: it outlives its VM until it has arrived."""
         return self.state / "spools"
 
+    @property
+    def postmortems(self) -> Path:
+        """The last words of the newest VMs that ended badly."""
+        return self.state / "postmortems"
+
 
 @dataclass(frozen=True)
 class VmPaths:

@@ -2,7 +2,7 @@
 
 Touches only records whose lock it can take without waiting. Of those, the careful round takes orphans
 alone: a local run with a free lock, a lease past its deadline, a keeper that is gone, a record of an
-earlier boot. The thorough round (an agent's start, `nimbus vms purge --all`) takes every one it can
+earlier boot, or of a release before adoption. The thorough round (`nimbus vms purge --all`) takes every one it can
 lock. Called by main.py and cli/vms.py.
 """
 
@@ -60,17 +60,12 @@ async def reap(layout: HostLayout, *, living: bool, only: VmId | None = None) ->
 
 
 async def reap_forever(layout: HostLayout, on_round: Callable[[ReapReport], None]) -> None:
-    """Until cancelled: a thorough round at once, a careful one each minute, each told to `on_round`.
-
-    At an agent's start what it did not adopt belongs to nobody, whatever its lease says.
-    """
-    living = True
+    """Until cancelled: a careful round at once and each minute, each told to `on_round`."""
     while True:
         try:
-            on_round(await reap(layout, living=living))
+            on_round(await reap(layout, living=False))
         except (NimbusError, OSError) as error:
             log.warning("reaper.round_failed", error=str(error))  # the next round may find the host mended
-        living = False
         await trio.sleep(ROUND_S)
 
 
@@ -83,7 +78,7 @@ def is_untold(record: Record, *, boot_id: str, now_ns: int) -> bool:
 
 def is_orphan(record: Record, *, boot_id: str, now_ns: int, keeper_alive: bool) -> bool:
     """Pure: whether a record with a free lock belongs to nobody."""
-    if record.lease is None or record.boot_id != boot_id or not keeper_alive:
+    if not record.is_adoptable or record.boot_id != boot_id or not keeper_alive:
         return True
     return record.deadline_ns is None or record.deadline_ns <= now_ns
 

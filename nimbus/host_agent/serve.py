@@ -22,8 +22,9 @@ from nimbus.host_agent.build import Host
 from nimbus.host_agent.guest import GuestSession, OutputSink, parse_session, render_session
 from nimbus.host_agent.keeper import KeeperGone, read_exit
 from nimbus.host_agent.lane import in_thread
-from nimbus.host_agent.life import Lease, Life, Overtime, describe_end, first_error
+from nimbus.host_agent.life import Lease, Life, Overtime, describe_end, first_error, judge_memory
 from nimbus.host_agent.plan import HostLayout, VmPlan, replan
+from nimbus.host_agent.usage import find_memory_events, read_memory_events
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, find_machine, read_console_file
 from nimbus.model.errors import GuestFault, HostFault, NimbusError
 from nimbus.model.record import Record
@@ -116,8 +117,7 @@ async def _launch(  # noqa: ASYNC128 - launch has the machine and says that it s
     """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
     life.vmm_exit = None
     life.vmm_exit = await host.choice.vmm.launch(plan, boot, terms, task_status=task_status)
-    if life.exit is None:
-        life.console = await in_thread(partial(read_console_file, plan, CONSOLE_TAIL_BYTES))
+    await _look_after_it(plan, life)
     scope.cancel()
 
 
@@ -141,7 +141,7 @@ async def serve_adopted(host: Host, lease: Lease, life: Life, sink: ResumableSin
         await _attend_adopted(plan, value, lease, life, sink)
     except KeeperGone:
         life.vmm_exit = await read_exit(plan.paths.folder)
-        life.console = await in_thread(partial(read_console_file, plan, CONSOLE_TAIL_BYTES))
+        await _look_after_it(plan, life)
     if not _has_ended(life, plan):
         raise HostFault(describe_end(life, "the guest never said hello to the agent that adopted it"))
 
@@ -162,8 +162,7 @@ async def _attend_adopted(plan: VmPlan, value: Record, lease: Lease, life: Life,
 
 async def _wait_gone(machine: Machine, life: Life, scope: trio.CancelScope) -> None:
     life.vmm_exit = await machine.wait_gone()
-    if life.exit is None:
-        life.console = await in_thread(partial(read_console_file, machine.plan, CONSOLE_TAIL_BYTES))
+    await _look_after_it(machine.plan, life)
     scope.cancel()
 
 
@@ -174,12 +173,21 @@ async def _give(session: GuestSession) -> GuestSession:  # noqa: ASYNC124 - a bo
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
+async def _look_after_it(plan: VmPlan, life: Life) -> None:
+    """What a VMM that is gone has left, while its cgroup and its folder are still there."""
+    if life.exit is None:
+        life.console = await in_thread(partial(read_console_file, plan, CONSOLE_TAIL_BYTES))
+        life.memory = await in_thread(lambda: read_memory_events(find_memory_events(plan)))
+
+
 def _has_ended(life: Life, plan: VmPlan) -> bool:
     """True with the exit told, False where the guest never said hello. Raises what else it ended of."""
     if life.exit is not None:
         return True
     if life.vmm_exit is not None and life.vmm_exit.reason == "deadline":
         raise HostFault("its lease ran out while no agent renewed it, and its keeper ended the VM")
+    if (starved := judge_memory(life, plan.shape.mem_mib)) is not None:
+        raise starved
     if trio.current_time() >= life.latest:
         raise Overtime("the guest did not end its command in time: its VM was killed")
     if life.starved:

@@ -22,6 +22,7 @@ from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.life import Life, Outcome, describe_cause, first_error, judge
 from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.postmortem import keep_console
 from nimbus.host_agent.teardown import teardown
 from nimbus.model.errors import HostFault, NimbusError
 from nimbus.model.vm import Claim, Ending
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 SinkT = TypeVar("SinkT", bound=OutputSink)
 LAST_WORD_S = 3.0  # of an agent that stops: a control plane that is away hears the end from the next agent
 NOTE_S = 5.0  # to write one small file
+_BAD = frozenset({Ending.GUEST_CRASHED, Ending.OUT_OF_MEMORY, Ending.HOST_FAULT})
 
 
 class Reporter(Protocol):
@@ -124,8 +126,22 @@ async def _undo_once(layout: HostLayout, ties: Ties[SinkT], life: Life) -> None:
         report = ties.reporter.render(_render_outcome(life, ties.departure))
         with trio.move_on_after(NOTE_S, shield=True):
             await _note_report(life.record, report)
+    with trio.move_on_after(NOTE_S, shield=True):
+        await _keep_last_words(layout, life)
     with life.phases.span("teardown"):
         life.clean = await teardown(layout, life.record)
+
+
+async def _keep_last_words(layout: HostLayout, life: Life) -> None:
+    """Of a VM that ended badly: its folder, and the console in it, are removed next."""
+    ending = judge(life.exit, life.error)
+    if ending not in _BAD or not life.console:
+        return
+    facts = {"ending": str(ending), "cause": describe_cause(life), "created_at": life.record.value.created_at}
+    try:
+        await in_thread(partial(keep_console, layout.postmortems, life.record.value.vm, life.console, facts))
+    except HostFault as error:
+        log.warning("vm.last_words_lost", vm=str(life.record.value.vm), error=str(error))
 
 
 async def _note_report(record: OpenRecord, report: Mapping[str, object]) -> None:
@@ -155,7 +171,7 @@ def _is_ended(record: OpenRecord) -> bool:
 
 
 def _render_outcome(life: Life, departure: Departure) -> Outcome:
-    cause, ending = describe_cause(life.exit, life.error), judge(life.exit, life.error)
+    cause, ending = describe_cause(life), judge(life.exit, life.error)
     if life.exit is None and life.error is None:  # cancelled
         ending = Ending.CANCELLED if departure.leaving else Ending.HOST_FAULT
         cause = "its agent was stopped" if departure.leaving else "its agent gave it up"

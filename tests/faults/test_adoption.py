@@ -79,9 +79,9 @@ async def adopt(territory: Territory, plane: Plane, departure: Departure | None 
     place = Workplace(host, cast("ControlPlane", plane), policy, departure or Departure())
     found = await trio.to_thread.run_sync(find_machines, host.layout)
     async with trio.open_nursery() as machines:
-        for foundling in found:
+        for foundling in found.machines:
             machines.start_soon(run_adopted, place, foundling)
-    return len(found)
+    return len(found.machines)
 
 
 async def test_a_machine_that_was_left_ends_well_under_the_next_agent_with_the_same_vmm(territory: Territory) -> None:

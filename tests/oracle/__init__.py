@@ -17,6 +17,7 @@ import pytest
 
 from nimbus.host.disk import remove_tree
 from nimbus.host.inventory import Inventory, Leak, Territory, diff, read_inventory
+from nimbus.model.ids import state_root_id
 
 RUNTIME_DIR = Path("/run/nimbus")  # slots are host-wide: a test's VM must not share one with a neighbour's
 GRACE_S = 1.0  # the kernel lets go of a dead process and of its sockets a moment after the kill is seen
@@ -54,10 +55,22 @@ def watch_leaks(territory: Territory) -> Iterator[None]:
     assert not leaks, "left behind:\n" + "\n".join(f"  {leak}" for leak in leaks)
 
 
+def _make_root() -> Path:
+    """A folder whose three-digit name no other test's has: of 4096 names, two runs at once sooner or later share one,
+    and each would take the other's VMs for leftovers.
+    """
+    while True:
+        root = Path(tempfile.mkdtemp(prefix="nb", dir="/tmp"))
+        others = (other for other in Path("/tmp").glob("nb*") if other != root)
+        if state_root_id(str(root)) not in {state_root_id(str(other)) for other in others}:
+            return root
+        root.rmdir()
+
+
 @contextmanager
 def open_territory() -> Iterator[Territory]:
     """A state root of one's own, with a path short enough for unix sockets in it."""
-    root = Path(tempfile.mkdtemp(prefix="nb", dir="/tmp"))
+    root = _make_root()
     (root / "vms").mkdir()
     (root / "ledger").mkdir()
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nimbus.host.inventory import Territory
-from nimbus.host_agent.serve import SILENCE_LIMIT_S
+from nimbus.host_agent.attend import SILENCE_LIMIT_S
 from tests.vm.conftest import open_small
 from tests.vm.terminal import END_S, Started, Terminal, wait_until
 

@@ -75,8 +75,12 @@ class Machine:
     async def console_tail(self, limit_bytes: int) -> bytes:
         """The end of what the VMM printed, from its keeper or, after both are gone, from the VM's folder."""
         try:
-            total = (await self.keeper.console(1 << 62)).total
-            return (await self.keeper.console(max(0, total - limit_bytes))).data[-limit_bytes:]
+            tail, chunk = b"", await self.keeper.console(1 << 62)
+            offset = max(0, chunk.total - limit_bytes)
+            while offset < chunk.total:  # not the total of each answer: a guest that never stops printing has none
+                told = await self.keeper.console(offset)
+                tail, offset = tail + told.data, told.start + max(len(told.data), 1)
+            return tail[-limit_bytes:]
         except (KeeperGone, Unavailable):
             return await trio.to_thread.run_sync(read_console_file, self.plan, limit_bytes)
 

@@ -63,7 +63,6 @@ async def test_a_record_of_a_newer_release_is_left_alone_and_told(territory: Ter
     assert (territory.state_root / "vms" / newer).is_dir()
 
 
-@pytest.mark.slow
 def _answer(fifo: Path) -> None:
     """The device answers again: the hung reader gets its end of file, and the next one finds no file at all."""
     writer = os.open(fifo, os.O_RDWR)
@@ -71,6 +70,7 @@ def _answer(fifo: Path) -> None:
     os.close(writer)
 
 
+@pytest.mark.slow
 async def test_a_release_that_hangs_in_the_kernel_holds_one_thread_however_often_it_is_tried(
     territory: Territory, tmp_path: Path
 ) -> None:
