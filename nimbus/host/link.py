@@ -104,11 +104,9 @@ def wait_link(route: Netlink, name: str, limit_s: float) -> int | None:
     """The kernel's number of a link, once it is there; None where it did not appear in time."""
     deadline = time.monotonic() + limit_s
     while True:
-        index: int | None = None
-        with _told(f"link {name} was not found", absent_ok=True):
-            index = int(route.link("get", ifname=name)[0]["index"])
-        if index is not None or time.monotonic() >= deadline:
-            return index
+        found = _find_link(route, name)
+        if found is not None or time.monotonic() >= deadline:
+            return found
         time.sleep(_LOOK_AGAIN_S)
 
 
@@ -220,6 +218,15 @@ def list_links(prefix: str) -> tuple[str, ...]:
     with open_netlink() as route, _told("the links could not be listed"):
         names = (message.get_attr("IFLA_IFNAME") for message in route.get_links())
         return tuple(sorted(name for name in names if name.startswith(prefix)))
+
+
+def _find_link(route: Netlink, name: str) -> int | None:
+    try:
+        return int(route.link("get", ifname=name)[0]["index"])
+    except NetlinkError as error:
+        if error.code in _ABSENT:
+            return None
+        raise HostFault(f"link {name} could not be looked for ({os.strerror(error.code)})") from error
 
 
 def _outputs(message: Any) -> Iterator[int]:
