@@ -3,8 +3,8 @@
 A promoted replica may lack the newest grants and renewals: a machine request that it shows as queued, or as overdue,
 may have a holder. A clock that jumps forward makes every lease look overdue. Either way a holder believes in its
 lease for one ttl at most, so nothing is granted and no lease expires for that long; whoever renews meanwhile
-keeps its lease. A clock is judged by CLOCK_BOOTTIME of the host that looked before; where another host (or another
-boot of it) looked, time that passed and a step look alike, and count as a step once they are too much.
+keeps its lease. A clock is judged by CLOCK_BOOTTIME since this host's own last look; where only others (or another
+boot of it) looked before, time that passed and a step look alike, and count as a step once they are too much.
 Never ends or grants a lease. Called inside the transactions of leases.py and silence.py.
 """
 
@@ -25,6 +25,8 @@ from nimbus.runtime.postgres import Row, Transaction, load_queries
 
 log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "watch.sql")
+# Of a look by another host: sweepers look once a second, so a shorter time says nothing, however short the ttl.
+A_MOMENT_S = 3.0
 _BY_START = "started/"  # what database_identity() begins with where it may not see more
 
 
@@ -38,7 +40,10 @@ class HostClock:
 
 @cache
 def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    """One boot of one host, as this process counts its time: a time namespace has a boot-time clock of its own."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    namespace = Path("/proc/self/ns/time")
+    return f"{boot_id} {namespace.readlink()}" if namespace.is_symlink() else boot_id
 
 
 def read_host_clock() -> HostClock:
@@ -82,7 +87,7 @@ def judge_clock(seen: Sight, now: Sight, tolerance_s: float) -> str | None:
     """Pure: why the database's clock can't be trusted to have only gone on; None where it did."""
     moved_s = (now.clock - seen.clock).total_seconds()
     if seen.boot_id != now.boot_id:
-        if -tolerance_s <= moved_s <= tolerance_s:
+        if -tolerance_s <= moved_s <= max(tolerance_s, A_MOMENT_S):
             return None
         return f"nobody watched the database's clock while it moved by {moved_s:.1f} s"
     least_s, most_s = now.before_s - seen.after_s, now.after_s - seen.before_s
@@ -111,9 +116,8 @@ async def watch_database(transaction: Transaction, terms: WatchTerms) -> Watched
     if now.after_s - now.before_s > terms.tolerance_s:
         raise Unavailable("the database took too long to tell its clock")
     cause = await _find_cause(transaction, kept, now, terms.tolerance_s)
-    row = await transaction.fetchrow(
-        _SQL["keep_sight"], now.identity, now.clock, now.boot_id, now.before_s, now.after_s, cause, terms.policy.ttl_s
-    )
+    await transaction.execute(_SQL["keep_sight"], now.boot_id, now.clock, now.before_s, now.after_s)
+    row = await transaction.fetchrow(_SQL["keep_watch"], now.identity, cause, terms.policy.ttl_s)
     assert row is not None  # noqa: S101 -- locked above
     ends = kept["grants_paused_until"] is not None and not row["paused"]
     return Watched(row["paused"], row["pause_cause"], begins=cause is not None, ends=ends)
@@ -124,8 +128,8 @@ async def _find_cause(transaction: Transaction, kept: Row, now: Sight, tolerance
         return None  # the first look of all
     if kept["identity"] != now.identity:
         return f"another database answers: {now.identity} instead of {kept['identity']}"
-    seen = Sight(kept["identity"], kept["clock"], kept["boot_id"], kept["before_s"], kept["after_s"])
-    cause = judge_clock(seen, now, tolerance_s)
+    last = await transaction.fetchrow(_SQL["last_sight"], now.boot_id)
+    cause = None if last is None else judge_clock(Sight(identity=now.identity, **dict(last)), now, tolerance_s)
     if cause is not None and await transaction.fetchval(_SQL["leases_held"]):
         return cause
     return None  # a step hurts nobody while nobody holds a lease

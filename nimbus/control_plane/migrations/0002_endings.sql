@@ -20,14 +20,18 @@ CREATE UNIQUE INDEX machine_events_one_end ON machine_events (machine_id, fence)
 CREATE UNIQUE INDEX machine_events_one_terminal ON machine_events (machine_id)
     WHERE state_to IN ('done', 'failed', 'cancelled', 'lost');
 
--- The last look at this database's identity and clock, beside the clock of the host that looked.
+-- The last look at this database's clock, by each host and between two readings of that host's own.
+CREATE TABLE clock_sights (
+    boot_id text PRIMARY KEY,
+    clock timestamptz NOT NULL,
+    before_s double precision NOT NULL,
+    after_s double precision NOT NULL
+);
+
+-- Which database this was at the last look, and whether granting pauses for what was seen.
 CREATE TABLE database_watch (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     identity text,
-    clock timestamptz,
-    boot_id text,
-    before_s double precision,
-    after_s double precision,
     grants_paused_until timestamptz,
     pause_cause text
 );

@@ -54,11 +54,11 @@ class LyingClock:
 
     back_s: float = 0.0
     slow_s: float = 0.0  # each reading takes so long
+    boot: str = "this host"
 
     def __call__(self) -> HostClock:
-        true = read_host_clock()
         self.back_s -= self.slow_s
-        return HostClock(true.boot_id, true.boottime_s - self.back_s)
+        return HostClock(self.boot, read_host_clock().boottime_s - self.back_s)
 
 
 async def _leased(plane: Plane) -> tuple[dict[str, str], dict[str, object]]:
@@ -128,12 +128,43 @@ async def test_a_jump_while_nobody_holds_a_lease_stops_nothing(database_dsn: str
 
 @pytest.mark.services
 async def test_a_restarted_control_plane_compares_with_what_the_last_one_saw(database_dsn: str, redis_url: str) -> None:
-    async with open_plane(database_dsn, redis_url) as plane:
+    for back_s, expired in ((0.0, 1), (600.0, 0)):
+        async with open_plane(database_dsn, redis_url, terms=LeaseTerms(host_clock=LyingClock())) as plane:
+            await _leased(plane)
+        async with open_plane(database_dsn, redis_url, terms=LeaseTerms(host_clock=LyingClock(back_s))) as plane:
+            assert await plane.pass_deadlines() == expired
+
+
+@pytest.mark.services
+async def test_two_control_planes_on_two_hosts_each_compare_with_their_own_last_look(
+    database_dsn: str, redis_url: str
+) -> None:
+    one, other = LyingClock(boot="one"), LyingClock(boot="other", back_s=-5000.0)
+    terms = LeaseTerms(host_clock=one), LeaseTerms(host_clock=other)
+    async with (
+        open_plane(database_dsn, redis_url, terms=terms[0]) as here,
+        open_plane(database_dsn, redis_url, terms=terms[1]) as there,
+    ):
+        await _leased(here)
+        assert await expire_leases(there.services) == 0
+        # ten seconds in which neither looked: only each host's own clock can tell them from a step
+        await here.sql("UPDATE clock_sights SET clock = clock - interval '10 s'")
+        one.back_s -= 10
+        other.back_s -= 10
+        assert await there.pass_deadlines() == 1
+        await _leased(here)
+        one.back_s += 600
+        assert await here.pass_deadlines() == 0
+        assert await there.pass_deadlines() == 0
+
+
+@pytest.mark.services
+async def test_a_host_that_never_looked_trusts_no_clock_that_nobody_watched(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url, terms=LeaseTerms(host_clock=LyingClock())) as plane:
         await _leased(plane)
-    async with open_plane(database_dsn, redis_url) as plane:  # a fine clock: nothing to see
-        assert await plane.pass_deadlines() == 1
-        await _leased(plane)
-    async with open_plane(database_dsn, redis_url, terms=LeaseTerms(host_clock=LyingClock(600))) as plane:
+        await plane.sql("UPDATE clock_sights SET clock = clock - interval '10 s'")
+    new = LeaseTerms(host_clock=LyingClock(boot="a new host"))
+    async with open_plane(database_dsn, redis_url, terms=new) as plane:
         assert await plane.pass_deadlines() == 0
 
 
