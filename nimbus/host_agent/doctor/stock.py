@@ -162,9 +162,10 @@ def judge_ledger(sights: Sequence[Sight], agent_runs: bool) -> Iterator[Finding]
         yield degraded("ledger", f"a teardown failed: {stuck}", f"nimbus vms inspect VM says where; then {_PURGE}")
     waiting = ", ".join(filter(None, (named[Standing.ADOPTABLE], named[Standing.ENDED_UNTOLD])))
     if waiting and not agent_runs:
-        yield degraded("ledger", f"machines wait for an agent: {waiting}", "systemctl start nimbus-agent")
+        remedy = "systemctl start nimbus-agent (or nimbus agent run) before their deadline"
+        yield degraded("ledger", f"machines wait for an agent: {waiting}", remedy)
     elif not (named[Standing.ORPHAN] or named[Standing.UNREADABLE] or stuck):
-        yield ok("ledger", f"{len(sights)} VMs, all with somebody to see to them" if sights else "no VMs")
+        yield ok("ledger", f"VMs: {len(sights)}, each with somebody to see to it" if sights else "no VMs")
 
 
 def check_leftovers(patient: Patient) -> Iterator[Finding]:
