@@ -66,7 +66,7 @@ async def _ask(keeper: Keeper, follow: bool) -> AsyncGenerator[ConsoleChunk, Non
 def _read_kept(layout: HostLayout, vm: VmId) -> ConsoleChunk | None:
     """What is left of a console whose keeper is gone. Without the keeper's last word it counts from 0."""
     folder = _folder(layout, vm)
-    for path in (folder / CONSOLE_NAME, layout.state / "postmortems" / f"{vm}.console"):
+    for path in (folder / CONSOLE_NAME, layout.postmortems / f"{vm}.console"):
         try:
             data = path.read_bytes()[-RING_BYTES:]
         except FileNotFoundError:
