@@ -17,7 +17,7 @@ ROUNDS ?=
 AT_ONCE ?=
 LINTED := nimbus tests bench native docs
 
-.PHONY: help setup setup-run build check format test test-pythons demo up run soak-run lock clean
+.PHONY: help setup setup-run build check format test test-pythons demo up run soak-run model lock clean
 
 help: ## show this list
 	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
@@ -71,6 +71,9 @@ run: setup-run ## one command in a fresh microVM: make run ARGS='-- uname -r'
 soak-run: setup ## 8 runs at once, 20 rounds, and big outputs (ROUNDS=5 AT_ONCE=4 changes that)
 	@$(BIN)/nimbus assets build
 	@$(BIN)/python -m bench.soak $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(AT_ONCE),--at-once $(AT_ONCE)) $(ARGS)
+
+model: setup ## search every state of the lease protocol with spin, and of variants broken on purpose
+	@$(BIN)/python -m tests.model.run
 
 bench-%: setup ## a measurement with bounds, for example bench-run; writes bench/results/NAME.json
 	@$(BIN)/nimbus assets build
