@@ -30,7 +30,7 @@ from nimbus.host_agent.ties import Ties
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.errors import Gone, HostFault, Refused
 from nimbus.model.lease import LeaseKey
-from nimbus.model.vm import Command, Shape, Usage
+from nimbus.model.vm import Command, Ending, Shape, Usage
 from nimbus.storage.content import ImageStore
 from nimbus.storage.images import Image, resolve_image
 
@@ -182,6 +182,8 @@ def _tell(host: Host, outcome: Outcome | None, signum: int | None, as_json: bool
     elif outcome is not None and signum is None:
         for line in filter(None, (outcome.cause, outcome.exit.message if outcome.exit else "")):
             click.echo(f"nimbus: {line}", err=True)
+        if outcome.ending is Ending.OUT_OF_MEMORY or (outcome.exit and outcome.exit.status and outcome.exit.oom_kills):
+            click.echo("nimbus: run it again with more: --memory SIZE", err=True)
     if outcome is not None and not outcome.clean:
         click.echo(f"nimbus: VM {outcome.vm} left something behind; run `nimbus vms purge {outcome.vm}`", err=True)
 
