@@ -102,6 +102,49 @@ def test_a_job_that_takes_all_memory_is_killed_and_not_the_guest(terminal: Termi
     assert done.returncode == 0
 
 
+def test_a_command_killed_for_memory_says_so_and_what_to_do(terminal: Terminal) -> None:
+    done = terminal.run("--memory", "128M", "--", "sh", "-c", "echo begun; exec tail /dev/zero")
+    assert (done.stdout, done.returncode) == (b"begun\n", 137)
+    assert b"nimbus: the guest ran out of memory (128 MiB) and its kernel killed a process of the job\n" in done.stderr
+    assert b"nimbus: run it again with more: --memory SIZE\n" in done.stderr
+
+
+def test_a_death_for_memory_has_an_ending_of_its_own(terminal: Terminal) -> None:
+    done = terminal.run("--memory", "128M", "--json", "--", "sh", "-c", "tail /dev/zero")
+    told = json.loads(done.stdout)
+    assert (told["ending"], told["status"], told["clean"]) == ("out_of_memory", 137, True)
+    assert "ran out of memory" in told["cause"]
+
+
+def test_a_failure_that_hides_a_death_for_memory_is_explained(terminal: Terminal) -> None:
+    done = terminal.run("--memory", "128M", "--json", "--", "sh", "-c", "tail /dev/zero || exit 2")
+    told = json.loads(done.stdout)
+    assert (told["ending"], told["status"]) == ("failed", 2)
+    assert "ran out of memory (128 MiB)" in told["cause"]
+
+
+def test_a_kernel_that_dies_for_memory_ran_out_of_it_and_did_not_just_crash(terminal: Terminal) -> None:
+    script = "echo begun; echo 1 > /proc/sys/vm/panic_on_oom; tail /dev/zero"
+    done = terminal.run("--memory", "128M", "--json", "--", "sh", "-c", script)
+    told = json.loads(done.stdout)
+    assert (told["ending"], told["status"], told["exit_code"]) == ("out_of_memory", 125, None)
+    assert "Kernel panic - not syncing: Out of memory" in told["cause"]
+
+
+def test_a_kernel_that_dies_right_after_its_commands_last_word_is_no_success(terminal: Terminal) -> None:
+    done = terminal.run("--", "sh", "-c", "echo all went well; echo c > /proc/sysrq-trigger")
+    assert done.returncode == 125
+    assert b"its kernel died" in done.stderr
+    assert b"Kernel panic - not syncing: sysrq triggered crash" in done.stderr
+
+
+def test_a_guest_that_restarts_itself_ends_its_vmm_with_0_and_is_a_crash_all_the_same(terminal: Terminal) -> None:
+    done = terminal.run("--json", "--", "sh", "-c", "echo b > /proc/sysrq-trigger; sleep 1000")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["ending"], told["exit_code"]) == (125, "guest_crashed", None)
+    assert "the VMM exited 0" in told["cause"]
+
+
 def test_a_guest_whose_kernel_dies_is_a_crash_and_no_success(terminal: Terminal) -> None:
     done = terminal.run("--json", "--", "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 1000")
     told = json.loads(done.stdout)
@@ -111,7 +154,7 @@ def test_a_guest_whose_kernel_dies_is_a_crash_and_no_success(terminal: Terminal)
 
 
 def test_the_guests_first_process_cannot_be_killed_by_the_job(terminal: Terminal) -> None:
-    done = terminal.run("--", "sh", "-c", "kill -KILL 1; kill -SEGV 1; echo alive")
+    done = terminal.run("--", "sh", "-c", "kill -KILL 1; kill -SEGV 1; kill -STOP 1; echo alive")
     assert (done.stdout, done.returncode) == (b"alive\n", 0)
 
 
