@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from tests.faults.case import Verdict, run_case
 from tests.faults.forks import Child, fork
 from tests.faults.operations import has_peer
-from tests.faults.place import Place, open_place
+from tests.faults.place import STOP_S, Place, open_place
 from tests.faults.plane import ROUTES
 from tests.faults.strike import CALL_KINDS, Fault, Kind
 
@@ -68,6 +69,7 @@ def read_trace(place: Place) -> Trace:
 
 def run_share(faults: Sequence[Fault], results: Path) -> None:
     """One worker's runs, one JSON line each. A place that a run spoiled is left for a fresh one."""
+    signal.signal(signal.SIGTERM, _leave)
     queue = list(faults)
     with results.open("a") as out:
         while queue:
@@ -80,6 +82,10 @@ def run_share(faults: Sequence[Fault], results: Path) -> None:
                         break
 
 
+def _leave(_: int, __: object) -> None:
+    sys.exit(143)
+
+
 def run_campaign(faults: Sequence[Fault], at_once: int, folder: Path) -> list[Verdict]:
     """All of them; every one has a verdict, or this raises."""
     workers: list[tuple[Child, Path]] = []
@@ -87,10 +93,17 @@ def run_campaign(faults: Sequence[Fault], at_once: int, folder: Path) -> list[Ve
         results = folder / f"results{number}.jsonl"
         child = fork(folder / f"worker{number}.txt", run_share, faults[number::at_once], results)
         workers.append((child, results))
+    try:
+        for child, _ in workers:
+            child.wait(ORDER_S)
+    finally:
+        for child, _ in workers:
+            child.send(signal.SIGTERM)
+        for child, _ in workers:
+            if not child.wait(STOP_S):
+                child.kill()
     verdicts = []
     for child, results in workers:
-        child.wait(ORDER_S)
-        child.kill()
         if child.status != 0:
             say(f"a worker ended with {child.status}:\n{child.told()[-4000:]}")
         verdicts += (
@@ -137,6 +150,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--folder", type=Path, required=True, help="where report and results are written")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, _leave)
     asked.folder.mkdir(parents=True, exist_ok=True)
     for stale in asked.folder.glob("results*.jsonl"):
         stale.unlink()

@@ -62,6 +62,7 @@ def fork(words: Path, run: Callable[[*Args], object], *args: *Args) -> Child:
         return Child(pid, words)
     status = CRASHED
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         out = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(out, 1)
         os.dup2(out, 2)

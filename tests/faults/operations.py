@@ -44,10 +44,12 @@ MODULES: dict[str, Callable[[], Exception]] = {
     "host.cgroup": _sick,
     "host.slots": _sick,
     "host.roots": _sick,
+    "host.quarantine": _refused(errno.EIO),
     "storage.overlays": _sick,
     "host_agent.ledger": _sick,
     "host_agent.spool": _sick,
     "host_agent.logspool": _sick,
+    "host_agent.adopt": _sick,
     "host_agent.network": _sick,
     "host_agent.disks": _sick,
     "host_agent.jail": _sick,
@@ -80,7 +82,7 @@ PRIVATE: dict[str, Callable[[], Exception]] = {
     "host_agent.guesttalk.Talk._hear_output": lambda: trio.BrokenResourceError("struck"),
     "host_agent.guesttalk.Talk._hear_exit": lambda: trio.BrokenResourceError("struck"),
     "host_agent.control.ControlPlane._exchange": lambda: Unavailable("struck: no answer"),
-    "host_agent.logs._post": lambda: Unavailable("struck: no answer", 0.0),
+    "host_agent.shipping._post": lambda: Unavailable("struck: no answer", 0.0),
 }
 
 # Among the public functions: what only computes, or cannot fail in a way that a caller could answer.
@@ -98,6 +100,7 @@ PURE = frozenset(
         "host_agent.logspool.LogSpool.stored_bytes",
         "host_agent.logspool.LogSpool.abandon",
         "host_agent.network.plan_network",
+        "host_agent.network.plan_uplink",
         "host_agent.network.render_host_rules",
         "host_agent.network.render_netns_rules",
         "host_agent.spool.Spool.has_room",

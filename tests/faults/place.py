@@ -78,20 +78,19 @@ def open_place() -> Iterator[Place]:
         port = listener.getsockname()[1]
         listener.close()
         neighbour = fork(folder / "neighbour.txt", run_neighbour, territory, find_subnet(territory), folder / "beats")
+        place = Place(territory, folder, port, neighbour)
         try:
-            place = Place(territory, folder, port, neighbour)
             _settle(place)
             yield place
-            neighbour.send(signal.SIGTERM)
-            if not neighbour.wait(STOP_S) or neighbour.status != 0:
-                raise RuntimeError(f"the neighbour did not end well: {neighbour.told()}")
-            left = read_leftovers(place)
-            if left:
-                raise RuntimeError(f"left after the last run: {left}")
         finally:
+            neighbour.send(signal.SIGTERM)
+            well = neighbour.wait(STOP_S) and neighbour.status == 0
             neighbour.kill()
             plane.kill()
+            left = read_leftovers(place)
             shutil.rmtree(folder)
+        if not well or left:
+            raise RuntimeError(f"the neighbour did not end well, or the last run left something: {sorted(left)}")
 
 
 def _settle(place: Place) -> None:

@@ -1,0 +1,245 @@
+"""Disables each release in turn, in a copy of the tree, and runs the test that must fail then. Part of `make faults`.
+
+    python -m tests.faults.disabled_releases [--only WORD]
+
+A release whose absence no test notices is printed as `survived`, and the exit status is 1. So it is where a change does
+not fit the source any more: whoever rewrites a release says here how it is disabled. Never touches the tree itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 300.0
+LEAVES_NOTHING = "tests/faults/test_releases.py::test_a_machine_that_ended_leaves_nothing"
+AFRESH = "tests/host/test_network_lifecycle.py::test_acquire_over_leftovers_of_each_kind_starts_afresh"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One thing that is given back: where, which lines do it, what they become, and the test that must miss it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str = LEAVES_NOTHING
+
+
+CLAIMS = "nimbus/host_agent/claims.py"
+LEDGER = "nimbus/host_agent/ledger.py"
+NETWORK = "nimbus/host_agent/network.py"
+KEEPER = "nimbus/host_agent/keeper.py"
+SLOTS = "nimbus/host/slots.py"
+OF_CLAIMS = "tests/unit/host_agent/test_claims.py"
+
+RELEASES = (
+    Release("claim SLOT", CLAIMS, "    slots.release_slots_of(target.layout.runtime, target.object)\n", "    pass\n"),
+    Release("claim NETWORK", CLAIMS, "    release_network(target.object)\n", "    pass\n"),
+    Release(
+        "claim DISK",
+        CLAIMS,
+        "    release_disk(target.paths.disk)\n",
+        "    pass\n",
+        f"{OF_CLAIMS}::test_an_overlay_that_came_after_its_vms_folder_was_removed_goes_with_its_folder",
+    ),
+    Release("claim JAIL", CLAIMS, "    release_jail(target.paths)\n", "    pass\n"),
+    Release(
+        "claim CGROUP", CLAIMS, "    cgroup.remove_cgroup(target.object, target.layout.limits.empty_s)\n", "    pass\n"
+    ),
+    Release(
+        "claim VMM",
+        CLAIMS,
+        "        cgroup.kill_cgroup(target.object)\n",
+        "        return\n",
+        "tests/contract/test_vmm.py::test_the_vmm_has_ended_before_the_output_sink_is_closed",
+    ),
+    Release(
+        "the wait for the VMM's end",
+        CLAIMS,
+        "        if not cgroup.wait_empty(target.object, limit_s):\n",
+        "        if False:\n",
+        "tests/contract/test_vmm.py::test_the_vmm_has_ended_before_the_output_sink_is_closed",
+    ),
+    Release(
+        "the keeper's own kill",
+        CLAIMS,
+        "            native.pidfd_send_signal(keeper, signal.SIGKILL)\n",
+        "            pass\n",
+        f"{OF_CLAIMS}::test_the_barrier_waits_for_a_keeper_that_lives_outside_its_cgroup",
+    ),
+    Release("the keeper's pidfd in the barrier", CLAIMS, "        os.close(pidfd)\n", "        pass\n"),
+    Release(
+        "the slot's barrier",
+        CLAIMS,
+        "    held = {Claim.VMM, Claim.CGROUP, Claim.NETWORK} & set(target.record.claims)\n",
+        "    held: set[Claim] = set()\n",
+        f"{OF_CLAIMS}::test_a_slot_is_never_given_back_before_the_vmm_the_cgroup_and_the_network",
+    ),
+    Release(
+        "the record",
+        LEDGER,
+        "        self._path(vm).unlink(missing_ok=True)\n        self._remove_torn_writes(vm)\n",
+        "        self._remove_torn_writes(vm)\n",
+    ),
+    Release(
+        "the record's lock file",
+        LEDGER,
+        "        self._remove_torn_writes(vm)\n        self._lock_path(vm).unlink(missing_ok=True)\n\n",
+        "        self._remove_torn_writes(vm)\n\n",
+    ),
+    Release(
+        "the record's lock",
+        LEDGER,
+        "            yield held\n        finally:\n            os.close(fd)\n",
+        "            yield held\n        finally:\n            pass\n",
+    ),
+    Release(
+        "a torn write of a record",
+        LEDGER,
+        "            stray.unlink(missing_ok=True)\n",
+        "            pass\n",
+        "tests/unit/host_agent/test_ledger.py::test_a_write_that_a_kill_cut_short_goes_with_its_vm",
+    ),
+    Release(
+        "the lock of a record that could not be written",
+        LEDGER,
+        "            except HostFault:\n                self._lock_path(value.vm).unlink(missing_ok=True)\n",
+        "            except HostFault:\n",
+        "tests/unit/host_agent/test_ledger.py::test_a_ledger_that_cannot_be_written_is_a_host_fault_and_leaves_no_lock",
+    ),
+    Release(
+        "the network of an acquisition that failed",
+        NETWORK,
+        "        if not complete:\n            release_network(plan.name)\n",
+        "        pass\n",
+        "tests/host/test_network_lifecycle.py::test_a_network_that_cannot_be_made_leaves_nothing",
+    ),
+    Release("the namespace", NETWORK, "        netns.remove_netns(name)\n", "        pass\n"),
+    Release(
+        "the VM's table of rules",
+        NETWORK,
+        "nft.applying_ruleset(nft.render_removal(name)):",
+        'nft.applying_ruleset(""):',
+    ),
+    Release(
+        "its tracked connections",
+        NETWORK,
+        "                conntrack.flush_connections(neighbour)\n",
+        "                pass\n",
+        "tests/host/test_network_lifecycle.py::test_the_next_tenant_of_a_slot_meets_no_connection_of_the_last",
+    ),
+    Release("the veth", NETWORK, "                link.remove_link(route, name)\n", "                pass\n"),
+    Release("a route socket", "nimbus/host/link.py", "        route.close()\n", "        pass\n"),
+    Release(
+        "a namespace's descriptor",
+        "nimbus/host/netns.py",
+        "        yield fd\n    finally:\n        os.close(fd)\n",
+        "        yield fd\n    finally:\n        pass\n",
+    ),
+    Release("a slot's ticket", SLOTS, "            os.close(ticket)\n", "            pass\n"),
+    Release("the slots' folder", SLOTS, "        os.close(at)\n", "        pass\n"),
+    Release("the keeper's descriptors", KEEPER, "                os.close(fd)\n", "                pass\n"),
+    Release(
+        "a keeper whose start was cancelled",
+        KEEPER,
+        "            outer.kill()  # before",
+        "            pass  # before",
+        "tests/native/test_keeper_start.py::test_a_start_that_is_cancelled_leaves_nothing_running",
+    ),
+    Release(
+        "a clone that filled the disk",
+        "nimbus/host/disk.py",
+        "            target.unlink(missing_ok=True)\n",
+        "            pass\n",
+        "tests/host/test_disk_root.py::test_a_clone_that_fills_the_disk_leaves_no_part_of_itself",
+    ),
+    Release(
+        "the room of a machine that ended",
+        "nimbus/host_agent/poller.py",
+        "        room.give_back(shape)\n",
+        "        pass\n",
+        "tests/unit/host_agent/test_poller.py::test_a_machine_that_ends_makes_room_for_the_next_at_once",
+    ),
+    Release(
+        "what has no record",
+        "nimbus/host_agent/reaper.py",
+        "    names = [\n",
+        "    return set()\n    names = [\n",
+        "tests/unit/host_agent/test_reaper.py::test_a_record_that_a_host_crash_tore_is_reaped_by_name_and_so_are_all_others",
+    ),
+)
+
+
+def copy_tree(target: Path) -> None:
+    """What a test needs, without what builds and runs leave."""
+    unwanted = shutil.ignore_patterns("__pycache__", ".*", "web", "bench", "*.egg-info", "build")
+    shutil.copytree(ROOT, target, ignore=unwanted, symlinks=True)
+
+
+def run_test(tree: Path, test: str) -> subprocess.CompletedProcess[str]:
+    """One test against the copy, with the interpreter of this process."""
+    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+    if "test_vmm.py" in test:
+        argv += ["-k", "fake"]
+    return subprocess.run(argv, cwd=tree, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
+def try_release(tree: Path, release: Release) -> str:
+    """`caught`, or what is wrong."""
+    source = tree / release.file
+    text = source.read_text() if source.exists() else ""
+    if text.count(release.old) != 1:
+        return f"its lines stand {text.count(release.old)} times in {release.file}"
+    source.write_text(text.replace(release.old, release.new))
+    try:
+        done = run_test(tree, release.test)
+    except subprocess.TimeoutExpired:
+        return "caught"
+    finally:
+        source.write_text(text)
+    if done.returncode == 1:
+        return "caught"
+    return "survived" if done.returncode == 0 else f"pytest ended with {done.returncode}: {done.stdout[-500:]}"
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.faults.disabled_releases")
+    parser.add_argument("--only", default="", help="a part of the name")
+    only = parser.parse_args().only
+    releases = [release for release in RELEASES if only in release.name]
+    began = time.monotonic()
+    bad = 0
+    with tempfile.TemporaryDirectory(prefix="nimbus-releases-") as folder:
+        tree = Path(folder) / "tree"
+        copy_tree(tree)
+        for test in sorted({release.test for release in releases}):
+            done = run_test(tree, test)
+            if done.returncode != 0:
+                bad += 1
+                say(f"FAILS ANYWAY  {test}\n{done.stdout[-1500:]}")
+        for release in releases:
+            told = try_release(tree, release)
+            bad += told != "caught"
+            say(f"{'ok   ' if told == 'caught' else 'WRONG'} {release.name:<50} {told:<10} {release.test}")
+    say(f"releases: {len(releases)} disabled in turn, {bad} not caught, {time.monotonic() - began:.0f} s")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
