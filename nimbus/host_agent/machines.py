@@ -27,6 +27,7 @@ from nimbus.host_agent.lifecycle import Order, run_machine
 from nimbus.host_agent.logs import FLUSH_S, LogShipping, LogTarget, open_log_shipping
 from nimbus.host_agent.masking import find_secrets
 from nimbus.host_agent.runner import ask_command
+from nimbus.host_agent.spool import DEFAULT_CAP_BYTES
 from nimbus.host_agent.ties import Ties
 from nimbus.model.errors import NimbusError, Unauthorized, Unavailable
 from nimbus.model.lease import LeaseKey, LeasePolicy
@@ -49,6 +50,7 @@ class JobPolicy:
     grace_s: float
     log_sink_url: str | None
     lease: LeasePolicy
+    log_spool_bytes: int = DEFAULT_CAP_BYTES
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ async def _find_image(host: Host, name: str) -> Image | None:
 async def open_output(workplace: Workplace, record: OpenRecord, target: LogTarget | None) -> AsyncIterator[LogShipping]:
     """Where a machine's output goes. With its VM down it is ended; else the next agent goes on with it."""
     folder = workplace.host.layout.spools / str(record.value.vm)
-    async with open_log_shipping(folder, target) as shipping:
+    async with open_log_shipping(folder, target, cap_bytes=workplace.policy.log_spool_bytes) as shipping:
         try:
             yield shipping
         finally:

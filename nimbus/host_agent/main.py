@@ -114,6 +114,7 @@ def job_policy(settings: AgentSettings, control: ControlPlane) -> JobPolicy:
         settings.vm_shutdown_grace,
         settings.log_sink_url,
         LeasePolicy(ttl_s=control.lease_ttl_s),
+        settings.log_spool_mib << 20,
     )
 
 

@@ -70,6 +70,9 @@ class AgentSettings(KeptBackSettings):
     control_plane_url: str = Field(description="base URL of the control plane")
     control_plane_token: SecretStr = Field(description="enrolment token; mint one with `nimbus auth`")
     log_sink_url: str | None = Field(None, description="logging pipeline, in place of what a grant names")
+    log_spool_mib: int = Field(
+        512, ge=16, description="one VM's output kept while the logging pipeline is away; its oldest lines go first"
+    )
     agent_metrics_host: str = Field("127.0.0.1", description="where metrics are served")
     agent_metrics_port: int = Field(9460, ge=0, le=65535)
     job_timeout: float = Field(3600.0, gt=0, description="seconds a job may run at most")
