@@ -9,7 +9,9 @@ not be released stays in the record for the reaper. What each release does is cl
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import structlog
 import trio
@@ -21,7 +23,6 @@ from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.metrics import count_release
 from nimbus.host_agent.plan import HostLayout
 from nimbus.model.errors import HostFault
-from nimbus.model.record import Record
 from nimbus.model.vm import Claim
 
 log = structlog.get_logger()
@@ -58,20 +59,24 @@ async def _release(claim: Claim, target: Target, record: OpenRecord) -> None:
     except Exception as error:  # noqa: BLE001 - the next claim is released whatever this one did
         count_release(claim, time.monotonic() - started)
         log.warning("claim.release_failed", vm=str(record.value.vm), claim=str(claim), error=str(error))
-        await _note(record, record.value.with_failure(f"{claim}: {type(error).__name__}: {error}"))
+        told = record.value.with_failure(f"{claim}: {type(error).__name__}: {error}")
+        await _note(record, failures=told.failures)
         return
     count_release(claim, time.monotonic() - started)
-    await _note(record, record.value.strike(claim))
+    await _note(record, claims=record.value.strike(claim).claims)
     log.debug("claim.released", vm=str(record.value.vm), claim=str(claim), ms=_ms_since(started))
 
 
-async def _note(record: OpenRecord, value: Record) -> None:
-    """Write the record; a disk that refuses must not end a teardown: releasing twice is harmless."""
+async def _note(record: OpenRecord, **fields: Any) -> None:
+    """Write these fields alone: a renewal may change others at the same moment, and neither may undo the other.
+
+    A disk that refuses must not end a teardown: releasing twice is harmless.
+    """
     try:
-        await in_thread(partial(record.write, value))
+        await in_thread(partial(record.change, **fields))
     except HostFault as error:
-        record.value = value
-        log.warning("ledger.write_failed", vm=str(value.vm), error=str(error))
+        record.value = replace(record.value, **fields)
+        log.warning("ledger.write_failed", vm=str(record.value.vm), error=str(error))
 
 
 def _ms_since(started: float) -> float:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -199,3 +202,39 @@ def _id(running: subprocess.Popen[bytes]) -> ProcessId:
 
 def _id_of_dead(dead: subprocess.Popen[bytes]) -> ProcessId:
     return ProcessId(dead.pid, 1, process.boot_id())
+
+
+async def test_what_another_thread_writes_into_a_record_during_its_teardown_brings_no_claim_back(
+    territory: Territory, layout: HostLayout
+) -> None:
+    layout, ledger = replace(layout, limits=ActLimits()), Ledger(territory.state_root / "ledger")
+    for _ in range(20):
+        every = tuple(claim for claim in Claim if claim is not Claim.NETWORK)
+        value = Record(
+            vm=new_vm_id(),
+            created_at=0,
+            boot_id="gone",
+            backend="fake",
+            plan={},
+            claims=every,
+            report={},  # not told yet: the record outlives its teardown
+        )
+        with ledger.create(value) as record, ThreadPoolExecutor(1) as renewer:
+            ended = threading.Event()
+            renewals = renewer.submit(_renew_until, ended, record)
+            try:
+                clean = await teardown(layout, record)
+            finally:
+                ended.set()
+            assert renewals.result() > 0
+            assert (clean, record.value.claims) == (True, ())
+            ledger.remove(value.vm)
+
+
+def _renew_until(ended: threading.Event, record: OpenRecord) -> int:
+    """As a lease's renewer does it, only more often."""
+    for deadline_ns in itertools.count(1):
+        record.change(deadline_ns=deadline_ns)
+        if ended.is_set():
+            return deadline_ns
+    raise AssertionError
