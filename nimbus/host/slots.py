@@ -41,9 +41,8 @@ def claim_slot(runtime_dir: Path, owner: str, limit: int, *, uid_base: int = UID
             return _slot(index, uid_base)
     apart = {slot.index for slot in list_quarantined(runtime_dir)}
     busy = _live_uids()
-    free = [
-        index for index in range(limit) if index not in held and index not in apart and uid_base + index not in busy
-    ]
+    unheld = [index for index in range(limit) if index not in held and index not in apart]
+    free = [index for index in unheld if uid_base + index not in busy]
     try:
         taken = _take_first(folder, owner, free)
     except OSError as error:
@@ -51,6 +50,8 @@ def claim_slot(runtime_dir: Path, owner: str, limit: int, *, uid_base: int = UID
     if taken is not None:
         return _slot(taken, uid_base)
     kept = f", {len(apart)} of them in quarantine" if apart else ""
+    if clashing := len(unheld) - len(free):
+        kept += f", {clashing} of them by processes that nobody's VM should have: their uid is a slot's"
     raise HostFault(f"all {limit} slots of this host are taken{kept}: wait for a VM to end, or raise NIMBUS_VM_SLOTS")
 
 

@@ -67,6 +67,12 @@ def test_a_slot_whose_uid_has_a_live_process_is_passed_over(tmp_path: Path) -> N
     assert claim_slot(tmp_path, "nb000-0000000a", 4, uid_base=os.getuid()).index > 0
 
 
+def test_a_host_whose_last_uids_have_live_processes_refuses_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(HostFault, match="all 1 slots of this host are taken, 1 of them by processes"):
+        claim_slot(tmp_path, "nb000-0000000a", 1, uid_base=os.getuid())
+    assert list_slots(tmp_path) == ()
+
+
 def test_claims_leave_no_file_but_the_slots(tmp_path: Path) -> None:
     claim(tmp_path, "nb000-0000000a")
     assert os.listdir(tmp_path / "slots") == ["0"]
