@@ -211,6 +211,40 @@ async def test_a_command_deaf_to_its_time_limit_is_killed_after_the_grace(tmp_pa
     assert host.saved == [GuestExit(None, signal.SIGKILL, ExitReason.TIMEOUT, "its time limit has passed")]
 
 
+async def test_a_command_that_ends_well_when_asked_has_timed_out_all_the_same(tmp_path: Path) -> None:
+    host = await run_once(tmp_path, replace(shell("trap 'exit 0' TERM; while :; do sleep 0.02; done"), timeout_s=1))
+
+    assert (host.saved[0].code, host.saved[0].reason, host.saved[0].status) == (0, ExitReason.TIMEOUT, 124)
+
+
+async def test_a_time_limit_asks_the_children_of_the_command_too(tmp_path: Path) -> None:
+    child = "(trap 'echo child asked; exit' TERM; echo up; while :; do sleep 0.02; done)"
+    script = f"trap 'wait; echo asked; exit' TERM; {child} & wait"
+
+    host = await run_once(tmp_path, replace(shell(script), timeout_s=2))
+
+    assert host.sink.out == "up\nchild asked\nasked\n"
+    assert host.saved[0].reason is ExitReason.TIMEOUT
+
+
+async def test_a_halted_command_hears_that_its_time_is_over(tmp_path: Path) -> None:
+    host = await run_once(tmp_path, replace(shell("trap 'echo asked; exit 5' TERM; kill -STOP $$"), timeout_s=1))
+
+    assert host.sink.out == "asked\n"
+    assert (host.saved[0].code, host.saved[0].reason) == (5, ExitReason.TIMEOUT)
+
+
+async def test_daemons_of_a_command_whose_time_is_over_are_dead_before_its_exit_is_told(tmp_path: Path) -> None:
+    # Forked twice into a session of its own and deaf, it holds no output; its parent obeys at once.
+    daemon = "setsid sh -c 'trap \"\" TERM; (while :; do sleep 0.02; done) >/dev/null 2>&1 & echo $!'"
+    obedient = f"trap 'exit 3' TERM; {daemon}; while :; do sleep 0.02; done"
+
+    host = await run_once(tmp_path, replace(shell(obedient), timeout_s=2))
+
+    assert (host.saved[0].code, host.saved[0].status) == (3, 124)
+    assert not is_alive(int(host.sink.out))
+
+
 async def test_a_stop_ends_the_command_with_its_grace(tmp_path: Path) -> None:
     host = Host()
     host.on_event = lambda event: host.stop.set() if isinstance(event, GuestJobStarted) else None
