@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,13 +143,20 @@ def _migrate(dsn: str) -> None:
     subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
 
 
+@contextmanager
+def open_schema(server: PostgresServer) -> Iterator[str]:
+    """A database with the schema and nothing in it, for as long as the block runs."""
+    name = f"test_{secrets.token_hex(6)}"
+    server.sql(f"CREATE DATABASE {name} TEMPLATE {server.template}")
+    yield server.dsn(name)
+    server.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def database_dsn(postgres_server: PostgresServer) -> Iterator[str]:
     """A database of the test's own, with the schema and nothing in it."""
-    name = f"test_{secrets.token_hex(6)}"
-    postgres_server.sql(f"CREATE DATABASE {name} TEMPLATE {postgres_server.template}")
-    yield postgres_server.dsn(name)
-    postgres_server.sql(f"DROP DATABASE {name} WITH (FORCE)")
+    with open_schema(postgres_server) as dsn:
+        yield dsn
 
 
 @pytest.fixture

@@ -21,12 +21,17 @@ class Gate:
     """A running door."""
 
     port: int
+    answers: int = 0  # how many have gone through
     _open: threading.Event = field(default_factory=threading.Event)
 
     @property
     def guest_ports(self) -> str:
         """For NIMBUS_GUEST_PORTS."""
         return f"{GUEST_PORT}=127.0.0.1:{self.port}"
+
+    def wait_line(self, backend: str) -> str:
+        """The shell line that waits here; a double of a guest stands in the host's own network."""
+        return WAIT if backend == "qemu" else f"wget -q -O - http://127.0.0.1:{self.port}/"
 
     def open(self) -> None:
         self._open.set()
@@ -48,6 +53,8 @@ def running_gate(address: str = "127.0.0.1") -> Iterator[Gate]:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"open\n")
+            self.wfile.flush()
+            gate.answers += 1
 
         def log_message(self, *_: object) -> None:
             """Stays quiet."""

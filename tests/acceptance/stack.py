@@ -1,7 +1,7 @@
 """A whole stack of one's own for acceptance tests: `nimbus up` as a user starts it, in a state folder of its own.
 
 Drives it from outside only: by the `nimbus` command, by HTTP and by signals. conftest.py starts the one that most
-tests share; test_stack_killed.py starts those that it kills.
+tests share; test_stack_killed.py starts those that it kills; fleet.py takes the desk alone.
 """
 
 from __future__ import annotations
@@ -69,52 +69,10 @@ def find_leaks(state: Path) -> tuple[Leak, ...]:
 
 
 @dataclass
-class Stack:
-    """A `nimbus up` that says it is up, and every way to talk to it."""
+class Desk:
+    """Every way to talk to a control plane and its pipeline from outside, whoever started them."""
 
-    popen: subprocess.Popen[bytes]
-    state: Path
-    told: Path  # its events, one JSON object a line
-    env: dict[str, str]  # STATE/env and what it takes to run a command beside it
-
-    # -- the process -------------------------------------------------------------------------------
-
-    def events(self) -> list[Json]:
-        whole = self.told.read_text().rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
-
-    def pids(self) -> dict[str, int]:
-        """The newest process of each service."""
-        return {e["service"]: e["pid"] for e in self.events() if e["event"] == "ready"}
-
-    def secret(self, name: str) -> str:
-        lines = (self.state / "secrets.env").read_text().splitlines()
-        return dict(line.split("=", 1) for line in lines)[name]
-
-    @contextmanager
-    def killed(self, service: str) -> Iterator[None]:
-        """SIGKILL for one service; the block runs while it is away, and a new one is ready afterwards."""
-        old = self.pids()[service]
-        os.kill(old, signal.SIGKILL)
-        yield
-        wait_until(lambda: self.pids()[service] != old, f"a new {service}")
-
-    def kill_all(self) -> None:
-        """SIGKILL for the supervisor and every process that it started; the VMs' keepers are none of them."""
-        victims = [os.pidfd_open(pid) for pid in (self.popen.pid, *self.pids().values())]
-        for victim in victims:
-            with suppress(ProcessLookupError):  # the kernel kills most of them when the supervisor goes
-                signal.pidfd_send_signal(victim, signal.SIGKILL)
-        for victim in victims:
-            poll = select.poll()
-            poll.register(victim, select.POLLIN)
-            assert poll.poll(LIMIT_S * 1000), "a killed process did not end"
-            os.close(victim)
-        self.popen.wait(LIMIT_S)
-
-    def vms(self) -> list[Json]:
-        """What `nimbus vms list` says of this host and state folder."""
-        return list(json.loads(self.run("vms", "list", "--json").stdout))
+    env: dict[str, str]  # what it takes to run a command beside them
 
     # -- the command -------------------------------------------------------------------------------
 
@@ -180,6 +138,54 @@ class Stack:
         url = self.env["NIMBUS_CONTROL_PLANE_URL"] + "/webhooks/github"
         return httpx2.post(url, content=body, headers={**usual, **named}, timeout=60)
 
+    def vms(self) -> list[Json]:
+        """What `nimbus vms list` says of this host and state folder."""
+        return list(json.loads(self.run("vms", "list", "--json").stdout))
+
+
+@dataclass
+class Stack(Desk):
+    """A `nimbus up` that says it is up, and every way to talk to it."""
+
+    popen: subprocess.Popen[bytes]
+    state: Path
+    told: Path  # its events, one JSON object a line
+
+    # -- the process -------------------------------------------------------------------------------
+
+    def events(self) -> list[Json]:
+        whole = self.told.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def pids(self) -> dict[str, int]:
+        """The newest process of each service."""
+        return {e["service"]: e["pid"] for e in self.events() if e["event"] == "ready"}
+
+    def secret(self, name: str) -> str:
+        lines = (self.state / "secrets.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)[name]
+
+    @contextmanager
+    def killed(self, service: str) -> Iterator[None]:
+        """SIGKILL for one service; the block runs while it is away, and a new one is ready afterwards."""
+        old = self.pids()[service]
+        os.kill(old, signal.SIGKILL)
+        yield
+        wait_until(lambda: self.pids()[service] != old, f"a new {service}")
+
+    def kill_all(self) -> None:
+        """SIGKILL for the supervisor and every process that it started; the VMs' keepers are none of them."""
+        victims = [os.pidfd_open(pid) for pid in (self.popen.pid, *self.pids().values())]
+        for victim in victims:
+            with suppress(ProcessLookupError):  # the kernel kills most of them when the supervisor goes
+                signal.pidfd_send_signal(victim, signal.SIGKILL)
+        for victim in victims:
+            poll = select.poll()
+            poll.register(victim, select.POLLIN)
+            assert poll.poll(LIMIT_S * 1000), "a killed process did not end"
+            os.close(victim)
+        self.popen.wait(LIMIT_S)
+
     def count_guests(self) -> None:
         """Add the guests that said hello to the session's count; a killed one is its test's to count."""
         path = "/api/jobs/recent?limit=200"
@@ -237,7 +243,7 @@ def running_stack(state: Path, *options: str, **settings: str) -> Iterator[Stack
     argv = nimbus_argv("up", "--free-ports", "--json", "--state", str(state), *options)
     with told.open("wb") as out, errors.open("wb") as err:
         popen = subprocess.Popen(argv, stdout=out, stderr=err, env=clean_environment(state, **settings))
-    stack = Stack(popen, state, told, {})
+    stack = Stack({}, popen, state, told)
     try:
         wait_until(lambda: _is_up(stack), "the stack is up")
         stack.env = clean_environment(state, **_read_env(state))
