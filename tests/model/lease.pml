@@ -81,6 +81,7 @@ byte left[REQUESTS]; /* of the lease, on the control plane's clock */
 byte faults = FAULTS;
 
 #define vm_alive(a, r) (phase[AT(a, r)] == ALIVE)
+#define is_any_vm_of(r) (vm_alive(0, r) || vm_alive(1, r))
 #include "control_plane.pml"
 
 #define leased(r) (state[r] == LEASED || state[r] == RUNNING)
@@ -385,11 +386,11 @@ inline tick_control_plane() {
 #if REQUESTS > 1
 #define is_time_needed (left[0] || left[1] || hold[0] || hold[1] || hold[2] || hold[3])
 #define is_done (TERMINAL(state[0]) && TERMINAL(state[1]))
-#define is_any_vm (vm_alive(0, 0) || vm_alive(1, 0) || vm_alive(0, 1) || vm_alive(1, 1))
+#define is_any_vm (is_any_vm_of(0) || is_any_vm_of(1))
 #else
 #define is_time_needed (left[0] || hold[0] || hold[1])
 #define is_done TERMINAL(state[0])
-#define is_any_vm (vm_alive(0, 0) || vm_alive(1, 0))
+#define is_any_vm is_any_vm_of(0)
 #endif
 
 proctype clock() {
