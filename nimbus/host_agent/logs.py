@@ -105,19 +105,16 @@ async def open_log_shipping(
         yield _Discarded()
         return
     url, known = ingest_url(target.url), target
-    async with (
-        open_spool(folder, cap_bytes) as spool,
-        open_http(token=known.token) as client,
-        trio.open_nursery() as nursery,
-    ):
+    async with open_spool(folder, cap_bytes) as spool, open_http(token=known.token) as client:
         await in_thread(lambda: save_target(folder, known))
         await spool.mask(secrets)
-        arrived = trio.Event()
-        shipping = await nursery.start(_ship_until_arrived, spool, client, url, arrived)
-        try:
-            yield _Shipped(spool, arrived, flush_s)
-        finally:
-            shipping.cancel()
+        async with trio.open_nursery() as nursery:
+            arrived = trio.Event()
+            shipping = await nursery.start(_ship_until_arrived, spool, client, url, arrived)
+            try:
+                yield _Shipped(spool, arrived, flush_s)
+            finally:
+                shipping.cancel()
 
 
 class _Shipped:
