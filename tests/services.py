@@ -2,7 +2,7 @@
 
 Use by fixture: `database_dsn` (a fresh database with the control plane's schema, cloned from a template),
 `redis_url` (a server of the session's own), `redis_server` (one of the test's own, that it may stop and start).
-tests/conftest.py takes the fixtures in for all.
+tests/conftest.py takes the fixtures in for all; programs outside pytest open the same servers (`open_postgres`).
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ def _stop(process: subprocess.Popen[bytes], with_signal: signal.Signals) -> None
             process.wait(STOP_S)
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """The session's PostgreSQL with a template database that holds the schema."""
+@contextmanager
+def open_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL of one's own with a template database that holds the schema."""
     binaries = postgres_bin()
     if binaries is None:
         pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
@@ -134,6 +134,13 @@ def postgres_server() -> Iterator[PostgresServer]:
     finally:
         _stop(server.process, signal.SIGINT)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The session's PostgreSQL."""
+    with open_postgres() as server:
+        yield server
 
 
 def _migrate(dsn: str) -> None:
@@ -206,7 +213,9 @@ def _redis_answers(path: Path) -> bool:
             return False
 
 
-def _redis() -> Iterator[RedisServer]:
+@contextmanager
+def open_redis() -> Iterator[RedisServer]:
+    """A Redis of one's own."""
     folder = Path(tempfile.mkdtemp(prefix="nimbus-test-redis-"))
     server = RedisServer(folder)
     try:
@@ -220,13 +229,15 @@ def _redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     """A Redis of the test's own."""
-    yield from _redis()
+    with open_redis() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     """The session's Redis."""
-    yield from _redis()
+    with open_redis() as server:
+        yield server
 
 
 @pytest.fixture

@@ -46,10 +46,14 @@ class Room:
 
     def start(self) -> None:
         """Run it, and wait until it answers."""
+        self.launch()
+        wait_until(self.answers, f"{self.module} answers")
+
+    def launch(self) -> None:
+        """Run it. By a thread that lives as long as it must: it ends with the one that started it."""
         argv = [*_BOUND, sys.executable, "-m", self.module]
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(argv, env=self.env, stdout=log, stderr=log, cwd="/")
-        wait_until(self._answers, f"{self.module} answers")
 
     @property
     def pid(self) -> int:
@@ -86,7 +90,7 @@ class Room:
         self.popen = None
         return status
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         assert self.popen is not None
         assert self.popen.poll() is None, self.log.read_text(errors="replace")[-4000:]
         try:
