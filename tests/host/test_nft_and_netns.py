@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from nimbus.host import link, native, netns, nft
+from nimbus.host_agent.network import acquire_network, release_network
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import new_vm_id
+from tests.host.stand_in import random_plan, remains
 
 pytestmark = pytest.mark.root
 
@@ -155,3 +157,24 @@ def test_a_tap_that_another_holds_open_is_refused_at_once_with_its_cause(name: s
                 link.ensure_tap(fd, "tap0", uid=0, gid=0)
         finally:
             os.close(holder)
+
+
+def test_links_that_are_deleted_together_are_all_gone_and_no_other_is() -> None:
+    prefix = f"nbfff-{str(new_vm_id())[:4]}"
+    names = [f"{prefix}{number}" for number in range(4)]
+    with link.open_netlink() as route:
+        for name in names:
+            route.link("add", ifname=name, kind="veth", peer={"ifname": f"x{name}"})
+        link.remove_links(route, [*names[:3], f"{prefix}absent"[:15]])
+        assert link.list_links(prefix) == (names[3],)
+        link.remove_links(route, [names[3]])
+        link.remove_links(route, names)
+    assert link.list_links(prefix) == link.list_links(f"x{prefix}") == ()
+
+
+def test_networks_that_end_at_the_same_moment_all_end() -> None:
+    plans = [random_plan(index=9100 + number) for number in range(12)]
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(acquire_network, plans))
+        list(threads.map(release_network, [plan.name for plan in plans]))
+    assert [remains(plan) for plan in plans] == [[]] * 12
