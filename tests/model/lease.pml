@@ -9,11 +9,14 @@
  * -DREQUESTS=2   machine requests (1 or 2; agents are always 2)
  * -DATTEMPTS=2   leases that a request may have at all (max_attempts of outcome.py)
  * -DRENEWALS=1   renewals of one lease after the first: a job's length
- * -DFAULTS=2     crashes, freezes, repeated messages and lost replies to a finish, all told
+ * -DFAULTS=2     crashes, freezes, repeated messages and lost replies to a finish, all in all
+ *
+ * -DMERGE_STARTED  a machine that has started is not told from one that has not: they end alike (test_model.py)
+ * -DCLOCK_JUMPS    one more fault: the database's clock jumps forward, which is seen, and granting pauses
  *
  * Broken on purpose, one at a time: NO_MARGIN, NO_FENCE_CHECK (finish), NO_RENEW_CHECK (renew), NO_FENCE_RAISE,
  * NO_FIRST_RENEWAL, NO_KEEPER_DEADLINE, NO_REFUSAL_OF_PAST, NO_QUESTION_AT_ADOPTION, COUNT_FROM_REPLY,
- * NO_HELD_AT_ENROLMENT, LATE_ENROLMENT.
+ * NO_HELD_AT_ENROLMENT, LATE_ENROLMENT, NO_PAUSE.
  */
 #define AGENTS 2
 #ifndef REQUESTS
@@ -79,6 +82,12 @@ byte mode[AGENTS];
 
 byte left[REQUESTS]; /* of the lease, on the control plane's clock */
 byte faults = FAULTS;
+#ifdef CLOCK_JUMPS
+byte paused;         /* ticks for which nothing is granted and nothing expires: decision 0010 */
+#else
+#define paused 0
+#endif
+#define is_in_time(r) (left[r] > 0 || paused > 0) /* while that lasts, a deadline that is past tells nothing */
 
 #define vm_alive(a, r) (phase[AT(a, r)] == ALIVE)
 #define is_any_vm_of(r) (vm_alive(0, r) || vm_alive(1, r))
@@ -132,22 +141,22 @@ proctype requests(byte r) {
 end:
     do
     /* a lease request of an agent that has room; the row, the fence and the deadline in one statement */
-    :: d_step { state[r] == QUEUED && mode[0] == UP && phase[AT(0, r)] == NOTHING && fence[r] < ATTEMPTS ->
+    :: d_step { state[r] == QUEUED && mode[0] == UP && phase[AT(0, r)] == NOTHING && fence[r] < ATTEMPTS && !paused ->
         grant(0, r); left[r] = TTL; phase[AT(0, r)] = GRANTED; under[AT(0, r)] = fence[r];
         printf("request %d: leased to agent 0, fence %d\n", r, fence[r]) }
-    :: d_step { state[r] == QUEUED && mode[1] == UP && phase[AT(1, r)] == NOTHING && fence[r] < ATTEMPTS ->
+    :: d_step { state[r] == QUEUED && mode[1] == UP && phase[AT(1, r)] == NOTHING && fence[r] < ATTEMPTS && !paused ->
         grant(1, r); left[r] = TTL; phase[AT(1, r)] = GRANTED; under[AT(1, r)] = fence[r];
         printf("request %d: leased to agent 1, fence %d\n", r, fence[r]) }
     /* nobody wants it any more */
     :: d_step { state[r] == QUEUED -> settle(r, CANCEL); printf("request %d: cancelled in the queue\n", r) }
     /* the sweeper; judge_silence of outcome.py chooses */
-    :: d_step { leased(r) && left[r] == 0 && fence[r] < ATTEMPTS -> settle(r, EXPIRE);
+    :: d_step { leased(r) && !is_in_time(r) && fence[r] < ATTEMPTS -> settle(r, EXPIRE);
         printf("request %d: lease %d expired, queued again\n", r, fence[r]) }
-    :: d_step { leased(r) && left[r] == 0 -> settle(r, FINISH_BAD);
+    :: d_step { leased(r) && !is_in_time(r) -> settle(r, FINISH_BAD);
         printf("request %d: lease %d expired, failed\n", r, fence[r]) }
-    :: d_step { leased(r) && left[r] == 0 -> settle(r, LOSE);
+    :: d_step { leased(r) && !is_in_time(r) -> settle(r, LOSE);
         printf("request %d: lease %d expired, lost\n", r, fence[r]) }
-    :: d_step { leased(r) && left[r] == 0 -> settle(r, CANCEL);
+    :: d_step { leased(r) && !is_in_time(r) -> settle(r, CANCEL);
         printf("request %d: lease %d expired, cancelled\n", r, fence[r]) }
     /* a renewal of the present lease arrives a second time, however late; without the fault it adds nothing */
     :: d_step { faults > 0 && leased(r) && left[r] > 0 && left[r] < TTL -> faults--; left[r] = TTL;
@@ -161,7 +170,7 @@ end:
 #ifdef NO_FENCE_CHECK
 #define is_accepted(a, r, f) leased(r)
 #else
-#define is_accepted(a, r, f) (leased(r) && holder[r] == a && (f) == fence[r] && left[r] > 0)
+#define is_accepted(a, r, f) (leased(r) && holder[r] == a && (f) == fence[r] && is_in_time(r))
 #endif
 #define is_telling(a, r) (phase[AT(a, r)] == OVER && mode[a] == UP)
 
@@ -220,7 +229,7 @@ end:
 #ifdef NO_RENEW_CHECK
         :: leased(r) ->
 #else
-        :: is_current(a, r) && left[r] > 0 ->
+        :: is_current(a, r) && is_in_time(r) ->
 #endif
             left[r] = TTL;
 #ifndef MERGE_STARTED
@@ -381,14 +390,22 @@ inline tick_control_plane() {
 #if REQUESTS > 1
     tick_lease(1);
 #endif
+#ifdef CLOCK_JUMPS
+    if
+    :: paused > 0 -> paused--
+    :: else
+    fi
+#endif
 }
 
 #if REQUESTS > 1
-#define is_time_needed (left[0] || left[1] || hold[0] || hold[1] || hold[2] || hold[3])
+#define is_time_needed (paused || left[0] || left[1] || hold[0] || hold[1] || hold[2] || hold[3])
+#define is_any_leased (leased(0) || leased(1))
 #define is_done (TERMINAL(state[0]) && TERMINAL(state[1]))
 #define is_any_vm (is_any_vm_of(0) || is_any_vm_of(1))
 #else
-#define is_time_needed (left[0] || hold[0] || hold[1])
+#define is_time_needed (paused || left[0] || hold[0] || hold[1])
+#define is_any_leased leased(0)
 #define is_done TERMINAL(state[0])
 #define is_any_vm is_any_vm_of(0)
 #endif
@@ -397,6 +414,17 @@ proctype clock() {
 end:
     do
     :: d_step { is_time_needed -> tick_control_plane(); tick_host(0); tick_host(1); printf("tick\n") }
+#ifdef CLOCK_JUMPS
+    /* the database's clock jumps forward, and that is seen: every lease looks overdue while its VM may live */
+    :: d_step { faults > 0 && is_any_leased -> faults--; left[0] = 0;
+#if REQUESTS > 1
+        left[1] = 0;
+#endif
+#ifndef NO_PAUSE
+        paused = TTL;
+#endif
+        printf("tick: the clock jumps\n") }
+#endif
     /* nothing can happen any more: every request has ended, and nothing lives */
     :: timeout -> assert(is_done); assert(!is_any_vm); break
     od

@@ -1,7 +1,8 @@
 """`make model`: searches all states of the lease protocol with spin, then proves that the search can see.
 
 The real protocol must hold; each broken variant must be caught. Prints a table and one line at the end; status 1
-where anything is otherwise. Needs spin and gcc. test_model.py calls `search` with smaller numbers.
+where anything is otherwise. Needs spin and gcc. test_model.py calls `search` with smaller numbers. With the name of a
+broken variant, `.venv/bin/python -m tests.model.run NO_MARGIN` tells the shortest story of what goes wrong.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ MEMORY_MAX_MIB = 4000
 TITLE_WIDTH = 76
 
 WHOLE = {"REQUESTS": 2, "ATTEMPTS": 2, "RENEWALS": 1, "FAULTS": 1, "MERGE_STARTED": 1}
-DEEP = {"REQUESTS": 1, "ATTEMPTS": 3, "RENEWALS": 2, "FAULTS": 4}
-SMALL = {"REQUESTS": 1, "ATTEMPTS": 2, "RENEWALS": 1, "FAULTS": 2}
+DEEP = {"REQUESTS": 1, "ATTEMPTS": 3, "RENEWALS": 2, "FAULTS": 4, "CLOCK_JUMPS": 1}
+SMALL = {"REQUESTS": 1, "ATTEMPTS": 2, "RENEWALS": 1, "FAULTS": 2, "CLOCK_JUMPS": 1}
 
 # What is taken away, and where the search for what follows is made: two requests for the two that the promise names.
 BROKEN: dict[str, tuple[Mapping[str, int], str]] = {
@@ -39,6 +40,7 @@ BROKEN: dict[str, tuple[Mapping[str, int], str]] = {
     "NO_REFUSAL_OF_PAST": (SMALL, "a keeper starts a VM after the deadline"),
     "NO_QUESTION_AT_ADOPTION": (SMALL, "an adopting agent takes the lease as new"),
     "NO_HELD_AT_ENROLMENT": (SMALL, "a new agent gives up leases whose VMs live"),
+    "NO_PAUSE": (SMALL, "leases expire by a clock that has just jumped"),
     "LATE_ENROLMENT": (SMALL, "a copy of an enrolment arrives after later leases"),
 }
 
@@ -59,8 +61,11 @@ def find_missing() -> list[str]:
     return [name for name in ("spin", "gcc") if shutil.which(name) is None]
 
 
-def search(numbers: Mapping[str, int], broken: str = "", *, cycles: bool = False) -> Search:
-    """Every state that the protocol can reach. `cycles` looks for a run without an end instead of a broken promise."""
+def search(numbers: Mapping[str, int], broken: str = "", *, cycles: bool = False, shortest: bool = False) -> Search:
+    """Every state that the protocol can reach. `cycles` looks for a run without an end instead of a broken promise.
+
+    `shortest` goes breadth first, which takes more memory and finds the counterexample with the fewest steps.
+    """
     defines = [f"-D{name}={number}" for name, number in numbers.items()] + ([f"-D{broken}"] if broken else [])
     with tempfile.TemporaryDirectory(prefix="nimbus-model-") as name:
         folder = Path(name)
@@ -68,9 +73,9 @@ def search(numbers: Mapping[str, int], broken: str = "", *, cycles: bool = False
             shutil.copy(part, folder)
         began = time.monotonic()
         _run(folder, "spin", "-a", *defines, "lease.pml")
-        kind = "-DNP" if cycles else "-DSAFETY"
+        kinds = ["-DNP"] if cycles else ["-DSAFETY", *(["-DBFS"] if shortest else [])]
         pace = "-O0" if numbers == SMALL else "-O2"  # of a small search, compiling is the longest part
-        _run(folder, "gcc", pace, "-w", kind, f"-DMEMLIM={MEMORY_MAX_MIB}", "-o", "pan", "pan.c")
+        _run(folder, "gcc", pace, "-w", *kinds, f"-DMEMLIM={MEMORY_MAX_MIB}", "-o", "pan", "pan.c")
         told = _run(folder, "./pan", f"-m{DEPTH_MAX}", *(["-l"] if cycles else []))
         seconds = time.monotonic() - began
         steps: tuple[str, ...] = ()
@@ -118,6 +123,16 @@ def main() -> int:
     return 1 if failures else 0
 
 
+def show(broken: str) -> int:
+    """What goes wrong in one variant, step by step."""
+    if broken not in BROKEN:
+        _say(f"model: no variant is called {broken}; there are {', '.join(BROKEN)}")
+        return 2
+    found = search(SMALL, broken, shortest=True)
+    _say("".join(f"{step}\n" for step in found.steps) + found.error)
+    return 0
+
+
 def _search_real() -> int:
     failures = 0
     _say(f"{'the protocol as it is':<{TITLE_WIDTH}} {'states':>10} {'depth':>5} {'s':>6}  found")
@@ -153,4 +168,4 @@ def _say(text: str, end: str = "\n") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(show(sys.argv[1]) if len(sys.argv) > 1 else main())
