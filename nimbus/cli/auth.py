@@ -37,6 +37,6 @@ def auth(agent_id: str, secret: str, ttl: int) -> None:
 
 
 if __name__ == "__main__":
-    from nimbus.__main__ import run_command
+    from nimbus.cli.command import run_command
 
     sys.exit(run_command(["auth", *sys.argv[1:]]))

@@ -1,6 +1,6 @@
 """When the `nimbus` command was entered, handed to commands as click's context object. Never grows into settings.
 
-Made by `nimbus/__main__.py`; read by `nimbus run --json` (with `click.pass_obj`), so that a bench can tell the
+Made by `nimbus/cli/command.py`; read by `nimbus run --json` (with `click.pass_obj`), so that a bench can tell the
 interpreter's start and the imports from the work.
 """
 

@@ -287,6 +287,6 @@ def row(job: Job) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    from nimbus.__main__ import run_command
+    from nimbus.cli.command import run_command
 
     sys.exit(run_command(["jobs", *sys.argv[1:]]))

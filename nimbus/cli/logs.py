@@ -198,6 +198,6 @@ def _versions(message: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    from nimbus.__main__ import run_command
+    from nimbus.cli.command import run_command
 
     sys.exit(run_command(["logs", *sys.argv[1:]]))

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import pytest
 
-from nimbus.__main__ import COMMANDS, cli
+from nimbus.cli.command import COMMANDS, cli
 from nimbus.wire import guestframe, guestlink
 from tests.readme import PAGES, README, ROOT, find_blocks, find_console_commands
 

@@ -9,7 +9,7 @@ import time
 import click
 import pytest
 
-from nimbus.__main__ import COMMANDS, INTERRUPTED, explain, run_command
+from nimbus.cli.command import COMMANDS, INTERRUPTED, explain, run_command
 from nimbus.cli.invocation import Invocation
 from nimbus.model.errors import HostFault, Refused
 
@@ -27,7 +27,7 @@ def test_help_lists_every_command_with_its_purpose_and_examples() -> None:
 
 def test_help_loads_no_command_and_no_event_loop() -> None:
     script = (
-        "import sys; from nimbus.__main__ import run_command; status = run_command(['--help']);"
+        "import sys; from nimbus.cli.command import run_command; status = run_command(['--help']);"
         "print([m for m in ('trio', 'nimbus.cli.run', 'nimbus.cli.jobs', 'httpx2') if m in sys.modules], status)"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

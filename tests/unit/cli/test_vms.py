@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from nimbus.__main__ import cli
+from nimbus.cli.command import cli
 from nimbus.cli.vmconsole import MAX_LINE_CHARS, Lines
 from nimbus.cli.vmpage import render
 from nimbus.cli.vms import _describe
