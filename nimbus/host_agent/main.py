@@ -28,7 +28,7 @@ from nimbus.host_agent.departure import Departure
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.machines import JobPolicy, Workplace, run_leased
-from nimbus.host_agent.metrics import count_round
+from nimbus.host_agent.metrics import count_round, count_stragglers
 from nimbus.host_agent.metricspage import serve_metrics
 from nimbus.host_agent.orders import obey_signals
 from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, occupy, poll_leases
@@ -55,7 +55,8 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
         estate = await in_thread(partial(find_machines, host.layout))
         where = await agent.start(serve_metrics, host.layout, settings.agent_metrics_host, settings.agent_metrics_port)
         agent.start_soon(reap_forever, host.layout, count_round)
-        agent.start_soon(partial(ship_stragglers, host.layout.spools, is_owned=Ledger(host.layout.ledger).names))
+        is_owned = Ledger(host.layout.ledger).names
+        agent.start_soon(partial(ship_stragglers, host.layout.spools, is_owned=is_owned, on_round=count_stragglers))
         capacity = host_capacity(settings)
         control = open_control(settings, http, capacity, estate)
         place = Workplace(host, control, job_policy(settings, control), departure)

@@ -12,6 +12,7 @@ from typing import Protocol
 from prometheus_client import Counter, Gauge, Histogram
 
 from nimbus.host_agent.census import Census
+from nimbus.host_agent.stragglers import StragglerRound
 from nimbus.model.vm import Claim, Ending
 from nimbus.wire.leaseapi import FinishRequest
 
@@ -35,6 +36,10 @@ TEARDOWN_SECONDS = Histogram(
 )
 
 SPOOL_BYTES = Gauge("nimbus_host_agent_log_spool_bytes", "Output of jobs on this disk, most of it on its way")
+SPOOLS_GIVEN_UP = Counter(
+    "nimbus_host_agent_log_spools_given_up_total",
+    "Output that outlived its VM and was refused, too old or too much",
+)
 LINES_DROPPED = Counter("nimbus_host_agent_log_lines_dropped_total", "Lines of output that a full spool could not keep")
 
 CPU = Gauge("nimbus_host_agent_vm_cpu_seconds", "CPU time that the VMs alive now have used, together")
@@ -81,6 +86,11 @@ def count_release(claim: Claim, took_s: float) -> None:
 def count_dropped(lines: int) -> None:
     """Lines of one machine's output that were lost."""
     LINES_DROPPED.inc(lines)
+
+
+def count_stragglers(done: StragglerRound) -> None:
+    """What one look at the spools without a VM gave up."""
+    SPOOLS_GIVEN_UP.inc(done.given_up)
 
 
 def show_census(census: Census) -> None:
