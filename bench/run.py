@@ -65,7 +65,7 @@ def open_floor(folder: Path) -> Iterator[Floor]:
         acquire_network(plan.net)
         try:
             template = overlay_template(store, shape.disk_mib)
-            boot = Boot(image, template, host.choice.binary, host.tsc_khz)
+            boot = Boot(image, host.choice.binary, host.tsc_khz)
             yield Floor(plan_floor(plan, boot, folder), template, folder / "disk" / "overlay.img")
         finally:
             release_network(plan.net.name)

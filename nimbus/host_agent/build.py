@@ -62,4 +62,4 @@ async def build_vm(
     with phases.span("jail"):
         await claims.acquire(Claim.JAIL, target)
         await claims.acquire(Claim.CGROUP, target)
-    return plan, Boot(image, None, host.choice.binary, host.tsc_khz)
+    return plan, Boot(image, host.choice.binary, host.tsc_khz)

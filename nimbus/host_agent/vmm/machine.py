@@ -33,7 +33,6 @@ class Boot:
     """What a boot needs beyond the plan: the image's files, the VMM's binary and the host's TSC rate."""
 
     image: Image | None
-    overlay: Path | None
     binary: Path
     tsc_khz: int
 
