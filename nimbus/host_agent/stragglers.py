@@ -19,7 +19,8 @@ from nimbus.host_agent.logs import LogTarget, read_target
 from nimbus.host_agent.logspool import LogSpool, open_spool
 from nimbus.host_agent.shipping import ingest_url, ship_logs
 from nimbus.host_agent.spool import TARGET, remove_spool
-from nimbus.model.errors import Conflict, HostFault, NimbusError
+from nimbus.model.errors import Conflict, HostFault, NimbusError, Refused
+from nimbus.model.ids import VmId
 from nimbus.runtime.http import open_http
 
 ROUND_S = 15.0  # between two looks
@@ -108,7 +109,7 @@ def plan_round(found: list[Straggler], now: float, limits: StragglerLimits) -> t
 def find_stragglers(spools: Path, is_owned: Callable[[str], bool]) -> list[Straggler]:
     """The spools of VMs that are gone. Whether another process holds one is seen when it is opened."""
     try:
-        folders = [path for path in spools.iterdir() if path.is_dir() and not path.is_symlink()]
+        folders = [path for path in spools.iterdir() if _is_vm(path.name) and path.is_dir() and not path.is_symlink()]
     except FileNotFoundError:
         return []
     found = []
@@ -124,9 +125,13 @@ def find_stragglers(spools: Path, is_owned: Callable[[str], bool]) -> list[Strag
     return found
 
 
-def measure_spools(spools: Path) -> int:
-    """The bytes of all spools of this host, whoever holds them: for its metrics."""
-    return sum(straggler.bytes for straggler in find_stragglers(spools, lambda _: False))
+def _is_vm(name: str) -> bool:
+    """Whatever else lies among the spools is not ours to remove."""
+    try:
+        VmId(name)
+    except Refused:
+        return False
+    return True
 
 
 async def _ship(folder: Path) -> bool:
