@@ -13,10 +13,12 @@
  *
  * -DMERGE_STARTED  a machine that has started is not told from one that has not: they end alike (test_model.py)
  * -DCLOCK_JUMPS    one more fault: the database's clock jumps forward, which is seen, and granting pauses
+ * -DLONG_LEASES    renewals of a running machine may bring a longer lifetime, or again the ordinary one
  *
  * Broken on purpose, one at a time: NO_MARGIN, NO_FENCE_CHECK (finish), NO_RENEW_CHECK (renew), NO_FENCE_RAISE,
  * NO_FIRST_RENEWAL, NO_KEEPER_DEADLINE, NO_REFUSAL_OF_PAST, NO_QUESTION_AT_ADOPTION, COUNT_FROM_REPLY,
- * NO_HELD_AT_ENROLMENT, LATE_ENROLMENT, NO_PAUSE.
+ * NO_HELD_AT_ENROLMENT, LATE_ENROLMENT, NO_PAUSE (jumps),
+ * NO_GREATEST (long leases).
  */
 #define AGENTS 2
 #ifndef REQUESTS
@@ -43,6 +45,11 @@
 #else
 #define HOLD (TTL - MARGIN + DRIFT)
 #endif
+#ifdef LONG_LEASES
+#define MORE TTL /* by which the lifetime of a linked job in progress is longer */
+#else
+#define MORE 0
+#endif
 
 /* ---- what is true on the hosts ---- */
 
@@ -66,6 +73,7 @@ byte renewals[SLOTS];
 #define ASKED 1
 #define AGREED 2
 #define REFUSED 3
+#define AGREED_LONG 4
 byte renewal[SLOTS];
 byte age[SLOTS];     /* since it was sent, on the host's clock */
 
@@ -129,13 +137,25 @@ inline take_answer(s) {
 #ifdef COUNT_FROM_REPLY
     hold[s] = HOLD;
 #else
-    hold[s] = HOLD - age[s];
+    hold[s] = HOLD + (renewal[s] == AGREED_LONG -> MORE : 0);
+    hold[s] = (hold[s] > age[s] -> hold[s] - age[s] : 0);
 #endif
     renewal[s] = NONE;
-    age[s] = 0
+    age[s] = 0;
+    if
+    :: hold[s] == 0 && phase[s] == ALIVE -> bury(s) /* an answer that says: it is too late */
+    :: else
+    fi
 }
 
 /* ---- control plane: leases.py ---- */
+
+/* A deadline is never moved back, because its holder may not have heard of the shorter lifetime. */
+#ifdef NO_GREATEST
+#define prolong(r, ttl) left[r] = (ttl)
+#else
+#define prolong(r, ttl) left[r] = (left[r] > (ttl) -> left[r] : (ttl))
+#endif
 
 proctype requests(byte r) {
 end:
@@ -159,7 +179,7 @@ end:
     :: d_step { leased(r) && !is_in_time(r) -> settle(r, CANCEL);
         printf("request %d: lease %d expired, cancelled\n", r, fence[r]) }
     /* a renewal of the present lease arrives a second time, however late; without the fault it adds nothing */
-    :: d_step { faults > 0 && leased(r) && left[r] > 0 && left[r] < TTL -> faults--; left[r] = TTL;
+    :: d_step { faults > 0 && leased(r) && left[r] > 0 && left[r] < TTL -> faults--; prolong(r, TTL);
         printf("request %d: a renewal of lease %d arrives again\n", r, fence[r]) }
     od
 }
@@ -208,6 +228,7 @@ end:
         printf("agent %d: the VM of request %d starts under fence %d\n", a, r, under[AT(a, r)]);
         assert(is_current(a, r)); /* it acts under the one valid fence */
         assert(!vm_alive(1 - a, r)) }
+    :: d_step { phase[AT(a, r)] == HELD && mode[a] == UP && hold[AT(a, r)] == 0 -> drop(AT(a, r)) }
     /* the VM ends: its job, its VMM or its keeper; supervised or not. (A boot that fails is a VM that ends at once.) */
     :: d_step { phase[AT(a, r)] == ALIVE ->
         printf("agent %d: the VM of request %d under fence %d is dead\n", a, r, under[AT(a, r)]);
@@ -216,7 +237,9 @@ end:
     /* renewals, one at a time; one without an answer is given up, and another is sent */
     :: d_step { phase[AT(a, r)] == ALIVE && mode[a] == UP && renewal[AT(a, r)] == NONE && renewals[AT(a, r)] > 0 ->
         renewals[AT(a, r)]--; renewal[AT(a, r)] = ASKED }
-    :: d_step { phase[AT(a, r)] == ALIVE && mode[a] == UP && renewal[AT(a, r)] == AGREED -> take_answer(AT(a, r));
+    :: d_step { phase[AT(a, r)] == ALIVE && mode[a] == UP &&
+            (renewal[AT(a, r)] == AGREED || renewal[AT(a, r)] == AGREED_LONG) ->
+        take_answer(AT(a, r));
         printf("agent %d: holds request %d for %d ticks\n", a, r, hold[AT(a, r)]) }
     /* fenced: stop, write no more. A first renewal without an answer: never begun. */
     :: d_step { renewal[AT(a, r)] == REFUSED && mode[a] == UP -> drop(AT(a, r));
@@ -231,7 +254,7 @@ end:
 #else
         :: is_current(a, r) && is_in_time(r) ->
 #endif
-            left[r] = TTL;
+            prolong(r, TTL);
 #ifndef MERGE_STARTED
             if
             :: phase[AT(a, r)] == ALIVE && state[r] == LEASED -> state[r] = NEXT(state[r], START)
@@ -244,6 +267,13 @@ end:
             renewal[AT(a, r)] = REFUSED; age[AT(a, r)] = 0;
             printf("request %d: a renewal of agent %d is fenced\n", r, a)
         fi }
+
+#ifdef LONG_LEASES
+    /* the same, and the job is linked and in progress: it shall outlive a control plane that is away */
+    :: d_step { renewal[AT(a, r)] == ASKED && phase[AT(a, r)] == ALIVE && is_current(a, r) && is_in_time(r) ->
+        prolong(r, TTL + MORE); renewal[AT(a, r)] = AGREED_LONG;
+        printf("request %d: renewed for longer by agent %d, fence %d\n", r, a, under[AT(a, r)]) }
+#endif
 
     /* finish arrives, is accepted, and the answer is heard; judge_finish of outcome.py chooses what it comes to */
     :: d_step { is_telling(a, r) && is_accepted(a, r, under[AT(a, r)]) ->
@@ -367,7 +397,7 @@ inline tick_slot(s, a) {
     :: else
     fi;
     if
-    :: (renewal[s] == ASKED || renewal[s] == AGREED) && age[s] < HOLD -> age[s]++
+    :: renewal[s] != NONE && renewal[s] != REFUSED && age[s] < HOLD + MORE -> age[s]++
     :: else
     fi;
     /* a third of the lifetime without an answer: given up, and another may be sent */

@@ -9,7 +9,7 @@ import pytest
 
 from nimbus.model.lease import TERMINAL, TRANSITIONS, MachineState
 from tests.model.generate import TABLES, render_tables
-from tests.model.run import BROKEN, SMALL, find_missing, search
+from tests.model.run import BROKEN, LONG, SMALL, find_missing, find_numbers, search
 
 _RUNNING = MachineState.RUNNING
 spin = pytest.mark.skipif(bool(find_missing()), reason=f"needs {' and '.join(find_missing())}: make setup installs it")
@@ -32,8 +32,9 @@ def test_a_started_machine_ends_as_an_unstarted_one_so_that_one_may_stand_for_bo
 
 
 @spin
-def test_no_run_of_the_protocol_breaks_a_promise() -> None:
-    found = search(SMALL)
+@pytest.mark.parametrize("numbers", [SMALL, LONG], ids=["small", "long leases"])
+def test_no_run_of_the_protocol_breaks_a_promise(numbers: dict[str, int]) -> None:
+    found = search(numbers)
     assert (found.error, found.steps) == ("", ())
     assert found.states > 10_000, "the model can hardly move"
 
@@ -46,6 +47,6 @@ def test_no_run_of_the_protocol_lasts_for_ever() -> None:
 @spin
 @pytest.mark.parametrize("broken", BROKEN)
 def test_the_search_catches_what_is_broken_on_purpose(broken: str) -> None:
-    found = search(SMALL, broken)
+    found = search(find_numbers(broken), broken)
     assert "assertion violated" in found.error
     assert found.steps != ()
