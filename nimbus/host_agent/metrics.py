@@ -12,7 +12,6 @@ from typing import Protocol
 from prometheus_client import Counter, Gauge, Histogram
 
 from nimbus.host_agent.census import Census
-from nimbus.host_agent.stragglers import StragglerRound
 from nimbus.model.vm import Claim, Ending
 from nimbus.wire.leaseapi import FinishRequest
 
@@ -58,6 +57,13 @@ class Round(Protocol):
     def stuck(self) -> Sized: ...
 
 
+class Look(Protocol):
+    """What one look at the spools without a VM did, as far as it is counted."""
+
+    @property
+    def given_up(self) -> int: ...
+
+
 def count_end(told: FinishRequest) -> None:
     """One machine's end, by its word, with how long its guest took to come up."""
     MACHINES.labels(told.ending).inc()
@@ -88,7 +94,7 @@ def count_dropped(lines: int) -> None:
     LINES_DROPPED.inc(lines)
 
 
-def count_stragglers(done: StragglerRound) -> None:
+def count_stragglers(done: Look) -> None:
     """What one look at the spools without a VM gave up."""
     SPOOLS_GIVEN_UP.inc(done.given_up)
 
