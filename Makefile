@@ -17,7 +17,7 @@ ROUNDS ?=
 AT_ONCE ?=
 LINTED := nimbus tests bench native docs
 
-.PHONY: help setup setup-run build check format test test-pythons demo up run soak-run model lock clean
+.PHONY: help setup setup-run build check format test test-pythons demo up run soak-run model storm storm-qemu lock clean
 
 help: ## show this list
 	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
@@ -74,6 +74,13 @@ soak-run: setup ## 8 runs at once, 20 rounds, and big outputs (ROUNDS=5 AT_ONCE=
 
 model: setup ## search every state of the lease protocol with spin, and of variants broken on purpose
 	@$(BIN)/python -m tests.model.run
+
+storm: setup ## 100 jobs on two agents while agents and control plane are killed (ARGS='--seed 7' repeats one)
+	@$(BIN)/python -m tests.faults.storm --vmm fake --jobs 100 --every 5 $(ARGS)
+
+storm-qemu: setup ## the same with 20 jobs in real guests
+	@$(BIN)/nimbus assets build
+	@$(BIN)/python -m tests.faults.storm --vmm qemu --jobs 20 --every 10 $(ARGS)
 
 bench-%: setup ## a measurement with bounds, for example bench-run; writes bench/results/NAME.json
 	@$(BIN)/nimbus assets build
