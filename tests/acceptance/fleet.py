@@ -20,10 +20,9 @@ from pathlib import Path
 
 import httpx2
 
-from nimbus.host import cgroup, process
+from nimbus.host import process
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
-from nimbus.model.ids import object_name
 from nimbus.model.record import ProcessId, Record
 from nimbus.wire.tokens import Audience, hmac_key, render_token
 from tests.acceptance.stack import LIMIT_S, Desk, Json, clean_environment, find_leaks, prepare_state, wait_until
@@ -115,23 +114,17 @@ class Agent(Room):
         return [record for vm in ledger.vms() if (record := ledger.read(vm)) is not None]
 
     def vm_processes(self) -> list[ProcessId]:
-        """The keeper of its one VM, its VMM, and all that lives in the VM's cgroup, in this order."""
+        """The keeper of its one VM, and the VMM. The keeper is PID 1 of their namespace: nothing in it outlives it."""
         (record,) = self.records()
         keeper = record.keeper
         assert keeper is not None
-        leaf = cgroup.cgroup_dir(object_name(self.layout.root_id, record.vm)) / "vmm" / "cgroup.procs"
-        inside = [process.identify(int(line)) for line in leaf.read_text().split()]
-        (vmm,) = (one for one in inside if _parent_of(one.pid) == keeper.pid)
-        return [keeper, vmm, *(one for one in inside if one != vmm)]
+        first, *_ = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()
+        return [keeper, process.identify(int(first))]
 
 
 def show(figures: str) -> None:
     """What the test measured, for whoever reads its output (`pytest -rP`, or `-s`)."""
     print(f"\n{figures}")  # noqa: T201 - it is the evidence
-
-
-def _parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @dataclass
@@ -181,6 +174,11 @@ class Fleet(Desk):
     pipeline: Room | None
     secret: str  # of the agents' enrolment
 
+    @property
+    def port(self) -> str:
+        """The control plane's, on every address of this host."""
+        return self.env["NIMBUS_CONTROL_PLANE_URL"].rpartition(":")[2]
+
     def trace(self, job_id: int) -> list[Json]:
         """Every step of the job's newest machine request, in order."""
         machine_id = self.job(job_id)["machines"][0]["machine_id"]
@@ -208,10 +206,10 @@ class Fleet(Desk):
         token = render_token(
             hmac_key(self.secret), subject=agent_id, audience=Audience.AGENT_ENROLMENT, now_s=time.time(), ttl_s=3600
         )
-        port, metrics_port = self.env["NIMBUS_CONTROL_PLANE_URL"].rpartition(":")[2], free_port()
+        metrics_port = free_port()
         own = {
             "NIMBUS_AGENT_ID": agent_id,
-            "NIMBUS_CONTROL_PLANE_URL": f"http://{host}:{port}",
+            "NIMBUS_CONTROL_PLANE_URL": f"http://{host}:{self.port}",
             "NIMBUS_CONTROL_PLANE_TOKEN": token,
             "NIMBUS_AGENT_METRICS_PORT": str(metrics_port),
             "NIMBUS_AGENT_LEASE_RETRY_MAX": "2",
