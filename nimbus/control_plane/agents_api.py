@@ -14,15 +14,13 @@ from quart import Blueprint
 from nimbus.control_plane.access import MintLimit, read_agent, read_enrolment
 from nimbus.control_plane.leases import finish_lease, renew_lease, wait_grant
 from nimbus.control_plane.services import Services
-from nimbus.control_plane.silence import give_up_leases
+from nimbus.control_plane.silence import enrol_agent
 from nimbus.control_plane.tokens import mint_agent_token
-from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.runtime.serving import Response, json_response, read_body
 from nimbus.wire import leaseapi
-from nimbus.wire.leaseapi import EnrolReply, EnrolRequest
+from nimbus.wire.leaseapi import EnrolReply
 
 log = structlog.get_logger()
-_SQL = load_queries("nimbus.control_plane", "queries", "agents.sql")
 
 
 def build_agents_api(services: Services) -> Blueprint:
@@ -36,9 +34,7 @@ def build_agents_api(services: Services) -> Blueprint:
         agent_id = read_enrolment(services)
         asked = leaseapi.parse_enrol_request(await read_body())
         limit.count(agent_id, time.monotonic())
-        await services.database.run(_enrol, agent_id, asked)
-        if asked.held is not None:
-            await give_up_leases(services, agent_id, asked.held)
+        await enrol_agent(services, agent_id, asked)
         log.info("agent.enrolled", agent=agent_id, version=asked.version, cpus=asked.cpus, mem_mib=asked.mem_mib)
         token = mint_agent_token(services.keys, agent_id, access.agent_token_ttl_s)
         ttl_s = services.lease_terms.policy.ttl_s
@@ -66,7 +62,3 @@ def build_agents_api(services: Services) -> Blueprint:
         return json_response(leaseapi.render_finish_reply(await finish_lease(services, agent_id, asked)))
 
     return blueprint
-
-
-async def _enrol(transaction: Transaction, agent_id: str, asked: EnrolRequest) -> None:
-    await transaction.execute(_SQL["enrol_agent"], agent_id, asked.version, asked.boot_id, asked.cpus, asked.mem_mib)

@@ -18,9 +18,11 @@ from nimbus.control_plane.watch import Watched, tell, warn_if_blind, watch_datab
 from nimbus.model.errors import Unavailable
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.runtime.postgres import Row, Transaction, load_queries
+from nimbus.wire.leaseapi import EnrolRequest
 
 log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "endings.sql")
+_AGENTS = load_queries("nimbus.control_plane", "queries", "agents.sql")
 
 SWEEP_S = 1.0
 Ended = list[tuple[int, MachineState]]
@@ -44,11 +46,26 @@ async def _expire(transaction: Transaction, terms: LeaseTerms) -> tuple[Watched,
     return watched, await _end_silent(transaction, rows, terms.max_attempts, cause, Teller.CLOCK)
 
 
-async def give_up_leases(services: Services, agent_id: str, held: Sequence[LeaseKey]) -> int:
-    """End every lease of an agent that starts anew, but for those it says it still holds; how many."""
-    ended = await services.database.run(_give_up, agent_id, tuple(held), services.lease_terms.max_attempts)
+async def enrol_agent(services: Services, agent_id: str, asked: EnrolRequest) -> int:
+    """Note who the agent is now, and end every lease of one that starts anew but those it still holds; how many.
+
+    One transaction, and once for each start: a copy of the enrolment that arrives late, or is worked on late, must not
+    end what was leased since (`LATE_ENROLMENT` of tests/model).
+    """
+    ended = await services.database.run(_enrol, agent_id, asked, services.lease_terms.max_attempts)
     await _after_silence(services, ended, "lease.given_up")
     return len(ended)
+
+
+async def _enrol(transaction: Transaction, agent_id: str, asked: EnrolRequest, max_attempts: int) -> Ended:
+    await transaction.execute(
+        _AGENTS["enrol_agent"], agent_id, asked.version, asked.boot_id, asked.cpus, asked.mem_mib
+    )
+    if asked.held is None:
+        return []
+    if asked.start is not None and not await transaction.fetchval(_AGENTS["note_start"], agent_id, asked.start):
+        return []
+    return await _give_up(transaction, agent_id, asked.held, max_attempts)
 
 
 async def _give_up(transaction: Transaction, agent_id: str, held: Sequence[LeaseKey], max_attempts: int) -> Ended:

@@ -6,11 +6,8 @@ One agent for each state root: a second one exits with 75.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import cast
 
@@ -20,23 +17,24 @@ import trio
 
 from nimbus import __version__
 from nimbus.host import caps, process
-from nimbus.host_agent.admission import DiskPolicy, watch_supply
+from nimbus.host_agent.admission import watch_supply
 from nimbus.host_agent.adopt import Estate, find_machines, run_adopted
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.departure import Departure
+from nimbus.host_agent.instance import single_instance
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger
-from nimbus.host_agent.machines import JobPolicy, Workplace, run_leased
+from nimbus.host_agent.machines import Workplace, run_leased
 from nimbus.host_agent.metrics import count_round, count_stragglers
 from nimbus.host_agent.metricspage import serve_metrics
 from nimbus.host_agent.orders import obey_signals
-from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, occupy, poll_leases
+from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, lease_retry
+from nimbus.host_agent.poller import Capacity, Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
 from nimbus.host_agent.stragglers import ship_stragglers
 from nimbus.model.errors import Conflict, HostFault, NimbusError
-from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.http import open_http
 from nimbus.runtime.listening import run_room
 from nimbus.runtime.telemetry import configure_logging
@@ -47,8 +45,8 @@ log = structlog.get_logger()
 EXIT_BUSY = 75  # EX_TEMPFAIL: another agent holds this state root
 
 
-async def run_agent(settings: AgentSettings, host: Host) -> None:
-    """The agent until it is told to stop."""
+async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
+    """The agent until it is told to stop. `start` is the number of this start of it."""
     departure, leasing, working = Departure(), trio.CancelScope(), trio.CancelScope()
     async with open_http(settings.control_plane_url) as http, trio.open_nursery() as agent:
         await agent.start(obey_signals, departure, leasing, working)
@@ -58,7 +56,7 @@ async def run_agent(settings: AgentSettings, host: Host) -> None:
         is_owned = Ledger(host.layout.ledger).names
         agent.start_soon(partial(ship_stragglers, host.layout.spools, is_owned=is_owned, on_round=count_stragglers))
         capacity = host_capacity(settings)
-        control = open_control(settings, http, capacity, estate)
+        control = open_control(settings, http, capacity, estate, start)
         place = Workplace(host, control, job_policy(settings, control), departure)
         log.info(
             "agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where, adopts=len(estate.machines)
@@ -90,55 +88,12 @@ async def lease_machines(
         await poll_leases(control, room, parse_labels(settings.job_labels), lease_retry(settings), serve, machines)
 
 
-def open_control(settings: AgentSettings, http: httpx2.AsyncClient, capacity: Capacity, estate: Estate) -> ControlPlane:
+def open_control(
+    settings: AgentSettings, http: httpx2.AsyncClient, capacity: Capacity, estate: Estate, start: int
+) -> ControlPlane:
     """The door to the control plane, which hears at the enrolment what this agent still holds and gives up the rest."""
-    who = EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, held=estate.held)
+    who = EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, estate.held, start)
     return ControlPlane(http, settings.control_plane_token.get_secret_value(), who)
-
-
-def host_capacity(settings: AgentSettings) -> Capacity:
-    """What this host gives: all its CPUs and three quarters of its memory, within the slots."""
-    memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    cpus = len(os.sched_getaffinity(0)) * settings.agent_cpu_overcommit
-    return Capacity(int(cpus), memory_mib * 3 // 4, settings.vm_slots)
-
-
-def disk_policy(settings: AgentSettings) -> DiskPolicy:
-    """Pure: what of the disk is never given out."""
-    return DiskPolicy(settings.disk_reserve_mib, settings.agent_disk_overcommit)
-
-
-def job_policy(settings: AgentSettings, control: ControlPlane) -> JobPolicy:
-    """Pure: the settings that every job meets, as small values."""
-    return JobPolicy(
-        settings.job_timeout,
-        settings.vm_shutdown_grace,
-        settings.log_sink_url,
-        LeasePolicy(ttl_s=control.lease_ttl_s),
-        settings.log_spool_mib << 20,
-    )
-
-
-def lease_retry(settings: AgentSettings) -> LeaseRetry:
-    """Pure: how lease requests are retried."""
-    return LeaseRetry(settings.agent_lease_retries, settings.agent_lease_retry_base, settings.agent_lease_retry_max)
-
-
-@contextmanager
-def single_instance(host: Host) -> Iterator[None]:
-    """The state root's own lock. Raises Conflict while another agent has it."""
-    host.layout.state.mkdir(parents=True, exist_ok=True)
-    fd = os.open(host.layout.state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Conflict(f"an agent runs on {host.layout.state}: stop it, or set another NIMBUS_STATE_DIR") from None
-    else:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)  # whom `nimbus agent drain` asks
-        yield
-    finally:
-        os.close(fd)
 
 
 def main() -> None:
@@ -157,8 +112,8 @@ def main() -> None:
         print(f"nimbus agent: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
         sys.exit(error.exit_code)
     try:
-        with single_instance(host):
-            status = run_room("nimbus agent", run_agent, settings, host)
+        with single_instance(host.layout.state) as start:
+            status = run_room("nimbus agent", run_agent, settings, host, start)
     except Conflict as error:
         print(f"nimbus agent: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
         status = EXIT_BUSY

@@ -54,6 +54,7 @@ class EnrolRequest:
     cpus: int
     mem_mib: int
     held: tuple[LeaseKey, ...] | None = None
+    start: int | None = None  # grows with each start of the agent: a late copy of an older enrolment tells nothing
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ class FinishReply:
 
 def render_enrol_request(request: EnrolRequest) -> Json:
     body = {"version": request.version, "boot_id": request.boot_id, "cpus": request.cpus, "mem_mib": request.mem_mib}
+    if request.start is not None:
+        body["start"] = request.start
     if request.held is None:
         return body
     return {**body, "held": [{"machine_id": key.machine_id, **_render_key(key)} for key in request.held]}
@@ -176,6 +179,7 @@ def parse_enrol_request(body: bytes) -> EnrolRequest:
         cpus=fields.integer("cpus", 1, 4096),
         mem_mib=fields.integer("mem_mib", 1, 2**30),
         held=_parse_held(fields) if fields.has("held") else None,
+        start=fields.integer("start", 1, 2**62) if fields.has("start") else None,
     )
 
 

@@ -5,6 +5,10 @@ SET version = excluded.version, boot_id = excluded.boot_id, cpus = excluded.cpus
     last_seen = clock_timestamp(),
     enrolled_at = CASE WHEN agents.boot_id = excluded.boot_id THEN agents.enrolled_at ELSE clock_timestamp() END
 
+-- name: note_start
+-- A row where this start of the agent was not heard of before.
+UPDATE agents SET start = $2 WHERE agent_id = $1 AND start < $2 RETURNING true
+
 -- name: list_agents
 SELECT agent_id, version, cpus, mem_mib, last_seen,
        extract(epoch FROM clock_timestamp() - last_seen)::double precision AS silent_s

@@ -220,6 +220,23 @@ async def test_an_agent_that_starts_anew_gives_up_what_it_no_longer_has(database
     assert (again["machine_id"], again["fence"]) == (lost["machine_id"], 2)
 
 
+@pytest.mark.parametrize("start", [7, 6])
+async def test_a_late_copy_of_an_enrolment_gives_up_nothing_that_was_leased_since(
+    database_dsn: str, redis_url: str, start: int
+) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol(held=[], start=7)
+        await plane.submit()
+        grant = await plane.lease(agent)
+        assert grant is not None
+        await plane.enrol(held=[], start=start)
+        renewed = await plane.renew(agent, grant)
+        await plane.enrol(held=[], start=8)
+        given_up = await plane.renew(agent, grant)
+
+    assert (renewed.status_code, given_up.status_code) == (200, 409)
+
+
 async def test_renewing_a_token_gives_up_nothing(database_dsn: str, redis_url: str) -> None:
     async with open_plane(database_dsn, redis_url) as plane:
         agent = await plane.enrol()

@@ -1,0 +1,43 @@
+"""From the agent's settings to the small values that its parts are given. Pure, but for what the host has to offer.
+
+Called by main.py.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nimbus.host_agent.admission import DiskPolicy
+from nimbus.host_agent.control import ControlPlane
+from nimbus.host_agent.machines import JobPolicy
+from nimbus.host_agent.poller import Capacity, LeaseRetry
+from nimbus.host_agent.settings import AgentSettings
+from nimbus.model.lease import LeasePolicy
+
+
+def host_capacity(settings: AgentSettings) -> Capacity:
+    """What this host gives: all its CPUs and three quarters of its memory, within the slots."""
+    memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    cpus = len(os.sched_getaffinity(0)) * settings.agent_cpu_overcommit
+    return Capacity(int(cpus), memory_mib * 3 // 4, settings.vm_slots)
+
+
+def disk_policy(settings: AgentSettings) -> DiskPolicy:
+    """Pure: what of the disk is never given out."""
+    return DiskPolicy(settings.disk_reserve_mib, settings.agent_disk_overcommit)
+
+
+def job_policy(settings: AgentSettings, control: ControlPlane) -> JobPolicy:
+    """Pure: the settings that every job meets, as small values."""
+    return JobPolicy(
+        settings.job_timeout,
+        settings.vm_shutdown_grace,
+        settings.log_sink_url,
+        LeasePolicy(ttl_s=control.lease_ttl_s),
+        settings.log_spool_mib << 20,
+    )
+
+
+def lease_retry(settings: AgentSettings) -> LeaseRetry:
+    """Pure: how lease requests are retried."""
+    return LeaseRetry(settings.agent_lease_retries, settings.agent_lease_retry_base, settings.agent_lease_retry_max)
