@@ -32,6 +32,7 @@ from tests.faults.workload import plan_jobs
 from tests.services import PostgresServer, open_postgres, open_redis, open_schema
 
 TTL_S = 20.0
+OVERCOMMIT = {"fake": "2", "qemu": "1"}  # a guest under software emulation wants a CPU of its own to boot
 ATTEMPTS = 20  # a storm is no reason to give up: each job may lose its host as often as the storm likes
 
 
@@ -41,7 +42,7 @@ def run_storm(order: StormOrder, folder: Path) -> Found:
         marks = folder / "marks"
         port = agents.enter_context(listening_witness(marks))
         settings = {
-            "NIMBUS_AGENT_CPU_OVERCOMMIT": "2",
+            "NIMBUS_AGENT_CPU_OVERCOMMIT": OVERCOMMIT[order.backend],
             "NIMBUS_AGENT_DISK_OVERCOMMIT": "64",
             "NIMBUS_DISK_RESERVE_MIB": "256",
             "NIMBUS_VM_SHUTDOWN_GRACE": "2",
