@@ -17,7 +17,7 @@ ROUNDS ?=
 AT_ONCE ?=
 LINTED := nimbus tests bench native docs
 
-.PHONY: help setup setup-run build check format test test-pythons demo up run soak-run model storm storm-qemu lock clean
+.PHONY: help setup setup-run build check format test test-pythons demo up run soak-run faults model storm storm-qemu lock clean
 
 help: ## show this list
 	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
@@ -71,6 +71,14 @@ run: setup-run ## one command in a fresh microVM: make run ARGS='-- uname -r'
 soak-run: setup ## 8 runs at once, 20 rounds, and big outputs (ROUNDS=5 AT_ONCE=4 changes that)
 	@$(BIN)/nimbus assets build
 	@$(BIN)/python -m bench.soak $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(AT_ONCE),--at-once $(AT_ONCE)) $(ARGS)
+
+faults: setup ## strike every operation of an agent with every kind of fault (ARGS='--only nft' takes a few; 30 minutes)
+	@status=0; \
+	NIMBUS_TEST_ALL_POINTS=1 $(BIN)/pytest -q tests/faults/test_every_step.py -k cancelling || status=1; \
+	NIMBUS_TEST_LIVES=200 $(BIN)/pytest -q tests/faults/test_many.py || status=1; \
+	$(BIN)/python -m tests.faults.disabled_releases || status=1; \
+	$(BIN)/python -m tests.faults.campaign --folder build/faults $(ARGS) || status=1; \
+	exit $$status
 
 model: setup ## search every state of the lease protocol with spin, and of variants broken on purpose
 	@$(BIN)/python -m tests.model.run

@@ -1,6 +1,6 @@
 """`make faults`: every operation of a clean run times every kind of fault, each in a run of its own, two at once.
 
-    python -m tests.faults.campaign --folder DIR [--only WORD]... [--kinds KIND,KIND] [--every N] [--at-once 2]
+    python -m tests.faults.campaign --folder DIR [--only WORD]... [--kinds KIND,KIND] [--every N | --part] [--at-once 2]
 
 Ends with one line, `faults: N injected, 0 leaks, 0 double runs, 0 neighbours hurt`, and exit status 1 where a run
 went wrong or a fault did not fire. N counts distinct (operation, kind) pairs that fired.
@@ -20,9 +20,11 @@ from pathlib import Path
 
 from tests.faults.case import Verdict, run_case
 from tests.faults.forks import Child, fork
+from tests.faults.numbers import render_table
 from tests.faults.operations import has_peer
 from tests.faults.place import STOP_S, Place, open_place
 from tests.faults.plane import ROUTES
+from tests.faults.representative import REPRESENTATIVE
 from tests.faults.strike import CALL_KINDS, Fault, Kind
 
 START_KINDS = (Kind.ERROR, Kind.KILL_AFTER)
@@ -78,7 +80,8 @@ def run_share(faults: Sequence[Fault], results: Path) -> None:
                     verdict = run_case(place, queue.pop(0))
                     out.write(json.dumps(asdict(verdict)) + "\n")
                     out.flush()
-                    if verdict.leaks or verdict.hurt:
+                    place.spoiled = bool(verdict.leaks or verdict.hurt)
+                    if place.spoiled:
                         break
 
 
@@ -120,7 +123,7 @@ def render_report(verdicts: Sequence[Verdict]) -> str:
         line = " ".join(said.replace("|", "/").split())[:400]
         cells = (verdict.fault, verdict.fired, verdict.ending, verdict.agents, verdict.seconds, line or "good")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", "# Faults by number", "", render_table()])
 
 
 def summarize(verdicts: Sequence[Verdict]) -> str:
@@ -146,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.faults.campaign")
     parser.add_argument("--only", action="append", default=[], help="a part of an operation's name; repeatable")
     parser.add_argument("--kinds", default=",".join(Kind), help="comma separated")
+    parser.add_argument("--part", action="store_true", help="the fixed part that `make test` runs")
     parser.add_argument("--every", type=int, default=1, help="run each n-th pair alone")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--folder", type=Path, required=True, help="where report and results are written")
@@ -159,6 +163,8 @@ def main() -> None:
         trace = read_trace(place)
     planned = plan_faults(trace)
     faults = choose_faults(planned, asked.only, [Kind(word) for word in asked.kinds.split(",")], asked.every)
+    if asked.part:
+        faults = [fault for fault in faults if str(fault) in REPRESENTATIVE]
     say(f"{len(trace.seen) + len(ROUTES)} operations, {len(faults)} of {len(planned)} faults, {asked.at_once} at once")
     verdicts = run_campaign(faults, asked.at_once, asked.folder)
     (asked.folder / "report.md").write_text(render_report(verdicts))

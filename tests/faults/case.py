@@ -11,8 +11,10 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -23,12 +25,14 @@ from nimbus.model.vm import Ending
 from tests.faults.forks import CRASHED, Child, ask, fork, wait_for
 from tests.faults.neighbour import NEIGHBOUR
 from tests.faults.place import SLOTS, STOP_S, Place, find_subnet, read_leftovers
-from tests.faults.plane import ROUTES
+from tests.faults.plane import ROUTES, SECRET
 from tests.faults.strike import KILLS, Fault, Kind, Tracer
 from tests.faults.witness import find_double_runs, find_gaps, read_beats
 
 BEATS = 6  # of the struck job: half a second
 LIMIT_S = 60.0  # from an agent's start to its job's end; a fault costs at most some limits of ten seconds
+SETTLE_S = 20.0
+LATE_KILL_S = 3.0  # after its job's end: a kill may be meant for what the agent does then
 HUNG_START_S = 10.0  # nothing of an agent lives while it starts: nobody waits for it longer than its operator does
 GAP_S = 15.0  # a neighbour's silence that no load of this machine explains
 JOB_TIMEOUT_S = 20.0
@@ -89,18 +93,22 @@ def _follow(place: Place, agent: Child, fault: Fault | None, verdict: Verdict) -
     verdict.ending = "+".join(_ends(place))
     if agent.status is None and fault is not None and fault.kind is Kind.HANG and not _is_frozen(place, fault):
         _try_another(place, agent, verdict)
-    if agent.status is not None or _is_frozen(place, fault):
+    if fault is not None and fault.kind in KILLS:
+        agent.wait(LATE_KILL_S)
+    if agent.status is None and not _is_frozen(place, fault):
+        _settle(place, agent, fault)
+        _stop(agent, verdict, fault)
+    if agent.status != 0 or _is_frozen(place, fault):
         _note_death(place, agent, fault, verdict)
         verdict.agents = 2
         second = _start_agent(place, 2, None)
         try:
             if not _wait_end(place, second, None) or second.status is not None:
                 verdict.wrong.append(f"nor with a second agent: {second.told()[-2000:]}")
-            _stop(second, verdict)
+            _settle(place, second, None)
+            _stop(second, verdict, None)
         finally:
             second.kill()
-    else:
-        _stop(agent, verdict)
 
 
 def _note_death(place: Place, agent: Child, fault: Fault | None, verdict: Verdict) -> None:
@@ -123,13 +131,21 @@ def _try_another(place: Place, agent: Child, verdict: Verdict) -> None:
         verdict.wrong.append(f"the next job did not get through: {agent.told()[-2000:]}")
 
 
-def _stop(agent: Child, verdict: Verdict) -> None:
+def _settle(place: Place, agent: Child, fault: Fault | None) -> None:
+    """A record stays until its end was told: give the agent the time to tell it. What stays for good is a leak."""
+    known = {name.removeprefix("ledger: ") for name in place.mine}
+    folder = place.territory.state_root / "ledger"
+    if fault is None or fault.kind is not Kind.HANG:
+        wait_for(lambda: agent.wait(0) or {str(file) for file in folder.iterdir()} <= known, SETTLE_S)
+
+
+def _stop(agent: Child, verdict: Verdict, fault: Fault | None) -> None:
     wait_for(lambda: agent.wait(0) or "agent.ready" in agent.told(), LIMIT_S)  # until then a signal ends it at once
     agent.send(signal.SIGINT)
     if not agent.wait(STOP_S):
         agent.kill()
         verdict.wrong.append(f"the agent did not stop in {STOP_S:g} s: {agent.told()[-2000:]}")
-    elif agent.status != 0:
+    elif agent.status != 0 and not (fault and fault.kind in KILLS):
         verdict.wrong.append(f"the agent stopped with {agent.status}: {agent.told()[-2000:]}")
 
 
@@ -150,7 +166,7 @@ def _run_agent(place: Place, fault: Fault | None, go: int) -> None:
     os.environ.update(
         NIMBUS_AGENT_ID="struck",
         NIMBUS_CONTROL_PLANE_URL=f"http://127.0.0.1:{place.port}",
-        NIMBUS_CONTROL_PLANE_TOKEN="enrolment",
+        NIMBUS_CONTROL_PLANE_TOKEN=f"enrolment-{SECRET}",
         NIMBUS_STATE_DIR=str(place.territory.state_root),
         NIMBUS_RUNTIME_DIR=str(place.territory.runtime_dir),
         NIMBUS_VM_SUBNET=str(find_subnet(place.territory)),
@@ -199,11 +215,13 @@ def _judge(place: Place, fault: Fault | None, verdict: Verdict) -> None:
     ends = [end["ending"] for end in machine["ends"]]
     first = f"{verdict.ending}, then " if verdict.ending and verdict.ending != "+".join(ends) else ""
     verdict.ending = f"{first}{'+'.join(ends)} fence {machine['fence']}"
+    verdict.notes += [f"tried again: {cause}" for cause in machine["retried"]]
     if len(ends) != 1:
         verdict.wrong.append(f"{len(ends)} ends were accepted")
     if ends != [Ending.DONE] and (fault is None or fault.kind in (Kind.DELAY, *KILLS)):
         verdict.wrong.append(f"the job should have been done: {machine['ends']}")
     verdict.wrong += machine["clashes"]
+    verdict.wrong += [f"a secret stands in {file}" for file in _find_secret(place)]
     try:
         _reap_all(place, verdict)
     except RuntimeError as error:
@@ -214,6 +232,14 @@ def _judge(place: Place, fault: Fault | None, verdict: Verdict) -> None:
     verdict.hurt += [
         f"process {one.pid} of the neighbour is gone" for one in place.beating if not process.is_alive(one)
     ]
+
+
+def _find_secret(place: Place) -> Iterator[Path]:
+    """Files that an agent wrote, its own words among them, and that hold what nobody may read later."""
+    kept = [file for folder in ("ledger", "vms", "spools") for file in (place.territory.state_root / folder).rglob("*")]
+    for file in (*kept, *place.folder.glob("agent?.txt")):
+        if file.is_file() and file.suffix != ".img" and SECRET.encode() in file.read_bytes():
+            yield file
 
 
 def _reap_all(place: Place, verdict: Verdict) -> None:

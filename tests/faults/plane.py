@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nimbus.model.lease import LeaseKey
-from nimbus.model.vm import Shape
+from nimbus.model.vm import Ending, Shape
 from nimbus.wire.leaseapi import Grant, GrantTimes, MachineKind, RenewReply, RunnerReply, render_grant
 from nimbus.wire.leaseapi import render_renew_reply as render_renewal
 from nimbus.wire.leaseapi import render_runner_reply as render_runner
@@ -31,8 +31,10 @@ from tests.faults.strike import DELAY_S, HANG_S, Kind
 from tests.faults.witness import beat_argv
 
 TTL_S = 12.0  # an agent renews each third of it; a run of a killed agent never waits for its end
+ATTEMPTS = 3
 POLL_S = 2.0  # how long a lease request is held open
 ROUTES = ("enrol", "lease", "renew_booting", "renew_running", "runner", "finish", "ingest")
+SECRET = "neither-told-nor-kept"  # part of each token and of the guest's own configuration
 Reply = tuple[int, dict[str, Any] | None]
 FENCED: Reply = (409, {"error": "fenced", "message": "the lease belongs to another"})
 
@@ -47,6 +49,8 @@ class Machine:
     lease_id: str = ""
     until: float = 0.0  # monotonic seconds; 0 while it is queued
     ends: list[dict[str, Any]] = field(default_factory=list)  # accepted
+    ended_fence: int = 0  # the last that said its end
+    retried: list[str] = field(default_factory=list)  # causes of host faults that did not count as an end
     late: int = 0  # ends that were refused
     repeated: int = 0
     rows: dict[int, dict[int, str]] = field(default_factory=dict)  # fence -> number -> text
@@ -119,19 +123,28 @@ class Plane:
 
     def _write(self, machine: Machine, route: str, body: dict[str, Any]) -> Reply:
         if route == "finish":
-            if machine.ends:
-                machine.repeated += 1
-            else:
-                machine.ends.append(body)
-                machine.until = 0.0
-            return 200, {"state": "done"}
-        if machine.ends:
+            return self._finish(machine, body)
+        if machine.ended_fence == machine.fence:
             return FENCED
         if route == "runner":
             argv = beat_argv(self._beat_file, machine.number, machine.fence, machine.beats)
-            return 200, render_runner(RunnerReply(f"runner-{machine.number}", argv, {}))
+            return 200, render_runner(RunnerReply(f"runner-{machine.number}", argv, {"JIT_CONFIG": f"jit-{SECRET}"}))
         machine.until = time.monotonic() + TTL_S
         return 200, render_renewal(RenewReply(TTL_S, cancel=False))
+
+    def _finish(self, machine: Machine, body: dict[str, Any]) -> Reply:
+        """A host's own fault is tried again, on any host, some times."""
+        again = body["ending"] == Ending.HOST_FAULT and machine.fence < ATTEMPTS
+        if machine.ended_fence == machine.fence:
+            machine.repeated += 1
+        elif again:
+            machine.retried.append(body["cause"])
+        else:
+            machine.ends.append(body)
+        machine.ended_fence = machine.fence
+        machine.until = 0.0
+        self._lock.notify_all()
+        return 200, {"state": "queued" if again else "done"}
 
     def _enrol(self, body: dict[str, Any]) -> Reply:
         with self._lock:
@@ -142,7 +155,7 @@ class Plane:
                 if (machine.number, machine.fence) not in keys:
                     machine.until = 0.0
                     self._lock.notify_all()
-        return 200, {"token": "short", "expires_in_s": 3600, "agent_id": "a", "lease_ttl_s": TTL_S}
+        return 200, {"token": f"token-{SECRET}", "expires_in_s": 3600, "agent_id": "a", "lease_ttl_s": TTL_S}
 
     def _lease(self, alive: socket.socket) -> Reply:
         deadline = time.monotonic() + POLL_S

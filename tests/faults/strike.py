@@ -128,7 +128,7 @@ class Tracer:
 
     def _on_return(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
         fault = self._fault
-        if event != "return" or self._struck or fault is None or not _has_returned(frame):
+        if event != "return" or self._struck or fault is None or not (_has_returned(frame) or _has_given(fault, frame)):
             return self._on_return
         self._note()
         if fault.kind is Kind.KILL_AFTER:
@@ -146,6 +146,16 @@ def is_async(code: CodeType) -> bool:
     return bool(code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
 
 
+def _has_given(fault: Fault, frame: FrameType) -> bool:
+    """True where a context manager hands over what it took: killed there, its act is done and nothing is undone."""
+    is_generator = bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
+    return fault.kind is Kind.KILL_AFTER and is_generator and dis.opname[_opcode(frame)] == "YIELD_VALUE"
+
+
 def _has_returned(frame: FrameType) -> bool:
     """True at the frame's own end, False where it yields, waits or raises."""
-    return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN")
+    return dis.opname[_opcode(frame)].startswith("RETURN")
+
+
+def _opcode(frame: FrameType) -> int:
+    return frame.f_code.co_code[frame.f_lasti]

@@ -14,7 +14,9 @@ import trio
 from nimbus.host.disk import write_atomically
 from nimbus.host.slots import list_slots
 from nimbus.host_agent.keeper import read_exit
+from nimbus.host_agent.ledger import Ledger
 from nimbus.model.errors import HostFault
+from nimbus.model.ids import VmId
 from nimbus.wire.keeper import VANISHED
 from tests.faults.forks import fork
 from tests.faults.strike import Fault, Kind, Tracer
@@ -99,6 +101,18 @@ def test_a_kill_comes_before_or_after_the_act(tmp_path: Path, kind: Kind, writte
     assert child.status == -signal.SIGKILL
     assert (tmp_path / "a").exists() is written
     assert (tmp_path / "fired").exists()
+
+
+def test_a_kill_after_a_context_manager_comes_before_its_block(tmp_path: Path) -> None:
+    def act() -> None:
+        trace(tmp_path, "host_agent.ledger.Ledger.take", Kind.KILL_AFTER)
+        with Ledger(tmp_path).take(VmId("0a1b2c3d")):
+            (tmp_path / "inside").touch()
+
+    child = fork(tmp_path / "words", act)
+    assert child.wait(30)
+    assert child.status == -signal.SIGKILL
+    assert not (tmp_path / "inside").exists()
 
 
 def test_without_a_fault_operations_are_counted(tmp_path: Path) -> None:
