@@ -19,6 +19,7 @@ from tests.faults.reckoning import Evidence, Reckoning, reckon, render_vm_lines
 from tests.model import replay
 from tests.services import PostgresServer
 
+SHOWN = 40  # of what is wrong: one cause may have many
 OUTPUT_S = 60.0  # for what is still on its way to the store
 
 
@@ -127,7 +128,7 @@ def render_table(found: Found) -> list[str]:
         ("leaks", str(len(found.leaks))),
     ]
     width = max(len(name) for name, _ in rows)
-    wrong = [f"WRONG {line}" for line in (*told.wrong, *told.doubles, *found.leaks)]
+    wrong = [f"WRONG {line}" for line in (*told.doubles, *found.leaks, *told.wrong)][:SHOWN]
     return [*(f"  {name:<{width}}  {value}" for name, value in rows), *wrong]
 
 

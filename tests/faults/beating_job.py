@@ -15,10 +15,11 @@ def main() -> None:
     file, (number, beats, exit_code, deaf, talks) = sys.argv[1], map(int, sys.argv[2:])
     if deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run = int.from_bytes(os.urandom(6), "big")  # no pid: each VM counts its own from 1
     out = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def mark(word: str) -> None:
-        os.write(out, f"{time.time_ns()} {number} {os.getpid()} {word}\n".encode())
+        os.write(out, f"{time.time_ns()} {number} {run} {word}\n".encode())
 
     mark("begin")
     for beat in range(beats):

@@ -19,15 +19,13 @@ from pathlib import Path
 
 from tests.faults.witness import Beat
 
-_FIRST_RUN = 1 << 22  # above every pid, so that the two kinds of runs never meet
-
 
 @dataclass(frozen=True)
 class Run:
     """One process of one job."""
 
     job: int
-    run: int
+    run: int  # a number of its own
     beats_ns: tuple[int, ...]
     ended: bool  # it came to its own end
 
@@ -69,7 +67,7 @@ def to_beats(runs: Sequence[Run], granted_ms: Mapping[int, int]) -> list[Beat]:
 @contextmanager
 def listening_witness(file: Path) -> Iterator[int]:
     """A port of this host that guests beat at; what they say is in the file a moment later."""
-    numbers = itertools.count(_FIRST_RUN)
+    numbers = itertools.count(1)
     out = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     class Ear(socketserver.StreamRequestHandler):

@@ -10,6 +10,7 @@ from tests.acceptance.fleet import Room
 from tests.acceptance.stack import Json
 from tests.faults.reckoning import Outage
 
+LINE_CHARS = 300
 _SHORT_S, _MIDDLE_S = (0.1, 2.0), (3.0, 7.0)
 _BEYOND_TTL_S = (2.0, 5.0)  # of the longest absence: what it held is run again elsewhere
 
@@ -71,7 +72,7 @@ class Victim:
         self._back_at = 0.0
 
     def _note_death(self, status: int | None) -> None:
-        tail = self.room.log.read_text(errors="replace")[-1500:]
+        tail = self.room.log.read_text(errors="replace")[-300:]
         self.died.append(f"{self.name} ended by itself with {status}: {tail}")
         if self.ready:
             self._gone_since_s = time.time()
@@ -80,7 +81,9 @@ class Victim:
     def tell_errors(self) -> list[str]:
         """What it said of itself that no kill of others may bring about."""
         said = self.room.log.read_text(errors="replace").splitlines()
-        return [f"{self.name}: {line[:600]}" for line in said if "Traceback" in line or '"level": "error"' in line]
+        return [
+            f"{self.name}: {line[:LINE_CHARS]}" for line in said if "Traceback" in line or '"level": "error"' in line
+        ]
 
     def events(self, name: str) -> list[Json]:
         return self.room.events(name)
