@@ -14,6 +14,7 @@ import json
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -96,6 +97,7 @@ def main() -> None:
     asked = parser.parse_args()
     seed = secrets.randbelow(10**6) if asked.seed is None else asked.seed
     order = StormOrder(asked.jobs, asked.vmm, asked.every, asked.kills, seed)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of all that is open
     folder = Path(tempfile.mkdtemp(prefix="nimbus-storm-"))
     say(f"storm: seed {seed}, evidence in {folder}")
     found = run_storm(order, folder)
