@@ -40,6 +40,14 @@ def test_a_silence_longer_than_the_limit_is_told() -> None:
     assert find_gaps(beats, 4.0) == []
 
 
+def test_two_processes_tell_apart_though_each_has_the_same_pid_in_its_namespace(tmp_path: Path) -> None:
+    file = tmp_path / "beats"
+    alone = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    for _ in range(2):
+        subprocess.run((*alone, *beat_argv(file, 7, 3, 1)), check=True, stdout=subprocess.DEVNULL)
+    assert len({beat.pid for beat in read_beats(file)}) == 2
+
+
 def test_a_job_beats_as_often_as_it_was_told_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "beats"
     assert read_beats(file) == []

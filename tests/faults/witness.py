@@ -1,8 +1,8 @@
 """A witness of double runs outside the product: each job beats, and the beats tell who ran when.
 
-A job's own process appends `monotonic_ns machine fence pid` to a file every 100 ms. Two fences of one machine request
-whose beats overlap are a double run, and so are two processes under one fence. Called by the fault campaign and by
-whoever kills agents.
+A job's own process appends `monotonic_ns machine fence pid` to a file every 100 ms, where `pid` is a number that no
+other process has. Two fences of one machine request whose beats overlap are a double run, and so are two processes
+under one fence. Called by the fault campaign and by whoever kills agents.
 
     python witness.py FILE MACHINE FENCE BEATS      beats BEATS times (0: until killed), printing a line at each
 """
@@ -76,9 +76,10 @@ def find_gaps(beats: list[Beat], limit_s: float) -> list[str]:
 
 def main() -> None:
     file, machine, fence, beats = sys.argv[1], *map(int, sys.argv[2:])
+    me = int.from_bytes(os.urandom(6), "big")  # a pid would be the same in each VM, which has a namespace of its own
     out = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for number in itertools.count(1):
-        os.write(out, f"{time.monotonic_ns()} {machine} {fence} {os.getpid()}\n".encode())
+        os.write(out, f"{time.monotonic_ns()} {machine} {fence} {me}\n".encode())
         os.write(1, f"beat {number}\n".encode())
         if number == beats:
             return
