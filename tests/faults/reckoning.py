@@ -19,10 +19,12 @@ from tests.faults.workload import JobPlan
 
 Json = dict[str, Any]
 PLANE = "control plane"
+REPLY_S = 1.0  # of a busy machine
 RETRY_S = 3.0  # a renewal that failed is tried again after this at the latest, whoever came back in between
 
 BEFORE_ITS_START = "its agent died before the job had begun"
 BEFORE_ITS_RECORD = "its agent died between the grant and the record"
+BEFORE_ITS_REPLY = "the control plane died between the grant and its reply"
 AWAY = "nobody could renew for longer than a lease lasts"
 
 
@@ -121,9 +123,16 @@ def _find_reason(seen: Evidence, own: Sequence[Json]) -> str | None:
     deaths = [out for out in seen.outages if out.name == granted["agent_id"] and _within(out.from_s, granted, end)]
     if _longest_silence_s(seen, granted, end) >= _least_silence_s(seen.ttl_s):
         return AWAY
+    if not started and end["told_by"] == "clock" and _died_at(seen, PLANE, granted):
+        return BEFORE_ITS_REPLY
     if not started and deaths:
         return BEFORE_ITS_RECORD if end["told_by"] == "enrolment" else BEFORE_ITS_START
     return None
+
+
+def _died_at(seen: Evidence, name: str, step: Json) -> bool:
+    """Whether this process was killed in the moment of this step."""
+    return any(0 <= out.from_s - step["at_ms"] / 1000 <= REPLY_S for out in seen.outages if out.name == name)
 
 
 def _within(at_s: float, granted: Json, end: Json) -> bool:
