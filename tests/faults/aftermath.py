@@ -121,6 +121,7 @@ def render_table(found: Found) -> list[str]:
         ("away", f"{min(away, default=0):.1f} to {max(away, default=0):.1f} s"),
         ("machines adopted", str(found.adoptions)),
         ("leases to no end", _count(told.reasons) or "none"),
+        ("shortest silence that cost a lease", f"{min(told.silences_s):.1f} s" if told.silences_s else "none"),
         ("run to the end twice, its host away", str(told.run_again)),
         ("whole outputs in the store", f"{told.whole_outputs} of {found.talking}"),
         ("double runs", str(len(told.doubles))),

@@ -60,6 +60,7 @@ class Reckoning:
     endings: Counter[str] = field(default_factory=Counter)
     attempts: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # of each fence beyond the first
+    silences_s: list[float] = field(default_factory=list)  # of those that nobody could renew
     run_again: int = 0  # jobs that came to their end, and were run again because nobody could tell it in time
     whole_outputs: int = 0
 
@@ -111,6 +112,8 @@ def _explain_fences(told: Reckoning, seen: Evidence, plan: JobPlan, steps: Seque
     for end in (step for step in steps if step["event"] == "expire"):
         own = [step for step in steps if step["fence"] == end["fence"]]
         reason = _find_reason(seen, own)
+        if reason == AWAY:
+            told.silences_s.append(_longest_silence_s(seen, own[0], own[-1]))
         if reason is None:
             told.wrong.append(f"job {plan.number} was run again without need: {_show(own)}")
         told.reasons[reason or "NO REASON"] += 1
@@ -140,9 +143,9 @@ def _within(at_s: float, granted: Json, end: Json) -> bool:
 
 
 def _least_silence_s(ttl_s: float) -> float:
-    """The last renewal before an outage may be as old as the pause between two."""
+    """The last renewal before an outage may be as old as the pause between two, and one more on its way then."""
     policy = LeasePolicy(ttl_s=ttl_s)
-    return ttl_s - policy.margin_of(ttl_s) - ttl_s / 3 - RETRY_S
+    return ttl_s - policy.margin_of(ttl_s) - ttl_s / 3 - REPLY_S
 
 
 def _longest_silence_s(seen: Evidence, granted: Json, end: Json) -> float:
