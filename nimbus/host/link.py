@@ -217,6 +217,17 @@ def uplinks(route: Netlink, targets: tuple[IPv4Address, ...] = ()) -> tuple[str,
         return tuple(sorted(name for name in found if name != "lo"))
 
 
+def find_output(route: Netlink, address: IPv4Address) -> str | None:
+    """The link by which this host reaches an address now; None where it knows no way."""
+    try:
+        indexes = set(_outputs(route.route("get", dst=str(address))[0]))
+        return str(route.link("get", index=indexes.pop())[0].get_attr("IFLA_IFNAME")) if indexes else None
+    except NetlinkError as error:
+        if error.code in _ABSENT | {errno.ENETUNREACH, errno.EHOSTUNREACH}:
+            return None
+        raise HostFault(f"the way to {address} could not be looked for ({os.strerror(error.code)})") from error
+
+
 def ensure_forwarding(names: tuple[str, ...]) -> None:
     """Let packets that arrive on these links be forwarded. Never taken back: others may rely on it by then."""
     for name in names:

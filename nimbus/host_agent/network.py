@@ -249,6 +249,7 @@ def _forget_connections(name: str, known: IPv4Address | None) -> None:
 
 def _acquire(plan: NetPlan) -> None:
     with link.open_netlink() as route:
+        _refuse_used_addresses(route, plan)
         with nft.applying_ruleset(render_host_rules(plan)):
             path = netns.ensure_netns(plan.name)
             with nft.applying_ruleset(render_netns_rules(plan), netns=path), netns.open_netns(plan.name) as inside:
@@ -256,6 +257,14 @@ def _acquire(plan: NetPlan) -> None:
                 _configure_host_side(route, index, plan)
                 _configure_inside(inside, plan)
         link.raise_link(route, index)  # only now: the rules of both sides are in force
+
+
+def _refuse_used_addresses(route: link.Netlink, plan: NetPlan) -> None:
+    """A slot that is free by its file alone (that folder was emptied under living VMs, say): two veths of one network,
+    and the kernel would give one VM the other's replies. Refused again and again, the slot goes to quarantine."""
+    found = link.find_output(route, plan.uplink_peer.ip)
+    if found is not None and found != plan.name and parse_object_name(found) is not None:
+        raise HostFault(f"{plan.uplink_peer.ip} leads to {found}, a VM that holds no slot: `nimbus vms purge --all` on its state folder ends it")
 
 
 def _configure_host_side(route: link.Netlink, index: int, plan: NetPlan) -> None:

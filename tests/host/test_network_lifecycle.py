@@ -91,6 +91,18 @@ def test_a_host_whose_rules_are_rejected_gets_no_network(request: pytest.Fixture
     assert remains(plan) == []
 
 
+def test_addresses_that_still_lead_to_another_vms_veth_are_refused_and_that_vm_is_untouched(
+    request: pytest.FixtureRequest,
+) -> None:
+    with acquired(random_plan()) as older:
+        newer = replace(random_plan(), uplink_host=older.uplink_host, uplink_peer=older.uplink_peer)
+        request.addfinalizer(partial(release_network, newer.name))
+        with pytest.raises(HostFault, match=f"{older.uplink_peer.ip} leads to {older.name}"):
+            acquire_network(newer)
+        assert remains(newer) == []
+        assert link.find_address(older.name) == older.uplink_host
+
+
 def test_acquire_over_leftovers_of_each_kind_starts_afresh(world: World) -> None:
     plan = random_plan()
     netns.ensure_netns(plan.name)
