@@ -90,20 +90,20 @@ def read_steps(fleet: Fleet, server: PostgresServer, dsn: str) -> list[Json]:
     return [{**step, "cause": causes.get(str(step["id"]))} for step in map(json.loads, told.splitlines())]
 
 
-def read_outputs(storm: Storm) -> dict[int, list[str]]:
-    """What the last run of each talking job printed; looked at again until nothing is missing, or time is over."""
+def read_outputs(storm: Storm) -> dict[int, dict[int, list[str]]]:
+    """What each run of each talking job printed; looked at again until no last one lacks a line, or time is over."""
     deadline = time.monotonic() + OUTPUT_S
-    found: dict[int, list[str]] = {}
+    found: dict[int, dict[int, list[str]]] = {}
     for plan in storm.plans:
         job = storm.jobs.get(plan.number, {})
-        if not (plan.talks and plan.ends_by_itself and job.get("machines")):
+        if not (plan.talks and job.get("machines")):
             continue
-        machine = job["machines"][0]
-        while True:
-            found[plan.number] = storm.office.output(machine["machine_id"], machine["fence"]) or []
-            if len(found[plan.number]) >= len(plan.output) or time.monotonic() > deadline:
-                break
+        machine_id, last = (job["machines"][0][name] for name in ("machine_id", "fence"))
+        outputs = {fence: storm.office.output(machine_id, fence) or [] for fence in range(1, last + 1)}
+        while plan.ends_by_itself and len(outputs[last]) < len(plan.output) and time.monotonic() < deadline:
             time.sleep(0.1)
+            outputs[last] = storm.office.output(machine_id, last) or []
+        found[plan.number] = outputs
     return found
 
 

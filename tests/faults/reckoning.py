@@ -46,7 +46,7 @@ class Evidence:
     steps: Sequence[Json]  # the trace, each with its cause
     runs: Mapping[int, Sequence[Run]]
     outages: Sequence[Outage]
-    outputs: Mapping[int, Sequence[str]]  # of the last fence, as the pipeline has it
+    outputs: Mapping[int, Mapping[int, Sequence[str]]]  # by job and fence, as the pipeline has it
     ttl_s: float
 
 
@@ -183,13 +183,16 @@ def _judge_runs(told: Reckoning, seen: Evidence, plan: JobPlan, steps: Sequence[
 
 
 def _judge_output(told: Reckoning, seen: Evidence, plan: JobPlan) -> None:
-    if not (plan.talks and plan.ends_by_itself) or plan.number not in seen.outputs:
+    """Whole where the job came to its end; of a run that was ended by others, its beginning without a gap."""
+    if not plan.talks or plan.number not in seen.outputs:
         return
-    output = list(seen.outputs[plan.number])
-    if output == plan.output:
-        told.whole_outputs += 1
-    else:
-        told.wrong.append(f"job {plan.number} printed {len(plan.output)} lines: {describe_difference(output, plan)}")
+    outputs = seen.outputs[plan.number]
+    for fence, output in outputs.items():
+        whole = plan.ends_by_itself and fence == max(outputs)
+        if list(output) != (plan.output if whole else plan.output[: len(output)]):
+            told.wrong.append(f"job {plan.number} under fence {fence}: {describe_difference(output, plan)}")
+        elif whole:
+            told.whole_outputs += 1
 
 
 def describe_difference(output: Sequence[str], plan: JobPlan) -> str:
@@ -197,7 +200,8 @@ def describe_difference(output: Sequence[str], plan: JobPlan) -> str:
     missing = [line for line in plan.output if line not in output]
     twice = [line for line, count in Counter(output).items() if count > 1]
     strange = [line for line in output if line not in plan.output]
-    return f"{len(output)} stored, missing {missing[:5]}, twice {twice[:5]}, strange {strange[:5]}"
+    odd = f"missing {missing[:5]}, twice {twice[:5]}, strange {strange[:5]}"
+    return f"{len(output)} of {len(plan.output)} lines stored, {odd}"
 
 
 def render_vm_lines(seen: Evidence) -> list[Json]:

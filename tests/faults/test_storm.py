@@ -69,6 +69,7 @@ def evidence(steps: list[Json], *runs: Run, outages: tuple[Outage, ...] = (), **
     return Evidence([JobPlan(1, 4.0)], {1: row}, steps, {1: runs}, outages, {}, TTL_S)
 
 
+TALKER = JobPlan(1, 0.4, talks=True)
 WELL = evidence(ONCE, run(70, 2, 5.9, ended=True))
 
 
@@ -119,12 +120,23 @@ def test_a_second_fence_is_explained_by_a_death_before_the_job_had_begun() -> No
     assert (told.wrong, dict(told.reasons)) == ([], {BEFORE_ITS_START: 1})
 
 
-def test_a_missing_line_and_one_that_is_stored_twice_are_told() -> None:
-    talker = JobPlan(1, 0.4, talks=True)
-    for output in (["line 0", "line 1", "line 3"], ["line 0", "line 1", "line 1", "line 2", "line 3"]):
-        told = reckon(replace(WELL, plans=[talker], outputs={1: output}))
-        assert [line for line in told.wrong if "printed 4 lines" in line]
-    assert reckon(replace(WELL, plans=[talker], outputs={1: talker.output})).whole_outputs == 1
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {1: ["line 0", "line 1", "line 3"]},
+        {1: ["line 0", "line 1", "line 1", "line 2", "line 3"]},
+        {1: ["line 0"], 2: ["line 0", "line 1"]},
+        {1: ["line 0", "line 2"], 2: ["line 0", "line 1", "line 2", "line 3"]},
+    ],
+)
+def test_a_missing_line_and_one_that_is_stored_twice_are_told(outputs: dict[int, list[str]]) -> None:
+    told = reckon(replace(WELL, plans=[TALKER], outputs={1: outputs}))
+    assert [line for line in told.wrong if "of 4 lines stored" in line]
+
+
+def test_a_whole_output_is_good_and_so_is_the_beginning_of_a_run_that_others_ended() -> None:
+    told = reckon(replace(WELL, plans=[TALKER], outputs={1: {1: TALKER.output[:2], 2: TALKER.output}}))
+    assert (told.wrong, told.whole_outputs) == ([], 1)
 
 
 def test_a_guest_that_knocks_is_written_down_with_its_end(tmp_path: Path) -> None:
