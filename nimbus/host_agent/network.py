@@ -264,7 +264,7 @@ def _refuse_used_addresses(route: link.Netlink, plan: NetPlan) -> None:
     and the kernel would give one VM the other's replies. Refused again and again, the slot goes to quarantine."""
     found = link.find_output(route, plan.uplink_peer.ip)
     if found is not None and found != plan.name and parse_object_name(found) is not None:
-        raise HostFault(f"{plan.uplink_peer.ip} leads to {found}, a VM that holds no slot: `nimbus vms purge --all` on its state folder ends it")
+        raise HostFault(f"{plan.uplink_peer.ip} leads to {found}, a VM without a slot: purge the state folder it is of")
 
 
 def _configure_host_side(route: link.Netlink, index: int, plan: NetPlan) -> None:
