@@ -34,6 +34,7 @@ from tests.services import PostgresServer, open_postgres, open_redis, open_schem
 
 TTL_S = 20.0
 OVERCOMMIT = {"fake": "2", "qemu": "1"}  # a guest under software emulation wants a CPU of its own to boot
+LONGEST_S = {"fake": 12.0, "qemu": 40.0}  # few jobs and many kills: each kill shall meet jobs at work
 ATTEMPTS = 20  # a storm is no reason to give up: each job may lose its host as often as the storm likes
 
 
@@ -56,7 +57,7 @@ def run_storm(order: StormOrder, folder: Path) -> Found:
         office = Office(
             fleet.env["NIMBUS_CONTROL_PLANE_URL"], fleet.env["NIMBUS_LOGS_URL"], fleet.env["NIMBUS_JWT_SECRET"]
         )
-        storm = Storm(order, fleet, office, victims, marks, rng, plan_jobs(order.jobs, rng))
+        storm = Storm(order, fleet, office, victims, marks, rng, plan_jobs(order.jobs, LONGEST_S[order.backend], rng))
         try:
             storm.rage()
             storm.settle()

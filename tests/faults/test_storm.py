@@ -153,7 +153,7 @@ def test_a_guest_that_knocks_is_written_down_with_its_end(tmp_path: Path) -> Non
 
 
 def test_the_same_seed_plans_the_same_jobs_and_absences_and_one_in_eight_outlasts_a_lease() -> None:
-    plans = [plan_jobs(100, random.Random(3)) for _ in range(2)]
+    plans = [plan_jobs(100, 12.0, random.Random(3)) for _ in range(2)]
     assert plans[0] == plans[1]
     assert {plan.conclusion for plan in plans[0]} == {"success", "failure", "timed_out", "cancelled"}
     absences = plan_absences(8, TTL_S, random.Random(3))

@@ -14,7 +14,7 @@ from tests.acceptance.gate import GATEWAY, GUEST_PORT
 
 BEAT_S = 0.1
 TOO_LONG_S = 120.0  # for a job that is to be ended by somebody else
-SHORTEST_S, LONGEST_S = 1.0, 12.0
+SHORTEST_S = 1.0
 _PROGRAM = Path(__file__).with_name("beating_job.py")
 
 
@@ -53,13 +53,13 @@ class JobPlan:
         return [f"line {number}" for number in range(self.beats)] if self.talks else []
 
 
-def plan_jobs(count: int, rng: random.Random) -> list[JobPlan]:
+def plan_jobs(count: int, longest_s: float, rng: random.Random) -> list[JobPlan]:
     """Most end by themselves, well or not; some are cancelled, some run out of time."""
-    return [_plan_job(number, rng) for number in range(1, count + 1)]
+    return [_plan_job(number, longest_s, rng) for number in range(1, count + 1)]
 
 
-def _plan_job(number: int, rng: random.Random) -> JobPlan:
-    kind, lasts_s = rng.random(), rng.uniform(SHORTEST_S, LONGEST_S)
+def _plan_job(number: int, longest_s: float, rng: random.Random) -> JobPlan:
+    kind, lasts_s = rng.random(), rng.uniform(SHORTEST_S, longest_s)
     exit_code, limit_s = rng.randint(1, 100), rng.uniform(1.0, 4.0)
     deaf, talks = rng.random() < 0.3, rng.random() < 0.6
     if kind < 0.08:
