@@ -19,12 +19,13 @@ from nimbus.host_agent import metrics
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.lease import HeldLease, resume_lease
 from nimbus.host_agent.ledger import Ledger, OpenRecord
+from nimbus.host_agent.life import first_error
 from nimbus.host_agent.lifecycle import adopt_machine
 from nimbus.host_agent.logs import LogShipping
 from nimbus.host_agent.machines import Report, Workplace, note_lost, open_output
 from nimbus.host_agent.plan import HostLayout, read_shape
 from nimbus.host_agent.ties import Ties, tell_untold
-from nimbus.model.errors import HostFault, NimbusError
+from nimbus.model.errors import HostFault, NimbusError, Refused
 from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Shape
@@ -41,11 +42,7 @@ class Foundling:
     page: AbstractContextManager[OpenRecord | None]
     record: OpenRecord
     key: LeaseKey
-
-    @property
-    def shape(self) -> Shape:
-        """What it takes of this host."""
-        return read_shape(self.record.value.plan)
+    shape: Shape  # what it takes of this host
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -57,15 +54,18 @@ class Estate:
     """All that earlier agents left in the ledger."""
 
     machines: tuple[Foundling, ...] = ()
-    out_of_reach: tuple[LeaseKey, ...] = ()  # somebody has them open: their leases run out, nobody may have them before
+    out_of_reach: tuple[LeaseKey, ...] = ()  # not ours to serve: their leases run out, nobody may have them before
+    unreadable: tuple[VmId, ...] = ()  # a newer release's, or torn: whose lease each of these VMs has is not known
 
     @property
     def count(self) -> int:
         return len(self.machines)
 
     @property
-    def held(self) -> tuple[LeaseKey, ...]:
-        """Leases that the control plane must not give to anybody else now."""
+    def held(self) -> tuple[LeaseKey, ...] | None:
+        """Leases that the control plane must not give to anybody else now; None: any of this agent's may be one."""
+        if self.unreadable:
+            return None
         return (*(machine.key for machine in self.machines), *self.out_of_reach)
 
 
@@ -75,7 +75,7 @@ def find_machines(layout: HostLayout) -> Estate:
     Synchronous. Somebody who only looks (`nimbus vms list`) has a record locked for a moment: it is waited for.
     """
     ledger = Ledger(layout.ledger)
-    machines, out_of_reach = [], []
+    machines, out_of_reach, unreadable = [], [], []
     for vm in ledger.vms():
         try:
             value = ledger.read(vm)
@@ -84,12 +84,13 @@ def find_machines(layout: HostLayout) -> Estate:
             found = _take(ledger, vm, value.lease) if value.is_adoptable else None
         except HostFault as error:
             log.warning("agent.record_not_adopted", vm=str(vm), error=str(error))
+            unreadable.append(vm)
             continue
         if found is not None:
             machines.append(found)
         elif ledger.holds(vm):
             out_of_reach.append(value.lease)
-    return Estate(tuple(machines), tuple(out_of_reach))
+    return Estate(tuple(machines), tuple(out_of_reach), tuple(unreadable))
 
 
 def _take(ledger: Ledger, vm: VmId, key: LeaseKey) -> Foundling | None:
@@ -98,7 +99,11 @@ def _take(ledger: Ledger, vm: VmId, key: LeaseKey) -> Foundling | None:
         page = ledger.take(vm)
         record = page.__enter__()
         if record is not None:
-            return Foundling(page, record, key)
+            try:
+                return Foundling(page, record, key, read_shape(record.value.plan))
+            except (LookupError, TypeError, Refused) as error:
+                page.__exit__(None, None, None)
+                raise HostFault(f"the plan of VM {vm} cannot be read: {error!r}") from error
         page.__exit__(None, None, None)
         if not ledger.holds(vm) or time.monotonic() >= deadline:
             return None
@@ -111,8 +116,8 @@ async def run_adopted(workplace: Workplace, foundling: Foundling) -> None:
     try:
         with metrics.RUNNING.track_inprogress():
             await _hold_and_serve(workplace, foundling)
-    except NimbusError as error:
-        log.warning("machine.not_adopted", error=str(error))
+    except* NimbusError as group:  # a lease is a nursery: what leaves it is a group
+        log.warning("machine.not_adopted", error=str(first_error(group)))
     finally:
         with trio.CancelScope(shield=True):  # closes one file descriptor
             await in_thread(foundling.close)

@@ -132,9 +132,12 @@ def until(moment_ns: int | None) -> float:
 
 
 async def _persist_exit(life: Life, told: GuestExit) -> None:
-    """The record first, then the acknowledgement: a successor finishes the lease with this very exit."""
+    """The record first, then the acknowledgement: a successor finishes the lease with this very exit.
+
+    It counts from here on: if the VM is gone before its farewell was read, and if the disk does not take it.
+    """
+    life.exit = told
     await in_thread(partial(life.record.change, exit=told))
-    life.exit = told  # from here on it counts, even if the VM is gone before its farewell was read
 
 
 async def _read_console(machine: Machine, life: Life) -> None:

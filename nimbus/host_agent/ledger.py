@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nimbus.host.disk import write_atomically
-from nimbus.model.errors import Conflict, HostFault
-from nimbus.model.ids import VmId
+from nimbus.model.errors import Conflict, HostFault, Refused
+from nimbus.model.ids import VmId, is_vm_id
 from nimbus.model.lease import LeaseKey
 from nimbus.model.record import READABLE_VERSIONS, ProcessId, Record
 from nimbus.model.vm import Claim, ExitReason, GuestExit, Slot
@@ -98,15 +98,20 @@ class Ledger:
     def vms(self) -> list[VmId]:
         """Every VM with a record or a lock file, oldest id order not promised."""
         names = {path.stem for path in self.folder.glob("*.json")} | {path.stem for path in self.folder.glob("*.lock")}
-        return sorted(VmId(name) for name in names if len(name) == 8)
+        return sorted(VmId(name) for name in names if is_vm_id(name))
 
     def read(self, vm: VmId) -> Record | None:
         """The record as it stands on disk; None when there is none. Raises HostFault for a torn or newer one."""
         try:
-            text = self._path(vm).read_text()
+            text = self._path(vm).read_bytes()
         except FileNotFoundError:
             return None
-        return parse_record(text)
+        except OSError as error:
+            raise HostFault(f"cannot read the ledger record of VM {vm}: {error.strerror}") from error
+        value = parse_record(text)
+        if value.vm != vm:
+            raise TornRecord(f"the ledger record of VM {vm} is one of VM {value.vm}")
+        return value
 
     def holds(self, vm: VmId) -> bool:
         """Whether there is a record, readable or not."""
@@ -114,7 +119,7 @@ class Ledger:
 
     def names(self, name: str) -> bool:
         """Whether that is the name of a VM with a record."""
-        return len(name) == 8 and self.holds(VmId(name))
+        return is_vm_id(name) and self.holds(VmId(name))
 
     def write(self, value: Record, *, fsync: bool) -> None:
         """Put `value` in the place of the file. Raises HostFault where the disk refuses."""
@@ -178,7 +183,7 @@ def render_record(value: Record) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-def parse_record(text: str) -> Record:
+def parse_record(text: str | bytes) -> Record:
     """The record in `text`. Raises HostFault for a version or a shape that this release does not know."""
     try:
         body: dict[str, Any] = json.loads(text)
@@ -202,7 +207,7 @@ def parse_record(text: str) -> Record:
             failures=tuple(body["failures"]),
             version=body["version"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, Refused) as error:
         raise TornRecord(f"a ledger record cannot be read: {error!r}") from error
 
 

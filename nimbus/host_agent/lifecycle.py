@@ -65,7 +65,7 @@ async def run_machine(host: Host, order: Order, lease: Lease) -> Outcome:
 async def adopt_machine(host: Host, ties: Ties[ResumableT], lease: Lease, record: OpenRecord) -> Outcome:
     """Go on with the machine of `record`, whose lock the caller holds: to its end, or to what its end was."""
     structlog.contextvars.bind_contextvars(vm=str(record.value.vm))
-    life = Life(Phases(), record, adopted=True)
+    life = Life(Phases(), record, adopted=True, exit=record.value.exit)
     return await see_through(host.layout, ties, life, partial(serve_adopted, host, lease, life))
 
 

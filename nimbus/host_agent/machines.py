@@ -22,7 +22,7 @@ from nimbus.host_agent.departure import Departure
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.lease import HeldLease, open_lease
 from nimbus.host_agent.ledger import OpenRecord
-from nimbus.host_agent.life import Outcome
+from nimbus.host_agent.life import Outcome, first_error
 from nimbus.host_agent.lifecycle import Order, run_machine
 from nimbus.host_agent.logs import FLUSH_S, LogShipping, LogTarget, open_log_shipping
 from nimbus.host_agent.masking import find_secrets
@@ -116,8 +116,8 @@ async def run_leased(workplace: Workplace, grant: Grant) -> None:
             async with open_lease(workplace.control, grant.key, workplace.policy.lease) as lease:
                 await _serve(workplace, grant, lease)
             note_lost(lease)
-    except NimbusError as error:
-        log.warning("machine.not_served", error=str(error))
+    except* NimbusError as group:  # a lease is a nursery: what leaves it is a group
+        log.warning("machine.not_served", error=str(first_error(group)))
 
 
 def note_lost(lease: HeldLease) -> None:
@@ -151,7 +151,11 @@ async def _serve(workplace: Workplace, grant: Grant, lease: HeldLease) -> None:
         await report.tell(render_finish_request(FinishRequest(grant.key, Ending.HOST_FAULT, cause=str(error))))
         return
     order = Order(grant.shape, image, command, Ties(open_sink, report, workplace.departure))
-    await run_machine(workplace.host, order, lease)
+    try:
+        await run_machine(workplace.host, order, lease)
+    except NimbusError as error:  # not even its record could be opened, so nothing of it is on this host
+        log.error("machine.not_begun", error=str(error))
+        await report.tell(render_finish_request(FinishRequest(grant.key, Ending.HOST_FAULT, cause=str(error))))
 
 
 async def _find_image(host: Host, name: str) -> Image | None:

@@ -8,7 +8,7 @@ teardown.py's. Called by lifecycle.py.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -26,9 +26,9 @@ from nimbus.host_agent.life import Lease, Life, Overtime, describe_end, first_er
 from nimbus.host_agent.plan import HostLayout, VmPlan, replan
 from nimbus.host_agent.usage import find_memory_events, read_memory_events
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, find_machine, read_console_file
-from nimbus.model.errors import GuestFault, HostFault, NimbusError
-from nimbus.model.record import Record
-from nimbus.model.vm import Command
+from nimbus.model.errors import GuestFault, HostFault, NimbusError, Refused
+from nimbus.model.record import ProcessId, Record
+from nimbus.model.vm import Command, Slot
 
 log = structlog.get_logger()
 
@@ -134,11 +134,11 @@ async def serve_adopted(host: Host, lease: Lease, life: Life, sink: ResumableSin
         raise HostFault("this host was restarted while the machine was on it")
     if value.keeper is None or value.slot is None or value.session is None:
         raise HostFault("its agent died before the job was handed to the guest")
-    plan = replan(host.layout, value.vm, backend=value.backend, stored=value.plan, slot=value.slot)
+    plan, session = _read_left(host.layout, value, value.slot, value.session)
     life.latest = until(value.latest_ns)
     life.heard = trio.CancelScope(deadline=trio.current_time() + await _boot_limit_s(host.layout) + SILENCE_LIMIT_S)
     try:
-        await _attend_adopted(plan, value, lease, life, sink)
+        await _attend_adopted(plan, value.keeper, replace(session, next_offsets=sink.offsets), lease, life, sink)
     except KeeperGone:
         life.vmm_exit = await read_exit(plan.paths.folder)
         await _look_after_it(plan, life)
@@ -146,13 +146,23 @@ async def serve_adopted(host: Host, lease: Lease, life: Life, sink: ResumableSin
         raise HostFault(describe_end(life, "the guest never said hello to the agent that adopted it"))
 
 
-async def _attend_adopted(plan: VmPlan, value: Record, lease: Lease, life: Life, sink: ResumableSink) -> None:
-    assert value.keeper is not None  # noqa: S101 - narrowed by serve_adopted
-    assert value.session is not None  # noqa: S101 - narrowed by serve_adopted
-    session = replace(parse_session(value.session), net=plan.net, next_offsets=sink.offsets)
+def _read_left(
+    layout: HostLayout, value: Record, slot: Slot, stored: Mapping[str, object]
+) -> tuple[VmPlan, GuestSession]:
+    """What an earlier agent wrote of it: a record that says something else must not end this agent."""
     try:
-        async with find_machine(plan, value.keeper) as machine, trio.open_nursery() as vm:
-            log.info("vm.adopted", vm=str(plan.vm), keeper=value.keeper.pid)
+        plan = replan(layout, value.vm, backend=value.backend, stored=value.plan, slot=slot)
+        return plan, replace(parse_session(stored), net=plan.net)
+    except (LookupError, TypeError, ValueError, AttributeError, Refused) as error:
+        raise HostFault(f"the record that its agent left cannot be understood: {error!r}") from error
+
+
+async def _attend_adopted(
+    plan: VmPlan, keeper: ProcessId, session: GuestSession, lease: Lease, life: Life, sink: ResumableSink
+) -> None:
+    try:
+        async with find_machine(plan, keeper) as machine, trio.open_nursery() as vm:
+            log.info("vm.adopted", vm=str(plan.vm), keeper=keeper.pid)
             vm.start_soon(_wait_gone, machine, life, vm.cancel_scope)
             await attend(machine, lease, partial(_give, session), sink, life)
             vm.cancel_scope.cancel()

@@ -68,7 +68,7 @@ async def see_through(
     try:
         try:
             async with ties.open_sink(record) as sink:
-                await _serve_and_undo(layout, ties, life, partial(serve, sink))
+                await _serve_and_come_off(layout, ties, life, partial(serve, sink))
         except* (NimbusError, OSError) as fault:  # the sink's own
             life.error = life.error or _name_fault(fault)
         await _undo_once(layout, ties, life)  # where the sink did not even open
@@ -77,10 +77,11 @@ async def see_through(
         await _report(ties.reporter, record, outcome)
         told = True
     finally:
-        if not (told or record.detached):
-            await _undo_once(layout, ties, life)  # noqa: ASYNC102 - its shields and limits are inside
-            with trio.move_on_after(LAST_WORD_S, shield=True):
-                await _report(ties.reporter, record, _render_outcome(life, ties.departure))
+        if not (told or record.detached):  # cancelled, maybe before the sink was open
+            await _come_off(layout, ties, life)  # noqa: ASYNC102 - its shields and limits are inside
+            if not record.detached:
+                with trio.move_on_after(LAST_WORD_S, shield=True):
+                    await _report(ties.reporter, record, _render_outcome(life, ties.departure))
     return outcome
 
 
@@ -89,9 +90,13 @@ async def tell_untold(layout: HostLayout, ties: Ties[SinkT], record: OpenRecord)
     report, reporter = record.value.report, ties.reporter
     assert report is not None  # noqa: S101 - why it was called
     assert reporter is not None  # noqa: S101 - only leased machines have a report
+    await teardown(layout, record)  # first, and whatever else becomes of this: its VM may still live
     try:
-        async with ties.open_sink(record):
-            await teardown(layout, record)
+        try:
+            async with ties.open_sink(record):
+                pass  # opened to be ended
+        except* (NimbusError, OSError) as fault:  # output that cannot be shipped must not keep an end from being told
+            log.warning("vm.output_lost", vm=str(record.value.vm), why=str(_name_fault(fault)))
         if _is_ended(record) or report.get("exit_code") is not None or report.get("signal") is not None:
             await reporter.tell(report)
             await in_thread(record.forget_report)
@@ -101,7 +106,7 @@ async def tell_untold(layout: HostLayout, ties: Ties[SinkT], record: OpenRecord)
                 await in_thread(record.forget_report)
 
 
-async def _serve_and_undo(
+async def _serve_and_come_off(
     layout: HostLayout, ties: Ties[SinkT], life: Life, serve: Callable[[], Awaitable[None]]
 ) -> None:
     """The VM is down before its output's last words travel: they may take seconds, and the guest must not go on."""
@@ -110,11 +115,17 @@ async def _serve_and_undo(
     except* (NimbusError, OSError) as fault:
         life.error = _name_fault(fault)
     finally:
-        if ties.departure.detaching and life.may_be_left():
-            life.record.detached = True
-            log.info("vm.left_to_the_next_agent", vm=str(life.record.value.vm))
-        else:
-            await _undo_once(layout, ties, life)  # noqa: ASYNC102 - its shields and limits are inside
+        await _come_off(layout, ties, life)  # noqa: ASYNC102 - its shields and limits are inside
+
+
+async def _come_off(layout: HostLayout, ties: Ties[SinkT], life: Life) -> None:
+    """Leave the machine to the next agent, or undo it. One whose lease is lost is never left: another may run it."""
+    is_ours = ties.reporter is None or ties.reporter.is_wanted()
+    if ties.departure.detaching and is_ours and not life.undone and life.may_be_left():
+        life.record.detached = True
+        log.info("vm.left_to_the_next_agent", vm=str(life.record.value.vm))
+    else:
+        await _undo_once(layout, ties, life)
 
 
 async def _undo_once(layout: HostLayout, ties: Ties[SinkT], life: Life) -> None:
@@ -157,7 +168,10 @@ async def _report(reporter: Reporter | None, record: OpenRecord, outcome: Outcom
         return
     if reporter is not None and reporter.is_wanted():
         await reporter.tell(reporter.render(outcome))
-    await in_thread(record.forget_report)
+    try:
+        await in_thread(record.forget_report)
+    except HostFault as error:  # a full disk: it is told again, which changes nothing
+        log.warning("ledger.write_failed", vm=str(record.value.vm), error=str(error))
 
 
 def _is_ended(record: OpenRecord) -> bool:

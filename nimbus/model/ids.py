@@ -32,6 +32,11 @@ class VmId:
         return self.text
 
 
+def is_vm_id(text: str) -> bool:
+    """Whether that can be a VM's id: a folder of ours may hold files of others."""
+    return _VM_ID.fullmatch(text) is not None
+
+
 def new_vm_id() -> VmId:
     return VmId(secrets.token_hex(4))
 

@@ -172,3 +172,24 @@ def test_a_write_that_a_kill_cut_short_goes_with_its_vm(tmp_path: Path, recorded
         if record is not None:
             ledger.remove(value.vm)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b'{"version":2,"vm":"not a vm"}', b"[" * 100_000])
+def test_bytes_that_no_release_wrote_are_a_host_fault(tmp_path: Path, text: bytes) -> None:
+    vm = new_vm_id()
+    (tmp_path / f"{vm}.json").write_bytes(text)
+    with pytest.raises(HostFault):
+        Ledger(tmp_path).read(vm)
+
+
+def test_a_record_under_another_vms_name_is_torn(tmp_path: Path) -> None:
+    (tmp_path / "0123abcd.json").write_text(render_record(make_record(VmId("0123abce"))))
+    with pytest.raises(HostFault):
+        Ledger(tmp_path).read(VmId("0123abcd"))
+
+
+def test_a_file_of_somebody_else_in_the_ledgers_folder_is_no_vm(tmp_path: Path) -> None:
+    (tmp_path / "note-123.json").touch()
+    (tmp_path / "READMEFI.lock").touch()
+    assert Ledger(tmp_path).vms() == []
+    assert not Ledger(tmp_path).names("READMEFI")
