@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 300.0
 LEAVES_NOTHING = "tests/faults/test_releases.py::test_a_machine_that_ended_leaves_nothing"
-AFRESH = "tests/host/test_network_lifecycle.py::test_acquire_over_leftovers_of_each_kind_starts_afresh"
+CANCELLED = "tests/faults/test_releases.py::test_a_machine_that_is_cancelled_in_its_job_has_no_vmm_when_its_output_ends"
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ RELEASES = (
         CLAIMS,
         "        cgroup.kill_cgroup(target.object)\n",
         "        return\n",
-        "tests/contract/test_vmm.py::test_the_vmm_has_ended_before_the_output_sink_is_closed",
+        f"{OF_CLAIMS}::test_the_barrier_waits_for_a_keeper_that_lives_outside_its_cgroup",
     ),
     Release(
         "the wait for the VMM's end",
         CLAIMS,
         "        if not cgroup.wait_empty(target.object, limit_s):\n",
         "        if False:\n",
-        "tests/contract/test_vmm.py::test_the_vmm_has_ended_before_the_output_sink_is_closed",
+        CANCELLED,
     ),
     Release(
         "the keeper's own kill",
@@ -82,7 +82,7 @@ RELEASES = (
         "            pass\n",
         f"{OF_CLAIMS}::test_the_barrier_waits_for_a_keeper_that_lives_outside_its_cgroup",
     ),
-    Release("the keeper's pidfd in the barrier", CLAIMS, "        os.close(pidfd)\n", "        pass\n"),
+    Release("the keeper's pidfd in the barrier", CLAIMS, "        os.close(pidfd)\n", "        pass\n", CANCELLED),
     Release(
         "the slot's barrier",
         CLAIMS,
