@@ -1,6 +1,6 @@
-"""SIGKILL for everything in the middle of three jobs: a purge cleans the host, and the next start goes on.
+"""SIGKILL for everything in the middle of its jobs: the next start goes on with them, or with the work after a purge.
 
-GitHub is not ours and lives on. The VMs live on too, under their keepers, until the purge.
+GitHub is not ours and lives on. The VMs live on too, under their keepers, until a purge.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from nimbus.host.inventory import Territory, leftovers
+from nimbus.host_agent.ledger import Ledger
+from nimbus.model.record import Record
 from tests.acceptance.gate import WAIT, Gate, running_gate
 from tests.acceptance.github import ForeignGithub, running_github
 from tests.acceptance.stack import Json, Stack, find_leaks, prepare_state, running_stack, wait_idle, wait_until
@@ -58,6 +60,11 @@ def begin_three(stack: Stack, github: ForeignGithub) -> tuple[int, Json, Json]:
     return ours, taken, late
 
 
+def read_records(state: Path) -> list[Record]:
+    ledger = Ledger(state / "ledger")
+    return [record for vm in ledger.vms() if (record := ledger.read(vm)) is not None]
+
+
 def test_a_purge_cleans_the_host_and_the_next_start_goes_on(tmp_path: Path) -> None:
     require_guest()
     state = prepare_state(tmp_path / "state")
@@ -95,4 +102,34 @@ def test_a_purge_cleans_the_host_and_the_next_start_goes_on(tmp_path: Path) -> N
     assert caught_up["machines"][0]["fence"] == 2
     assert "better late than never" in output
     assert (lost["machines"][0]["state"], "was started anew" in lost["cause"]) == ("lost", True)
+    assert find_leaks(state) == ()
+
+
+def test_the_next_start_goes_on_with_the_vms_that_live(tmp_path: Path) -> None:
+    require_guest()
+    state = prepare_state(tmp_path / "state")
+    with running_gate() as gate, running_github(tmp_path / "github.log") as github:
+        with running_stack(state, **settings(github, gate)) as killed:
+            github.relay.lead_to(killed)
+            ours = killed.submit(f"echo begun; {WAIT}; exit 7")
+            taken = github.door.start(f"echo begun; {WAIT}")
+            for job_id in (ours, taken["jobs"][0]["job_id"]):
+                killed.wait_job(job_id, "in_progress")
+                killed.wait_output(job_id, "begun")
+            killed.kill_all()
+        wait_until(lambda: not working_on(state), "the embedded servers have ended")
+        before = {record.vm: record.keeper for record in read_records(state)}
+        with running_stack(state, **settings(github, gate)) as again:
+            github.relay.lead_to(again)
+            after = {record.vm: record.keeper for record in read_records(state)}
+            gate.open()
+            own = again.wait_job(ours, "completed")
+            linked = again.wait_job(taken["jobs"][0]["job_id"], "completed")
+            ended = github.door.wait_end(taken)
+            wait_idle(again)
+            again.count_guests()
+        assert again.popen.returncode == 0
+    assert (len(before), after) == (2, before)
+    assert (own["conclusion"], own["machines"][0]["exit_code"], own["machines"][0]["fence"]) == ("failure", 7, 1)
+    assert (ended["conclusion"], linked["conclusion"], linked["machines"][0]["fence"]) == ("success", "success", 1)
     assert find_leaks(state) == ()
