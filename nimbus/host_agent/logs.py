@@ -84,6 +84,15 @@ def save_target(folder: Path, target: LogTarget) -> None:
     save_note(folder, TARGET, json.dumps({"version": 1, "url": target.url, "token": target.token}))
 
 
+def _keep_target(folder: Path, target: LogTarget, *, is_new: bool) -> None:
+    """Its file's age says when the spool was last taken up, which a full disk need not hear: a machine would end."""
+    try:
+        save_target(folder, target)
+    except HostFault:
+        if is_new:
+            raise
+
+
 @asynccontextmanager
 async def open_log_shipping(
     folder: Path,
@@ -98,15 +107,16 @@ async def open_log_shipping(
     Leaving it never waits for the pipeline. Without a URL or a token the output goes nowhere, and the agent's log
     says so once. Raises Conflict while another process has the folder, HostFault where the disk does not take it.
     """
+    kept = await in_thread(lambda: read_target(folder))
     if target is None or not target.is_complete:
-        target = await in_thread(lambda: read_target(folder))
+        target = kept
     if target is None or target.url is None:
         log.warning("logs.not_shipped", why="no logging pipeline is configured (NIMBUS_LOG_SINK_URL)")
         yield _Discarded()
         return
     url, known = ingest_url(target.url), target
     async with open_spool(folder, cap_bytes) as spool, open_http(token=known.token) as client:
-        await in_thread(lambda: save_target(folder, known))
+        await in_thread(lambda: _keep_target(folder, known, is_new=known != kept))
         await spool.mask(secrets)
         async with trio.open_nursery() as nursery:
             arrived = trio.Event()
@@ -195,7 +205,7 @@ async def _ship_until_arrived(
         task_status.started(scope)
         try:
             await ship_logs(spool, client, url)
-        except NimbusError as error:  # the job must not end because its output is refused; the operator is told
+        except (NimbusError, OSError) as error:  # no job ends because its output is refused; the operator is told
             log.error("logs.refused", why=str(error))
             spool.abandon()
         arrived.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx2
@@ -132,8 +133,15 @@ async def _post(client: httpx2.AsyncClient, url: str, body: bytes) -> dict[str, 
         if response.status_code >= 500 and "retry-after" not in response.headers:
             raise Unavailable(f"{_SERVICE} answered {response.status_code}", 0.0)
         check_status(response, _SERVICE)
-        reply = response.json() if response.headers.get("content-type", "").startswith("application/json") else None
-        if not isinstance(reply, dict):
-            raise Refused("the logging pipeline's answer is not its own: check NIMBUS_LOG_SINK_URL")
-        return reply
+        return _parse_reply(response)
     raise Unavailable("the logging pipeline does not answer", 0.0)
+
+
+def _parse_reply(response: httpx2.Response) -> dict[str, object]:
+    reply: object = None
+    if response.headers.get("content-type", "").startswith("application/json"):
+        with suppress(ValueError, RecursionError):
+            reply = json.loads(response.content)
+    if not isinstance(reply, dict):
+        raise Refused("the logging pipeline's answer is not its own: check NIMBUS_LOG_SINK_URL")
+    return reply

@@ -68,7 +68,10 @@ async def ship_stragglers(
 ) -> None:
     """Serve until cancelled. `is_owned` tells, in a thread, whether a VM has a record: its spool is not ours then."""
     while True:
-        on_round(await ship_round(spools, is_owned, limits))
+        try:
+            on_round(await ship_round(spools, is_owned, limits))
+        except OSError as error:  # the disk may get better, and the machines of this agent know nothing of it
+            log.warning("logs.round_failed", why=str(error))
         await trio.sleep(limits.round_s)
 
 

@@ -62,7 +62,7 @@ def mapped_http_errors(service: str) -> Iterator[None]:
         yield
     except httpx2.InvalidURL as error:
         raise Refused(f"the address of {service} is no URL") from error
-    except httpx2.TransportError as error:
+    except httpx2.RequestError as error:  # the transport's, or an answer that is not in the encoding it claims
         raise Unavailable(f"{service} cannot be reached ({type(error).__name__}): is it running?") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import trio
 
 from nimbus.host_agent.logs import LogShipping, LogTarget, open_log_shipping, read_target
 from nimbus.host_agent.logspool import open_spool
-from nimbus.model.errors import Conflict
+from nimbus.model.errors import Conflict, HostFault
 from tests.unit.host_agent.logpipeline import Pipeline, open_pipeline, until
 
 LINE = b"x" * 999 + b"\n"
@@ -117,3 +118,44 @@ async def test_a_spool_has_one_holder_and_is_readable_by_root_alone(tmp_path: Pa
                 assert notes == {"target.json": 0o600, "masks.json": 0o600}
                 assert read_target(folder) == open_target(pipeline)
                 assert "'t'" not in repr(read_target(folder))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'Content-Type: application/json\r\nContent-Length: 4\r\n\r\n{"ac',
+        b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n\xff\xff",
+        b"Content-Type: text/html\r\nContent-Length: 2\r\n\r\nhi",
+    ],
+)
+async def test_an_answer_that_is_none_does_not_end_the_job(tmp_path: Path, answer: bytes) -> None:
+    answered = trio.Event()
+
+    async def answer_once(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + answer)
+        answered.set()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(partial(trio.serve_tcp, answer_once, 0, host="127.0.0.1"))
+            port = listener.socket.getsockname()[1]
+            target = LogTarget(f"http://127.0.0.1:{port}", "t")
+            async with open_log_shipping(tmp_path / "spool", target, flush_s=0.5) as sink:
+                await sink.write("stdout", 0, b"x\n")
+                await answered.wait()
+                await sink.finish()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_full_disk_does_not_keep_the_next_agent_from_a_spool_that_says_where_it_belongs(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            async with open_log_shipping(tmp_path / "spool", open_target(pipeline)) as sink:
+                await sink.write("stdout", 0, b"x\n")
+            (tmp_path / "spool" / "target.json.new").mkdir()  # no new file can be written in its place
+            async with open_left(tmp_path / "spool", pipeline) as sink:
+                assert sink.offsets == (2, 0)
+            with pytest.raises(HostFault):
+                async with open_log_shipping(tmp_path / "spool", LogTarget("http://elsewhere", "t")):
+                    pass

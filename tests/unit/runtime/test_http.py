@@ -54,6 +54,12 @@ async def test_a_service_that_is_away_is_unavailable_and_its_address_stays_unsai
     assert "hunter" not in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [httpx2.DecodingError("gzip"), httpx2.ReadTimeout("slow")])
+def test_an_answer_that_cannot_be_read_is_unavailable(error: httpx2.RequestError) -> None:
+    with pytest.raises(Unavailable), mapped_http_errors("the service"):
+        raise error
+
+
 async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     async with open_http("http://127.0.0.1:9") as http:
