@@ -88,7 +88,8 @@ class Storm:
         while time.monotonic() < deadline:
             for victim in self.victims:
                 victim.tend()
-            left = [r for v in self.victims if isinstance(v.room, Agent) for r in v.room.records()]
+            agents = [victim.room for victim in self.victims if isinstance(victim.room, Agent)]
+            left = any(agent.records() or any(agent.layout.spools.glob("*")) for agent in agents)
             if all(victim.ready for victim in self.victims) and not left:
                 return
             time.sleep(TICK_S)
