@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx2
 
@@ -110,7 +111,12 @@ class Desk:
 
     def output(self, job_id: int) -> str:
         """What the job has written so far, as the logging pipeline has it."""
-        rows = self._get(self.env["NIMBUS_LOGS_URL"], f"/logs/jobs/{job_id}", Audience.LOGS_READ).get("rows", [])
+        rows, path = [], f"/logs/jobs/{job_id}?limit=10000"
+        page = self._get(self.env["NIMBUS_LOGS_URL"], path, Audience.LOGS_READ)
+        while page:
+            rows += page["rows"]
+            after = f"{path}&after={quote(page['next'])}" if page["more"] else ""
+            page = self._get(self.env["NIMBUS_LOGS_URL"], after, Audience.LOGS_READ) if after else {}
         return "".join(f"{row['message']}\n" for row in rows if row["stream"] in {"stdout", "stderr"})
 
     def wait_output(self, job_id: int, text: str) -> None:
