@@ -1,12 +1,15 @@
 """How this agent is leaving, once it is told to: what its machines ask before they undo anything.
 
-A value with three states and no I/O. Set by orders.py, read by lifecycle.py and machines.py.
+A value with three states and no I/O. Set by orders.py, and by a bug anywhere in the agent; read by ties.py and
+machines.py.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 class Order(enum.Enum):
@@ -29,3 +32,14 @@ class Departure:
         if not self.leaving:
             self.leaving = True
             self.detaching = order is Order.DETACH
+
+
+async def leave_on_a_bug(
+    departure: Departure, run: Callable[..., Awaitable[None]], *args: object, **options: Any
+) -> None:
+    """Run it. What escapes ends the agent, but not the machines of others: they are left to the agent that follows."""
+    try:
+        await run(*args, **options)
+    except Exception:
+        departure.note(Order.DETACH)
+        raise

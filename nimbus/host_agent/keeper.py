@@ -24,6 +24,7 @@ from nimbus.wire import keeper as wire
 from nimbus.wire.keeper import ConsoleChunk, KeeperSpec, KeeperStatus, Started, VmmExit
 
 KEEPER_BINARY = Path(__file__).resolve().parent.parent / "host" / "bin" / "nimbus-keeper"
+ANSWER_LIMIT_S = 15.0  # it answers at once; a stopped one never does, and must not hold a machine for ever
 GONE_LIMIT_S = 3.0  # between closing its socket and its end a keeper waits at most 2 s for stragglers to die
 SEE_OFF_LIMIT_S = 2.0  # the outer process ends once we have heard it, or was killed
 
@@ -129,15 +130,17 @@ class Keeper:
             os.close(own)
 
     async def _ask(self, message: bytes) -> bytes:
-        with await self._connect() as sock:
-            try:
-                await sock.send(message)
-                reply = await sock.recv(wire.REPLY_MAX_BYTES)
-            except OSError as error:
-                raise await self._failed(error) from error
-        if not reply:
-            raise await self._failed(None)
-        return reply
+        with trio.move_on_after(ANSWER_LIMIT_S):
+            with await self._connect() as sock:
+                try:
+                    await sock.send(message)
+                    reply = await sock.recv(wire.REPLY_MAX_BYTES)
+                except OSError as error:
+                    raise await self._failed(error) from error
+            if not reply:
+                raise await self._failed(None)
+            return reply
+        raise Unavailable(f"keeper {self.identity.pid} gives no answer: is it stopped?")
 
     async def _connect(self) -> trio.socket.SocketType:
         sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -21,14 +21,14 @@ from nimbus.host_agent.admission import watch_supply
 from nimbus.host_agent.adopt import Estate, find_machines, run_adopted
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
-from nimbus.host_agent.departure import Departure
+from nimbus.host_agent.departure import Departure, leave_on_a_bug
 from nimbus.host_agent.instance import single_instance
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.machines import Workplace, run_leased
 from nimbus.host_agent.metrics import count_round, count_stragglers
 from nimbus.host_agent.metricspage import serve_metrics
-from nimbus.host_agent.orders import obey_signals
+from nimbus.host_agent.orders import limit_leaving, obey_signals
 from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, lease_retry
 from nimbus.host_agent.poller import Capacity, Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
@@ -49,12 +49,16 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
     """The agent until it is told to stop. `start` is the number of this start of it."""
     departure, leasing, working = Departure(), trio.CancelScope(), trio.CancelScope()
     async with open_http(settings.control_plane_url) as http, trio.open_nursery() as agent:
-        await agent.start(obey_signals, departure, leasing, working)
+        guarded = partial(leave_on_a_bug, departure)
+        await agent.start(obey_signals, departure, leasing, working, limit_leaving)
         estate = await in_thread(partial(find_machines, host.layout))
-        where = await agent.start(serve_metrics, host.layout, settings.agent_metrics_host, settings.agent_metrics_port)
-        agent.start_soon(reap_forever, host.layout, count_round)
+        where = await agent.start(
+            guarded, serve_metrics, host.layout, settings.agent_metrics_host, settings.agent_metrics_port
+        )
+        agent.start_soon(guarded, reap_forever, host.layout, count_round)
         is_owned = Ledger(host.layout.ledger).names
-        agent.start_soon(partial(ship_stragglers, host.layout.spools, is_owned=is_owned, on_round=count_stragglers))
+        ship = partial(ship_stragglers, host.layout.spools, is_owned=is_owned, on_round=count_stragglers)
+        agent.start_soon(guarded, ship)
         capacity = host_capacity(settings)
         control = open_control(settings, http, capacity, estate, start)
         place = Workplace(host, control, job_policy(settings, control), departure)
@@ -66,10 +70,10 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
                 room = Room(capacity, watch_supply(host.layout), disk_policy(settings))
                 for foundling in estate.machines:
                     room.take(foundling.shape)
-                    machines.start_soon(occupy, room, foundling.shape, partial(run_adopted, place, foundling))
-                machines.start_soon(
-                    lease_machines, leasing, control, room, settings, partial(run_leased, place), machines
-                )
+                    serve = partial(guarded, run_adopted, place, foundling)
+                    machines.start_soon(occupy, room, foundling.shape, serve)
+                lease = partial(lease_machines, leasing, control, room, settings)
+                machines.start_soon(guarded, lease, partial(guarded, run_leased, place), machines)
         log.info("agent.stopping", machines_left=departure.detaching)
         agent.cancel_scope.cancel()
     log.info("agent.stopped")

@@ -26,7 +26,7 @@ from nimbus.host_agent.life import Lease, Life, Overtime, describe_end, first_er
 from nimbus.host_agent.plan import HostLayout, VmPlan, replan
 from nimbus.host_agent.usage import find_memory_events, read_memory_events
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, find_machine, read_console_file
-from nimbus.model.errors import GuestFault, HostFault, NimbusError, Refused
+from nimbus.model.errors import GuestFault, HostFault, NimbusError, Refused, Unavailable
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Command, Slot
 
@@ -35,6 +35,7 @@ log = structlog.get_logger()
 BOOT_ATTEMPTS = 3
 BOOT_LIMIT_S = 10.0  # plus the next for each VM on the host: a boot takes 1.5 s of a core under TCG (facts/qemu)
 BOOT_LIMIT_PER_VM_S = 3.0
+LAUNCH_LIMIT_S = 60.0  # until its VMM runs a keeper mounts and forks: milliseconds, unless the kernel hangs
 
 AskCommand = Callable[[], Awaitable[Command]]
 
@@ -84,9 +85,12 @@ async def _serve_once(
     """One boot and what follows. Returns with `life.exit` set, or not: VMM gone or guest silent."""
     try:
         async with trio.open_nursery() as vm:
-            with life.phases.span("vmm"):
+            machine: Machine | None = None
+            with life.phases.span("vmm"), trio.move_on_after(LAUNCH_LIMIT_S):
                 launched = partial(_launch, host, plan, boot, lease.terms(), life, vm.cancel_scope)
-                machine: Machine = await vm.start(launched)
+                machine = await vm.start(launched)
+            if machine is None:
+                raise HostFault(f"the VMM was not started in {LAUNCH_LIMIT_S:g} s: its keeper hangs")
             await in_thread(partial(life.record.change, keeper=machine.keeper.identity))
             await attend(machine, lease, ask_session, sink, life)
             vm.cancel_scope.cancel()
@@ -142,6 +146,8 @@ async def serve_adopted(host: Host, lease: Lease, life: Life, sink: ResumableSin
     except KeeperGone:
         life.vmm_exit = await read_exit(plan.paths.folder)
         await _look_after_it(plan, life)
+    except Unavailable as error:  # and so holds no deadline: its VM must not live on
+        raise HostFault(str(error)) from error
     if not _has_ended(life, plan):
         raise HostFault(describe_end(life, "the guest never said hello to the agent that adopted it"))
 

@@ -4,7 +4,9 @@ and no record ends the agent. On the fake VMM with real kernel objects; the cont
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ from nimbus.host import process
 from nimbus.host.inventory import Territory
 from nimbus.host_agent.adopt import find_machines, run_adopted
 from nimbus.host_agent.control import ControlPlane
-from nimbus.host_agent.departure import Departure, Order
+from nimbus.host_agent.departure import Departure, Order, leave_on_a_bug
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.logs import LogTarget, save_target
 from nimbus.host_agent.machines import JobPolicy, Workplace
@@ -203,3 +205,43 @@ async def test_an_exit_that_the_disk_does_not_take_is_told_all_the_same(territor
     assert [(told.ending, told.exit_code) for told in plane.ends] == [(Ending.FAILED, 7)]
     shutil.rmtree(ledger, ignore_errors=True)
     shutil.rmtree(f"{ledger}.away")
+
+
+async def test_a_stopped_keeper_does_not_hold_the_next_agent_for_ever(territory: Territory) -> None:
+    """It holds no deadline any more, so its VM is ended; a stopped process can be killed."""
+    heir = Plane(ttl_s=60)
+    with trio.fail_after(LIMIT_S):
+        record = await leave(territory)
+        assert record.keeper is not None
+        os.kill(record.keeper.pid, signal.SIGSTOP)
+        await adopt(territory, heir)
+    assert [told.ending for told in heir.ends] == [Ending.HOST_FAULT]
+    assert not is_alive(record)
+    assert ledger_of(territory).vms() == []
+
+
+async def test_a_bug_in_one_task_ends_the_agent_and_leaves_the_machines_of_the_others(territory: Territory) -> None:
+    plane, departure = Plane(ttl_s=60), Departure()
+
+    async def stumble() -> None:
+        await plane.running.wait()
+        raise KeyError("a bug")
+
+    async def run() -> None:
+        await serve(territory, plane, "sleep", "1000", departure=departure)
+
+    async def run_both() -> None:
+        async with trio.open_nursery() as agent:
+            agent.start_soon(leave_on_a_bug, departure, run)
+            agent.start_soon(leave_on_a_bug, departure, stumble)
+
+    with trio.fail_after(LIMIT_S):
+        with pytest.raises(ExceptionGroup) as caught:
+            await run_both()
+        assert caught.group_contains(KeyError)
+        (vm,) = ledger_of(territory).vms()
+        left = ledger_of(territory).read(vm)
+        assert left is not None
+        assert is_alive(left)
+        assert plane.ends == []
+        await reap(layout_of(territory), living=True)
