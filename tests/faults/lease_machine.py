@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -51,12 +52,13 @@ class LeaseMachine(RuleBasedStateMachine):
             self.story.append(each)
             if self.verbose:
                 say(f"  {json.dumps(each)}")
+            self.broken = True  # until it was told
             try:
                 tell_word(self.world, each)
             except Crime:
-                self.broken = True
                 say_story(self.story)
                 raise
+            self.broken = False
 
     @initialize(requests=st.integers(1, 2), pause=PAUSES)
     def begin(self, requests: int, pause: int) -> None:
@@ -150,6 +152,8 @@ class LeaseMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not self.broken and self.story:
             finish(self.world, self.story)
+            if self.verbose:
+                say(f"good so far: {self.world.account}")
 
 
 def pick(names: set[str], index: int) -> str:
@@ -216,6 +220,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="print each word as it is told")
     asked = parser.parse_args()
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Hypothesis takes a SystemExit for a failure
     try:
         if asked.replay is not None:
             text = asked.replay.read_text().strip().removeprefix("replay(").removesuffix(")")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.hosts import needs_root
 
-STORIES, WORDS = (24, 25) if os.environ.get("NIMBUS_TEST_ALL_POINTS") else (4, 10)
+STORIES, WORDS = (12, 20) if os.environ.get("NIMBUS_TEST_ALL_POINTS") else (3, 10)
 LIMIT_S = 1200.0
 
 

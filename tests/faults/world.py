@@ -308,7 +308,7 @@ class World:
 
     @property
     def _beats(self) -> Path:
-        return self.folder / "beats"
+        return self.folder / "jobs"
 
     def _gate(self, number: int) -> Path:
         return self.folder / f"gate-{number}"
