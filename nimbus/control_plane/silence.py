@@ -50,7 +50,9 @@ async def enrol_agent(services: Services, agent_id: str, asked: EnrolRequest) ->
     """Note who the agent is now, and end every lease of one that starts anew but those it still holds; how many.
 
     One transaction, and once for each start: a copy of the enrolment that arrives late, or is worked on late, must not
-    end what was leased since (`LATE_ENROLMENT` of tests/model).
+    end what was leased since (`LATE_ENROLMENT` of tests/model). Only an agent of the very life that was known knows
+    what it holds: one of another boot or another ledger may be a second host of that name beside the first, whose VMs
+    live on; the leases run out then.
     """
     ended = await services.database.run(_enrol, agent_id, asked, services.lease_terms.max_attempts)
     await _after_silence(services, ended, "lease.given_up")
@@ -58,12 +60,13 @@ async def enrol_agent(services: Services, agent_id: str, asked: EnrolRequest) ->
 
 
 async def _enrol(transaction: Transaction, agent_id: str, asked: EnrolRequest, max_attempts: int) -> Ended:
-    await transaction.execute(
-        _AGENTS["enrol_agent"], agent_id, asked.version, asked.boot_id, asked.cpus, asked.mem_mib
-    )
+    known = await transaction.fetchval(_AGENTS["lock_life"], agent_id)
+    await transaction.execute(_AGENTS["enrol_agent"], agent_id, asked.version, asked.boot_id, asked.cpus, asked.mem_mib)
     if asked.held is None:
         return []
     if asked.start is not None and not await transaction.fetchval(_AGENTS["note_start"], agent_id, asked.start):
+        return []
+    if known != asked.boot_id:
         return []
     return await _give_up(transaction, agent_id, asked.held, max_attempts)
 

@@ -23,14 +23,14 @@ from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.departure import Departure, leave_on_a_bug
 from nimbus.host_agent.instance import single_instance
-from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.machines import Workplace, run_leased
 from nimbus.host_agent.metrics import count_round, count_stragglers
 from nimbus.host_agent.metricspage import serve_metrics
 from nimbus.host_agent.orders import limit_leaving, obey_signals
+from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, lease_retry
-from nimbus.host_agent.poller import Capacity, Room, occupy, poll_leases
+from nimbus.host_agent.poller import Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
 from nimbus.host_agent.stragglers import ship_stragglers
@@ -51,7 +51,7 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
     async with open_http(settings.control_plane_url) as http, trio.open_nursery() as agent:
         guarded = partial(leave_on_a_bug, departure)
         await agent.start(obey_signals, departure, leasing, working, limit_leaving)
-        estate = await in_thread(partial(find_machines, host.layout))
+        estate = await find_machines(host.layout)
         where = await agent.start(
             guarded, serve_metrics, host.layout, settings.agent_metrics_host, settings.agent_metrics_port
         )
@@ -59,15 +59,14 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
         is_owned = Ledger(host.layout.ledger).names
         ship = partial(ship_stragglers, host.layout.spools, is_owned=is_owned, on_round=count_stragglers)
         agent.start_soon(guarded, ship)
-        capacity = host_capacity(settings)
-        control = open_control(settings, http, capacity, estate, start)
+        control = open_control(settings, http, host.layout, estate, start)
         place = Workplace(host, control, job_policy(settings, control), departure)
         log.info(
             "agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where, adopts=len(estate.machines)
         )
         with working:
             async with trio.open_nursery() as machines:
-                room = Room(capacity, watch_supply(host.layout), disk_policy(settings))
+                room = Room(host_capacity(settings), watch_supply(host.layout), disk_policy(settings))
                 for foundling in estate.machines:
                     room.take(foundling.shape)
                     serve = partial(guarded, run_adopted, place, foundling)
@@ -93,10 +92,11 @@ async def lease_machines(
 
 
 def open_control(
-    settings: AgentSettings, http: httpx2.AsyncClient, capacity: Capacity, estate: Estate, start: int
+    settings: AgentSettings, http: httpx2.AsyncClient, layout: HostLayout, estate: Estate, start: int
 ) -> ControlPlane:
     """The door to the control plane, which hears at the enrolment what this agent still holds and gives up the rest."""
-    who = EnrolRequest(__version__, process.boot_id(), capacity.cpus, capacity.mem_mib, estate.held, start)
+    capacity, life = host_capacity(settings), f"{process.boot_id()} {layout.root_id}"
+    who = EnrolRequest(__version__, life, capacity.cpus, capacity.mem_mib, estate.held, start)
     return ControlPlane(http, settings.control_plane_token.get_secret_value(), who)
 
 

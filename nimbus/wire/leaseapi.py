@@ -43,7 +43,7 @@ class HeldState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class EnrolRequest:
-    """Who the agent is this time; `boot_id` tells one life of a host from the next.
+    """Who the agent is this time; `boot_id` tells one life of a host, and one ledger on it, from the next.
 
     `held` None says nothing (a token is renewed). A tuple, sent once when an agent starts, is all that survived:
     every other lease of this agent is given up at once, instead of when its deadline passes.

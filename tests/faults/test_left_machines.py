@@ -78,7 +78,7 @@ async def adopt(
     host = make_host(territory, "fake").host
     policy = JobPolicy(timeout_s=1000, grace_s=1, log_sink_url=None, lease=LeasePolicy())
     place = Workplace(host, cast("ControlPlane", plane), policy, departure or Departure())
-    found = find_machines(host.layout)
+    found = await find_machines(host.layout)
     with trio.CancelScope() as scope:
         if cancelled:
             scope.cancel()
@@ -188,7 +188,7 @@ async def test_while_a_record_cannot_be_read_no_lease_of_its_agent_is_given_up(
     """A newer release's VM lives on below this agent: what it runs must not be given to anybody else meanwhile."""
     with trio.fail_after(LIMIT_S):
         record = await leave(territory, **changes)
-        estate = find_machines(layout_of(territory))
+        estate = await find_machines(layout_of(territory))
         assert (estate.machines, estate.held) == ((), None)
         assert is_alive(record)
         path = territory.state_root / "ledger" / f"{record.vm}.json"
@@ -236,9 +236,8 @@ async def test_a_bug_in_one_task_ends_the_agent_and_leaves_the_machines_of_the_o
             agent.start_soon(leave_on_a_bug, departure, stumble)
 
     with trio.fail_after(LIMIT_S):
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.RaisesGroup(KeyError, flatten_subgroups=True):
             await run_both()
-        assert caught.group_contains(KeyError)
         (vm,) = ledger_of(territory).vms()
         left = ledger_of(territory).read(vm)
         assert left is not None

@@ -1,3 +1,6 @@
+-- name: lock_life
+SELECT boot_id FROM agents WHERE agent_id = $1 FOR UPDATE
+
 -- name: enrol_agent
 INSERT INTO agents (agent_id, version, boot_id, cpus, mem_mib) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (agent_id) DO UPDATE

@@ -236,6 +236,21 @@ async def test_an_agents_enrolment_gives_up_no_other_agents_machine(database_dsn
     assert renewed.status_code == 200
 
 
+async def test_an_agent_of_another_life_gives_up_nothing(database_dsn: str, redis_url: str) -> None:
+    """Two hosts by one name, by mistake: the VMs of the first live on, so nobody may have what they run."""
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol(boot_id="first")
+        await plane.submit()
+        grant = await plane.lease(agent)
+        assert grant is not None
+        await plane.enrol(boot_id="second", held=[])
+        beside = (await plane.renew(agent, grant)).status_code
+        await plane.enrol(boot_id="second", held=[])
+        renewed = (await plane.renew(agent, grant)).status_code
+
+    assert (beside, renewed) == (200, 409)
+
+
 async def test_an_outage_of_two_ttls_ends_no_linked_github_job(database_dsn: str, redis_url: str) -> None:
     async with open_github_plane(database_dsn, redis_url) as github:
         agent = await github.plane.enrol()
