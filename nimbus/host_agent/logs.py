@@ -107,11 +107,12 @@ async def open_log_shipping(
     Leaving it never waits for the pipeline. Without a URL or a token the output goes nowhere, and the agent's log
     says so once. Raises Conflict while another process has the folder, HostFault where the disk does not take it.
     """
-    kept = await in_thread(lambda: read_target(folder))
+    kept, given = await in_thread(lambda: read_target(folder)), target
     if target is None or not target.is_complete:
         target = kept
     if target is None or target.url is None:
-        log.warning("logs.not_shipped", why="no logging pipeline is configured (NIMBUS_LOG_SINK_URL)")
+        if given is not None:  # else an earlier agent said it, or all that it was given has arrived
+            log.warning("logs.not_shipped", why="no logging pipeline is configured (NIMBUS_LOG_SINK_URL)")
         yield _Discarded()
         return
     url, known = ingest_url(target.url), target

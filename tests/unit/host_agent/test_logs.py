@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from nimbus.host_agent.logs import LogShipping, LogTarget, open_log_shipping
 from nimbus.host_agent.logspool import open_spool
@@ -184,6 +185,17 @@ async def test_without_a_pipeline_output_goes_nowhere(tmp_path: Path) -> None:
             assert sink.offsets == (10, 0)
             assert await sink.finish()
     assert not (tmp_path / "spool").exists()
+
+
+async def test_only_a_host_without_a_pipeline_is_called_so(tmp_path: Path) -> None:
+    """An end that is told late has no output left, since all of it has arrived: nothing is amiss on that host."""
+    told = []
+    for target in (LogTarget(None, "token"), None):
+        with capture_logs() as events:
+            async with open_log_shipping(tmp_path / "spool", target):
+                pass
+        told.append([event["event"] for event in events])
+    assert told == [["logs.not_shipped"], []]
 
 
 def test_the_sink_url_may_be_the_service_or_its_route() -> None:
