@@ -6,28 +6,30 @@ deadline decides. Called by main.py, once, before the first lease.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
 
 from nimbus.host import process
 from nimbus.host_agent import metrics
-from nimbus.host_agent.lane import in_thread
+from nimbus.host_agent.lane import Hung, look
 from nimbus.host_agent.lease import HeldLease, resume_lease
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.life import first_error
 from nimbus.host_agent.lifecycle import adopt_machine
 from nimbus.host_agent.logs import LogShipping
 from nimbus.host_agent.machines import Report, Workplace, note_lost, open_output
+from nimbus.host_agent.page import Page
 from nimbus.host_agent.plan import HostLayout, read_shape
 from nimbus.host_agent.ties import Ties, tell_untold
 from nimbus.model.errors import HostFault, NimbusError, Refused
 from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
+from nimbus.model.record import Record
 from nimbus.model.vm import Shape
 
 log = structlog.get_logger()
@@ -39,14 +41,14 @@ LOOKER_S = 2.0
 class Foundling:
     """A machine whose agent is gone; its record is open and locked until `close`."""
 
-    page: AbstractContextManager[OpenRecord | None]
+    page: Page[OpenRecord | None]
     record: OpenRecord
     key: LeaseKey
     shape: Shape  # what it takes of this host
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of the lock."""
-        self.page.__exit__(None, None, None)
+        await self.page.close()
 
 
 @dataclass(frozen=True)
@@ -69,45 +71,72 @@ class Estate:
         return (*(machine.key for machine in self.machines), *self.out_of_reach)
 
 
-def find_machines(layout: HostLayout) -> Estate:
+async def find_machines(layout: HostLayout) -> Estate:
     """Every leased machine in the ledger, locked where nobody supervises it. What cannot be read is the reaper's.
 
-    Synchronous. Somebody who only looks (`nimbus vms list`) has a record locked for a moment: it is waited for.
+    Somebody who only looks (`nimbus vms list`) has a record locked for a moment: it is waited for. A record that hangs
+    keeps no other from being adopted. Raises HostFault where not even the ledger's folder can be read.
     """
     ledger = Ledger(layout.ledger)
-    machines, out_of_reach, unreadable = [], [], []
-    for vm in ledger.vms():
+    machines: list[Foundling] = []
+    out_of_reach: list[LeaseKey] = []
+    unreadable: list[VmId] = []
+
+    async def find(vm: VmId) -> None:
         try:
-            value = ledger.read(vm)
-            if value is None or value.lease is None:
-                continue
-            found = _take(ledger, vm, value.lease) if value.is_adoptable else None
-        except HostFault as error:
+            value = await look(partial(ledger.read, vm), layout.limits.look_s)
+        except (HostFault, OSError) as error:
             log.warning("agent.record_not_adopted", vm=str(vm), error=str(error))
             unreadable.append(vm)
-            continue
-        if found is not None:
-            machines.append(found)
-        elif ledger.holds(vm):
-            out_of_reach.append(value.lease)
+            return
+        if value is not None and value.lease is not None:
+            await take(value, value.lease)
+
+    async def take(value: Record, key: LeaseKey) -> None:
+        try:
+            found = await _take(ledger, value.vm, key, layout.limits.look_s) if value.is_adoptable else None
+            if found is not None:
+                machines.append(found)
+            elif await look(partial(ledger.holds, value.vm), layout.limits.look_s):
+                out_of_reach.append(key)
+        except Hung as error:
+            log.warning("agent.record_not_adopted", vm=str(value.vm), error=str(error))
+            out_of_reach.append(key)
+        except (HostFault, OSError) as error:
+            log.warning("agent.record_not_adopted", vm=str(value.vm), error=str(error))
+            unreadable.append(value.vm)
+
+    listed = await look(ledger.vms, layout.limits.look_s)
+    async with trio.open_nursery() as finding:
+        for vm in listed:
+            finding.start_soon(find, vm)
     return Estate(tuple(machines), tuple(out_of_reach), tuple(unreadable))
 
 
-def _take(ledger: Ledger, vm: VmId, key: LeaseKey) -> Foundling | None:
-    deadline = time.monotonic() + LOOKER_S
+async def _take(ledger: Ledger, vm: VmId, key: LeaseKey, limit_s: float) -> Foundling | None:
+    deadline = trio.current_time() + LOOKER_S
     while True:
-        page = ledger.take(vm)
-        record = page.__enter__()
-        if record is not None:
-            try:
-                return Foundling(page, record, key, read_shape(record.value.plan))
-            except (LookupError, TypeError, Refused) as error:
-                page.__exit__(None, None, None)
-                raise HostFault(f"the plan of VM {vm} cannot be read: {error!r}") from error
-        page.__exit__(None, None, None)
-        if not ledger.holds(vm) or time.monotonic() >= deadline:
+        page = Page(ledger.take(vm))
+        record = await page.open(limit_s)
+        is_kept = False
+        try:
+            if record is not None:
+                found = Foundling(page, record, key, _read_shape(record.value))
+                is_kept = True
+                return found
+        finally:
+            if not is_kept:
+                await page.close()  # noqa: ASYNC102 - its shield and its limit are inside
+        if not await look(partial(ledger.holds, vm), limit_s) or trio.current_time() >= deadline:
             return None
-        time.sleep(0.01)  # flock has no wait with a limit
+        await trio.sleep(0.01)  # flock has no wait with a limit
+
+
+def _read_shape(value: Record) -> Shape:
+    try:
+        return read_shape(value.plan)
+    except (LookupError, TypeError, Refused) as error:
+        raise HostFault(f"the plan of VM {value.vm} cannot be read: {error!r}") from error
 
 
 async def run_adopted(workplace: Workplace, foundling: Foundling) -> None:
@@ -119,8 +148,7 @@ async def run_adopted(workplace: Workplace, foundling: Foundling) -> None:
     except* NimbusError as group:  # a lease is a nursery: what leaves it is a group
         log.warning("machine.not_adopted", error=str(first_error(group)))
     finally:
-        with trio.CancelScope(shield=True):  # closes one file descriptor
-            await in_thread(foundling.close)
+        await foundling.close()  # noqa: ASYNC102 - its shield and its limit are inside
 
 
 async def _hold_and_serve(workplace: Workplace, foundling: Foundling) -> None:

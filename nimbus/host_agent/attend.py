@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -99,14 +100,16 @@ async def _watch_disk(plan: VmPlan, life: Life) -> None:
     while True:
         await trio.sleep(DISK_LOOK_S)
         silent = trio.current_time() - life.heard_at > DISK_LOOK_S
-        if silent and await in_thread(partial(is_full, plan)):
-            life.starved = True
-            life.heard.cancel()
+        with suppress(HostFault):  # a disk that does not say it now may say it at the next look
+            if silent and await in_thread(partial(is_full, plan)):
+                life.starved = True
+                life.heard.cancel()
 
 
 async def _watch_usage(plan: VmPlan, lease: Lease) -> None:
     while True:
-        lease.note_usage(await in_thread(partial(read_usage, plan)))
+        with suppress(HostFault):  # no job ends because its use is not known
+            lease.note_usage(await in_thread(partial(read_usage, plan)))
         await trio.sleep(USAGE_S)
 
 

@@ -25,6 +25,8 @@ from nimbus.model.lease import LeaseKey
 from nimbus.model.record import READABLE_VERSIONS, ProcessId, Record
 from nimbus.model.vm import Claim, ExitReason, GuestExit, Slot
 
+EARLIER_WRITE_S = 2.0  # a teardown writes once for each claim: on a disk that hangs it must not wait long for each
+
 
 class TornRecord(HostFault):
     """A record that no release ever wrote: a host crash can tear one, since strikes are not fsynced."""
@@ -41,8 +43,12 @@ class OpenRecord:
 
     def change(self, **fields: Any) -> None:
         """Replace these fields, whatever another thread changes meanwhile. Raises HostFault where the disk refuses."""
-        with self._changing:
+        if not self._changing.acquire(timeout=EARLIER_WRITE_S):
+            raise HostFault(f"an earlier write of the ledger record of VM {self.value.vm} still hangs in the kernel")
+        try:
             self.write(replace(self.value, **fields))
+        finally:
+            self._changing.release()
 
     def forget_report(self) -> None:
         """The end was told, or nobody wants to hear it any more: with nothing left to release the record goes."""

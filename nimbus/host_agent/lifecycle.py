@@ -15,14 +15,13 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-import trio
 
 from nimbus.host import process
 from nimbus.host_agent.build import Host, build_vm
 from nimbus.host_agent.guest import OutputSink
-from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.life import Lease, Life, Outcome
+from nimbus.host_agent.page import Page, open_page
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import render_plan
 from nimbus.host_agent.serve import AskCommand, ResumableSink, serve_adopted, serve_vm
@@ -83,10 +82,7 @@ async def open_record(host: Host, order: Order, lease: Lease, vm: VmId) -> Async
         lease=lease.key,
         deadline_ns=terms.deadline_ns,
     )
-    page = Ledger(host.layout.ledger).create(value)
-    record = await in_thread(page.__enter__)
-    try:
+    ledger = Ledger(host.layout.ledger)
+    page = Page(ledger.create(value), partial(ledger.remove, vm))
+    async with open_page(page, host.layout.limits.acquire_s) as record:
         yield record
-    finally:
-        with trio.CancelScope(shield=True):  # closes one file descriptor
-            await in_thread(partial(page.__exit__, None, None, None))

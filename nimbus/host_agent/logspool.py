@@ -7,20 +7,24 @@ never came. Knows nothing of the network. Called by `logs` and `stragglers`, whi
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import trio
 
+from nimbus.host_agent.lane import FILE_S, Hung, in_thread
 from nimbus.host_agent.lines import Checkpoint, parse_checkpoint
 from nimbus.host_agent.masking import Edge, Masker, MaskSet, Part, parse_edge, parse_masks
+from nimbus.host_agent.page import Page, open_page
 from nimbus.host_agent.spool import CHECKPOINT, DEFAULT_CAP_BYTES, MASKS, Spool
 from nimbus.host_agent.spoolrecord import Kind, Position, Record, Stream
 from nimbus.model.errors import HostFault
-from nimbus.runtime.threads import ThreadLane
 
+T = TypeVar("T")
 log = structlog.get_logger()
 PIECE_BYTES = 64 * 1024  # one record; even of two-byte lines it makes only some MiB of rows
 _LOST_END = "nimbus: the end of this output was lost with its agent"
@@ -30,7 +34,7 @@ _WITHHELD = "nimbus: the job asked for more masks than can be kept: the rest of 
 class LogSpool:
     """The spool of one VM as Trio sees it. An OutputSink."""
 
-    def __init__(self, spool: Spool, lane: ThreadLane, shipped: Checkpoint, masks: MaskSet) -> None:
+    def __init__(self, spool: Spool, lane: trio.CapacityLimiter, shipped: Checkpoint, masks: MaskSet) -> None:
         self._spool = spool
         self._lane = lane
         self._appending = trio.Lock()
@@ -48,6 +52,7 @@ class LogSpool:
         self._maskers = {stream: Masker(masks, parse_edge(edges.get(stream, 0))) for stream in Stream}
         self._abandoned = False
         self._fault_told = False
+        self._is_hung = False  # one of its threads sits in the kernel with the spool in its hands: nothing more is done
         self.dropped_lines = 0  # by this process
         self.grown = trio.Event()
 
@@ -64,50 +69,55 @@ class LogSpool:
     async def write(self, stream: str, offset: int, data: bytes) -> int:
         """Take bytes of a stream; what was taken before is passed over, what is missing is told.
 
-        Returns up to where the stream is safe: what may begin a secret is not, until more comes or `flush`.
+        Returns up to where the stream is safe: what may begin a secret is not, until more comes or `flush`. On a disk
+        that hangs the job goes on without its log.
         """
         source = Stream[stream.upper()]
-        async with self._appending:
-            for begin in range(0, len(data), PIECE_BYTES):
-                await self._lane.run(self._take, source, offset + begin, data[begin : begin + PIECE_BYTES])
+        with self._telling_hang():
+            async with self._appending:
+                for begin in range(0, len(data), PIECE_BYTES):
+                    await self._run(partial(self._take, source, offset + begin, data[begin : begin + PIECE_BYTES]))
         self._tell()
-        return self._ends.get(source, 0)
+        return offset + len(data) if self._is_hung else self._ends.get(source, 0)
 
     async def flush(self) -> None:
         """Store what was held back too: nothing follows it."""
-        async with self._appending:
-            await self._lane.run(self._release)
+        with self._telling_hang():
+            async with self._appending:
+                await self._run(self._release)
         self._tell()
 
     async def mask(self, secrets: Iterable[str]) -> None:
         """Hide these from here on. HostFault where the disk does not take them."""
         async with self._appending:
-            await self._lane.run(self._mask, list(secrets))
+            await self._run(partial(self._mask, list(secrets)))
         self._tell()
 
     async def cut(self, streams: Iterable[Stream]) -> None:
         """Make the unfinished lines of these streams lines."""
         async with self._appending:
             for stream in streams:
-                await self._lane.run(self._put, Record(Kind.CUT, stream, _now_ms(), 0))
+                await self._run(partial(self._put, Record(Kind.CUT, stream, _now_ms(), 0)))
         self._tell()
 
     async def finish(self, message: str = "") -> bool:
         """Say that no more output comes; a second time is a no-op. False where the disk does not take even that."""
-        async with self._appending:
-            said = await self._lane.run(self._end, message)
+        said = False
+        with self._telling_hang():
+            async with self._appending:
+                said = await self._run(partial(self._end, message))
         self._tell()
         return said
 
     async def finish_orphan(self) -> bool:
         """End a spool whose agent died before its VM did: a row says that more may have been printed."""
         async with self._appending:
-            await self._lane.run(self._end_orphan)
+            await self._run(self._end_orphan)
         self._tell()
         return self._spool.finished
 
     async def read(self, position: Position) -> tuple[list[Record], Position]:
-        return await self._lane.run(self._spool.read, position, PIECE_BYTES)
+        return await self._run(partial(self._spool.read, position, PIECE_BYTES))
 
     @property
     def shipped(self) -> Checkpoint:
@@ -121,18 +131,18 @@ class LogSpool:
     async def hold_head(self) -> None:
         """What was read may leave this host from here on."""
         try:
-            await self._lane.run(self._spool.hold_head)
+            await self._run(self._spool.hold_head)
         except HostFault as error:  # shipping is what frees a full disk: it goes on
             self._tell_fault(error)
 
     async def advance(self, checkpoint: Checkpoint) -> None:
         """All rows before the checkpoint arrived: remember it, then free the disk."""
         try:
-            await self._lane.run(self._spool.save, CHECKPOINT, checkpoint.render())
+            await self._run(partial(self._spool.save, CHECKPOINT, checkpoint.render()))
         except HostFault as error:  # nothing may go before its checkpoint stands; the next one tries again
             self._tell_fault(error)
             return
-        await self._lane.run(self._spool.discard_before, checkpoint.position)
+        await self._run(partial(self._spool.discard_before, checkpoint.position))
         self._shipped = checkpoint
 
     def abandon(self) -> None:
@@ -143,7 +153,24 @@ class LogSpool:
         """Take the folder away, once nobody needs it."""
         self.abandon()
         async with self._appending:
-            await self._lane.run(self._spool.remove)
+            await self._run(self._spool.remove)
+
+    async def _run(self, act: Callable[[], T]) -> T:
+        """Its result; Hung where it sits in the kernel, and at once from then on: it has the spool in its hands."""
+        if self._is_hung:
+            raise Hung(FILE_S)
+        try:
+            return await in_thread(act, self._lane)
+        except Hung:
+            self._is_hung = True
+            raise
+
+    @contextmanager
+    def _telling_hang(self) -> Iterator[None]:
+        try:
+            yield
+        except Hung as error:
+            self._tell_fault(error)
 
     def _tell(self) -> None:
         self.grown.set()
@@ -276,24 +303,26 @@ class LogSpool:
 @asynccontextmanager
 async def open_spool(folder: Path, cap_bytes: int = DEFAULT_CAP_BYTES) -> AsyncIterator[LogSpool]:
     """The spool in `folder`, new or as an earlier agent left it. Conflict while somebody else has it."""
-    lane = ThreadLane("log-spool", 2)  # one thread appends, one reads
-    spool, checkpoint, masks = await lane.run(_open, folder, cap_bytes)
-    try:
+    lane = trio.CapacityLimiter(2)  # one thread appends, one reads
+    async with open_page(Page(_opened(folder, cap_bytes)), FILE_S) as (spool, checkpoint, masks):
         yield LogSpool(spool, lane, checkpoint, masks)
-    finally:
-        spool.close()
 
 
-def _open(folder: Path, cap_bytes: int) -> tuple[Spool, Checkpoint, MaskSet]:
+@contextmanager
+def _opened(folder: Path, cap_bytes: int) -> Iterator[tuple[Spool, Checkpoint, MaskSet]]:
     try:
         spool = Spool(folder, cap_bytes)
         try:
-            return spool, parse_checkpoint(spool.load(CHECKPOINT)), parse_masks(spool.load(MASKS))
+            found = spool, parse_checkpoint(spool.load(CHECKPOINT)), parse_masks(spool.load(MASKS))
         except BaseException:
             spool.close()
             raise
     except (OSError, LookupError, TypeError, ValueError) as error:  # a host that lost its power, or a newer agent
         raise HostFault(f"the log spool of {folder.name} cannot be read ({type(error).__name__})") from error
+    try:
+        yield found
+    finally:
+        spool.close()
 
 
 def _now_ms() -> int:

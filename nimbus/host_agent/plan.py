@@ -26,6 +26,7 @@ class ActLimits:
     acquire_s: float = 15.0  # a network takes 0.1 s on an idle host; nft alone may wait 10 s for the kernel's lock
     release_s: float = 10.0
     empty_s: float = 5.0  # from cgroup.kill to an empty cgroup; a process in uninterruptible sleep needs longer
+    look_s: float = 15.0  # for a list of the host's objects or one record; nft may wait here too
     settle_s: float = 2.0  # for an acquisition whose machine was cancelled: an agent must stop in 5 s
 
 

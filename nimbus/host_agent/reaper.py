@@ -9,8 +9,7 @@ lock. Called by main.py and cli/vms.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,8 +17,9 @@ import structlog
 import trio
 
 from nimbus.host import cgroup, link, netns, nft, process, slots
-from nimbus.host_agent.lane import in_thread
+from nimbus.host_agent.lane import in_thread, look
 from nimbus.host_agent.ledger import Ledger, OpenRecord, TornRecord
+from nimbus.host_agent.page import Page, open_page
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.teardown import teardown
 from nimbus.model.errors import Conflict, HostFault, NimbusError
@@ -41,14 +41,15 @@ class ReapReport:
     alive: list[str] = field(default_factory=list)  # supervised by another process, or its lease runs on
     untold: list[str] = field(default_factory=list)  # torn down; the next agent tells the control plane how it ended
     stuck: list[str] = field(default_factory=list)  # claims are left: the next round tries again
+    unseen: list[str] = field(default_factory=list)  # kinds of objects that the host did not list: likewise
 
 
 async def reap(layout: HostLayout, *, living: bool, only: VmId | None = None) -> ReapReport:
     """One round. `living` takes unsupervised VMs whose lease still runs too; `only` limits it to one VM."""
     report = ReapReport()
     ledger = Ledger(layout.ledger)
-    nameless = await in_thread(partial(find_nameless, layout))  # before the records: a VM being made has its record
-    recorded = await in_thread(ledger.vms)
+    nameless = await _ask_nameless(layout, report)  # before the records: a VM being made has its record
+    recorded = await look(ledger.vms, layout.limits.look_s)
     for vm in [only] if only else recorded:
         await _reap_record(layout, ledger, vm, living, report)
     for vm in sorted(nameless - set(recorded)):
@@ -84,34 +85,32 @@ def is_orphan(record: Record, *, boot_id: str, now_ns: int, keeper_alive: bool) 
 
 
 async def _reap_record(layout: HostLayout, ledger: Ledger, vm: VmId, living: bool, report: ReapReport) -> None:
-    page: AbstractContextManager[OpenRecord | None] = ledger.take(vm)
+    limit_s = layout.limits.look_s
     try:
-        record = await in_thread(page.__enter__)
+        async with open_page(Page(ledger.take(vm)), limit_s) as record:
+            if record is None:
+                if await look(partial(ledger.holds, vm), limit_s):
+                    report.alive.append(str(vm))
+            elif living or await look(partial(_find_orphan, record.value), limit_s):
+                (await _tear_down(layout, record, report)).append(str(vm))
+            else:
+                report.alive.append(str(vm))
     except TornRecord:
         if await in_thread(partial(ledger.forget_torn, vm)):
             await _sweep(layout, vm, report)
-        return
-    except HostFault as error:  # of a newer release, or the disk fails: the other VMs are reaped all the same
-        log.error("reaper.record_unreadable", vm=str(vm), error=str(error))
+    except (
+        HostFault,
+        OSError,
+    ) as error:  # of a newer release, or the host fails: the other VMs are reaped
+        log.error("reaper.record_failed", vm=str(vm), error=str(error))
         report.stuck.append(str(vm))
-        return
-    try:
-        if record is None:
-            if await in_thread(partial(ledger.holds, vm)):
-                report.alive.append(str(vm))
-        elif living or await in_thread(partial(_find_orphan, record.value)):
-            (await _tear_down(layout, record, report)).append(str(vm))
-        else:
-            report.alive.append(str(vm))
-    finally:
-        with trio.CancelScope(shield=True):  # closes one file descriptor
-            await in_thread(partial(page.__exit__, None, None, None))
 
 
 async def _tear_down(layout: HostLayout, record: OpenRecord, report: ReapReport) -> list[str]:
     """Release what it lists; the list of the report in which it then belongs."""
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    untold = await in_thread(lambda: is_untold(record.value, boot_id=process.boot_id(), now_ns=now_ns))
+    boot_id = await look(process.boot_id, layout.limits.look_s)
+    untold = is_untold(record.value, boot_id=boot_id, now_ns=now_ns)
     if not untold and record.value.report is not None:
         await in_thread(record.forget_report)
     clean = await teardown(layout, record)
@@ -128,19 +127,42 @@ def _find_orphan(record: Record) -> bool:
 
 def find_nameless(layout: HostLayout) -> set[VmId]:
     """VMs of this state root that own something on the host, by name alone; most have a record."""
-    prefix = f"nb{layout.root_id}-"
-    names = [
-        *netns.list_netns(prefix),
-        *link.list_links(prefix),
-        *nft.list_tables(prefix),
-        *cgroup.list_cgroups(prefix),
-        *(slot.owner for slot in slots.list_slots(layout.runtime) if slot.owner.startswith(prefix)),
-    ]
-    folders = layout.state / "vms"
-    if folders.is_dir():
-        names += [f"{prefix}{folder.name}" for folder in folders.iterdir()]
+    return _parse_names(layout, (name for listed in _plan_lists(layout).values() for name in listed()))
+
+
+async def _ask_nameless(layout: HostLayout, report: ReapReport) -> set[VmId]:
+    """The same, where each kind is asked for by itself: one without an answer hides no other, and is reported."""
+    names: list[str] = []
+
+    async def ask(kind: str, listed: Callable[[], Iterable[str]]) -> None:
+        try:
+            names.extend(await look(listed, layout.limits.look_s))
+        except (HostFault, OSError) as error:
+            log.warning("reaper.not_listed", kind=kind, error=str(error))
+            report.unseen.append(kind)
+
+    async with trio.open_nursery() as asking:
+        for kind, listed in _plan_lists(layout).items():
+            asking.start_soon(ask, kind, listed)
+    return _parse_names(layout, names)
+
+
+def _parse_names(layout: HostLayout, names: Iterable[str]) -> set[VmId]:
     found = (parse_object_name(name) for name in names)
     return {parsed[1] for parsed in found if parsed is not None and parsed[0] == layout.root_id}
+
+
+def _plan_lists(layout: HostLayout) -> dict[str, Callable[[], Iterable[str]]]:
+    """Pure: for each kind of object the reading of all names that may be a VM's of this state root."""
+    prefix = f"nb{layout.root_id}-"
+    return {
+        "namespaces": partial(netns.list_netns, prefix),
+        "links": partial(link.list_links, prefix),
+        "tables": partial(nft.list_tables, prefix),
+        "cgroups": partial(cgroup.list_cgroups, prefix),
+        "slots": lambda: [slot.owner for slot in slots.list_slots(layout.runtime)],
+        "folders": lambda: [f"{prefix}{folder.name}" for folder in (layout.state / "vms").glob("*")],
+    }
 
 
 async def _sweep(layout: HostLayout, vm: VmId, report: ReapReport) -> None:
@@ -148,16 +170,15 @@ async def _sweep(layout: HostLayout, vm: VmId, report: ReapReport) -> None:
     value = Record(
         vm=vm, created_at=time.time(), boot_id=process.boot_id(), backend="unknown", plan={}, claims=ALL_CLAIMS
     )
-    page = Ledger(layout.ledger).create(value)
+    ledger = Ledger(layout.ledger)
+    page = Page(ledger.create(value), partial(ledger.remove, vm))
     try:
-        record = await in_thread(page.__enter__)
+        async with open_page(page, layout.limits.acquire_s) as record:
+            log.warning("reaper.nameless", vm=str(vm), object=object_name(layout.root_id, vm))
+            clean = await teardown(layout, record)
+            (report.reaped if clean else report.stuck).append(str(vm))
     except Conflict:  # another reaper has just found it too
         report.alive.append(str(vm))
-        return
-    try:
-        log.warning("reaper.nameless", vm=str(vm), object=object_name(layout.root_id, vm))
-        clean = await teardown(layout, record)
-        (report.reaped if clean else report.stuck).append(str(vm))
-    finally:
-        with trio.CancelScope(shield=True):  # closes one file descriptor
-            await in_thread(partial(page.__exit__, None, None, None))
+    except (HostFault, OSError) as error:
+        log.error("reaper.nameless_stuck", vm=str(vm), error=str(error))
+        report.stuck.append(str(vm))

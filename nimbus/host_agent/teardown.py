@@ -40,10 +40,20 @@ async def teardown(layout: HostLayout, record: OpenRecord) -> bool:
             await _release(claim, Target(layout, record.value), record)
         clean = not record.value.claims
         if clean and record.value.report is None:
-            await in_thread(partial(record.ledger.remove, record.value.vm))
-        elif not clean:
+            return await _forget(record)
+        if not clean:
             log.error("vm.teardown_incomplete", vm=str(record.value.vm), left=list(record.value.claims))
     return clean
+
+
+async def _forget(record: OpenRecord) -> bool:
+    """False where the disk keeps the record: a reaper finds it, and then nothing else of its VM."""
+    try:
+        await in_thread(partial(record.ledger.remove, record.value.vm))
+    except (HostFault, OSError) as error:
+        log.error("ledger.remove_failed", vm=str(record.value.vm), error=str(error))
+        return False
+    return True
 
 
 async def end_vmm(layout: HostLayout, record: OpenRecord) -> None:

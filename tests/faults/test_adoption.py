@@ -77,7 +77,7 @@ async def adopt(territory: Territory, plane: Plane, departure: Departure | None 
     host = make_host(territory, "fake").host
     policy = JobPolicy(timeout_s=1000, grace_s=1, log_sink_url=None, lease=LeasePolicy())
     place = Workplace(host, cast("ControlPlane", plane), policy, departure or Departure())
-    found = await trio.to_thread.run_sync(find_machines, host.layout)
+    found = await find_machines(host.layout)
     async with trio.open_nursery() as machines:
         for foundling in found.machines:
             machines.start_soon(run_adopted, place, foundling)
