@@ -137,9 +137,11 @@ class Storm:
                 self.cancelled.add(plan.number)
 
     def _strike(self) -> bool:
-        """One SIGKILL; False where everybody is dead already."""
-        wanting = [v for v in self.victims if v.kills < self.order.kills]
-        choice = [victim for victim in wanting or self.victims if victim.is_up]
+        """One SIGKILL; False where everybody is dead already. Once each had its share, only of who stands again: a
+        storm that lets nobody stand has no end.
+        """
+        wanting = [victim for victim in self.victims if victim.kills < self.order.kills]
+        choice = [victim for victim in wanting if victim.is_up] or [v for v in self.victims if not wanting and v.ready]
         if not choice:
             return False
         victim = self.rng.choice(choice)
