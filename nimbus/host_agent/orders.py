@@ -33,8 +33,11 @@ async def obey_signals(
 ) -> None:
     """Until cancelled: end `leasing` at the first order, and `working` unless it is to drain.
 
-    `limit_leaving` is called once, when the agent begins to detach.
+    `limit_leaving` is called once, when the agent begins to detach. When this has ended the agent is leaving, and a
+    signal that comes then is ignored.
     """
+    for number in ORDERS:
+        signal.signal(number, signal.SIG_IGN)  # what the receiver puts back at its end: no moment lies between
     with trio.open_signal_receiver(*ORDERS) as received:
         task_status.started()
         async for number in received:
