@@ -13,7 +13,7 @@ from typing import Any
 
 from nimbus.control_plane.outcome import Held, judge_finish, judge_silence
 from nimbus.model.lease import TERMINAL, LeaseKey, MachineEvent, MachineState, advance
-from nimbus.wire.leaseapi import FinishRequest, HeldState, MachineKind, RenewRequest
+from nimbus.wire.leaseapi import EnrolRequest, FinishRequest, HeldState, MachineKind, RenewRequest
 
 MAX_ATTEMPTS = 1000  # nobody gives a request up here: after the last fault each must come to its own end
 FINISHED, EXPIRED, GIVEN_UP = "finished", "expired", "given up"
@@ -58,6 +58,7 @@ class LeaseBook:
         self.requests: dict[int, Request] = {}
         self.wrong: list[str] = []
         self._ttl_s = ttl_s
+        self._starts: dict[str, int] = {}  # the latest that each agent told
 
     def render(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -128,9 +129,13 @@ class LeaseBook:
         held.lost = True
         return held.fence
 
-    def enrol(self, agent: str, named: set[tuple[int, str]], now: float) -> None:
-        """A new agent: of its leases only those that it names go on."""
+    def enrol(self, agent: str, told: EnrolRequest, now: float) -> None:
+        """A new start of an agent: of its leases only those that it names go on. Once for each start."""
         self.expire(now)
+        if told.held is None or told.start is None or told.start <= self._starts.get(agent, 0):
+            return
+        self._starts[agent] = told.start
+        named = {(key.machine_id, key.lease_id) for key in told.held}
         for request in self.requests.values():
             held = request.held
             if held is not None and held.agent == agent and (request.number, held.lease_id) not in named:

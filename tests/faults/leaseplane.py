@@ -107,10 +107,8 @@ class LeasePlane:
             return (FENCED if state is None else (200, leaseapi.render_finish_reply(FinishReply(state)))), None
 
     def _enrol(self, agent: str, body: bytes, now: float) -> Reply:
-        told = leaseapi.parse_enrol_request(body)
-        if told.held is not None:
-            self._book.enrol(agent, {(key.machine_id, key.lease_id) for key in told.held}, now)
-            self.lock.notify_all()
+        self._book.enrol(agent, leaseapi.parse_enrol_request(body), now)
+        self.lock.notify_all()
         return 200, {"token": agent, "expires_in_s": 3600, "agent_id": agent, "lease_ttl_s": self._ttl_s}
 
     def _mint(self, agent: str, key: LeaseKey, now: float) -> Reply:

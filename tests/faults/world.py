@@ -150,7 +150,7 @@ class World:
         host.agent.send(signum)
         if not host.agent.wait(STOP_S):
             raise Crime(f"agent {name} did not end in {STOP_S:g} s: {host.agent.told()[-3000:]}")
-        self._bury(host, 0 if ready and not host.draining else None)
+        self._bury(host, 0 if ready else None)
 
     def restart_killed(self, name: str) -> None:
         self.kill(name)
