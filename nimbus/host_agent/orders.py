@@ -36,8 +36,8 @@ async def obey_signals(
     `limit_leaving` is called once, when the agent begins to detach. When this has ended the agent is leaving, and a
     signal that comes then is ignored.
     """
-    for number in ORDERS:
-        signal.signal(number, signal.SIG_IGN)  # what the receiver puts back at its end: no moment lies between
+    for obeyed in ORDERS:
+        signal.signal(obeyed, signal.SIG_IGN)  # what the receiver puts back at its end: no moment lies between
     with trio.open_signal_receiver(*ORDERS) as received:
         task_status.started()
         async for number in received:
