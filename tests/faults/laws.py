@@ -116,9 +116,10 @@ def find_torn_logs(told: Json) -> list[str]:
             if lease["how"] != FINISHED or lease["end"]["exit_code"] is None:
                 continue
             rows = told["rows"].get(f"{request['number']}-{lease['fence']}", {})
-            lines = [rows[seq] for seq in sorted(rows, key=int)]
+            numbers = sorted(map(int, rows))
+            lines = [rows[str(number)] for number in numbers]
             wanted = [*(f"stdout beat {number}" for number in range(1, len(lines) - 1)), "stdout gate", "end"]
-            if lines != wanted:
+            if lines != wanted or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
                 found.append(f"machine {request['number']} fence {lease['fence']}: its log is torn: {lines[-5:]}")
     return found
 
