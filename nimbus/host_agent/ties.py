@@ -30,7 +30,7 @@ from nimbus.model.vm import Claim, Ending
 log = structlog.get_logger()
 
 SinkT = TypeVar("SinkT", bound=OutputSink)
-LAST_WORD_S = 3.0  # of an agent that stops: a control plane that is away hears the end from the next agent
+LAST_WORD_S = 2.0  # of an agent that stops: a control plane that is away hears the end from the next agent
 NOTE_S = 5.0  # to write one small file
 _BAD = frozenset({Ending.GUEST_CRASHED, Ending.OUT_OF_MEMORY, Ending.HOST_FAULT})
 

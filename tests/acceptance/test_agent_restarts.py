@@ -9,10 +9,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from tests.acceptance.fleet import Agent, Fleet, running_fleet, show
+from tests.acceptance.fleet import Agent, Fleet, Room, running_fleet, show
 from tests.acceptance.gate import Gate, running_gate
 from tests.acceptance.stack import wait_until
 from tests.guests import count_boots
@@ -189,6 +190,36 @@ def test_sigterm_is_obeyed_while_the_control_plane_is_away_and_the_end_is_told_w
         told_to_stop(agent, "with an end that nobody heard")
     finally:
         fleet.plane.start()
+    agent.start()
+    ends_well(fleet, job_id)
+    assert after == before
+
+
+@contextmanager
+def hung(*rooms: Room | None) -> Iterator[None]:
+    """They take connections inside the block and answer nobody: worse than one that is dead."""
+    for room in filter(None, rooms):
+        room.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for room in filter(None, rooms):
+            room.send(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("agent", ["fake"], indirect=True)
+def test_sigterm_is_obeyed_though_neither_the_control_plane_nor_the_pipeline_ever_answers(
+    fleet: Fleet, agent: Agent, door: Gate
+) -> None:
+    job_id = begin(fleet, door, "fake")
+    before = agent.vm_processes()
+    with hung(fleet.plane, fleet.pipeline):
+        told_to_stop(agent, "while a job runs and nobody answers")
+        agent.start()
+        after = agent.vm_processes()
+        door.open()
+        wait_until(lambda: agent.records()[0].report, "the end is in the record")
+        told_to_stop(agent, "with an end and an output that nobody takes")
     agent.start()
     ends_well(fleet, job_id)
     assert after == before
