@@ -36,6 +36,7 @@ def describe_held(row: Row) -> Held:
         grants=row["attempts"],
         failures=row["failures"],
         cancel_requested=row["cancel_requested"],
+        answered=row["answered"],
     )
 
 

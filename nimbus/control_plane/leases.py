@@ -49,7 +49,8 @@ _HELD = frozenset({MachineState.LEASED, MachineState.RUNNING})
 async def wait_grant(services: Services, agent_id: str, request: LeaseRequest) -> Grant | None:
     """A lease for this agent, waited for up to `request.wait_s`; None where nothing came.
 
-    A caller that goes away while a lease is being granted leaves it to its ttl: the grant is one transaction.
+    A caller that goes away while a lease is being granted (it drains, it dies, the reply is lost) never renews it, and
+    such a lease is short.
     """
     with services.bell.listen(MACHINES) as ear:
         grant = await grant_lease(services, agent_id, request)
@@ -80,7 +81,8 @@ async def _grant(transaction: Transaction, agent_id: str, request: LeaseRequest,
         return None
     labels = [label.lower() for label in request.labels]
     offered = [*labels, *IMPLICIT_LABELS] if labels else []
-    room = (request.free_cpus, request.free_mem_mib, offered, terms.policy.ttl_s, request.free_disk_mib)
+    answer_s = min(terms.answer_s, terms.policy.ttl_s)
+    room = (request.free_cpus, request.free_mem_mib, offered, answer_s, request.free_disk_mib)
     return await transaction.fetchrow(_SQL["grant_lease"], agent_id, *room)
 
 

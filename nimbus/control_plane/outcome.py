@@ -28,6 +28,7 @@ class Held:
     grants: int  # this lease is one of them
     failures: int  # leases before this one that came to nothing by a host's fault
     cancel_requested: bool
+    answered: bool = True  # its holder has renewed the lease: the grant was not lost on its way
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Verdict:
 
 
 def judge_silence(held: Held, max_attempts: int) -> Verdict:
-    """The lease ran out, or the host itself says that it failed."""
-    return _again_or_over(held, max_attempts, failed=True)
+    """Nobody speaks for the lease. That a grant was lost on its way is no host's fault."""
+    return _again_or_over(held, max_attempts, failed=held.answered)
 
 
 def judge_finish(held: Held, ending: Ending, max_attempts: int) -> Verdict:  # noqa: PLR0911 - a table, read top down
@@ -64,13 +65,13 @@ def judge_finish(held: Held, ending: Ending, max_attempts: int) -> Verdict:  # n
         # job, so that no rolling restart can fail one; afterwards a guest could have had a hand in it.
         return _again_or_over(held, max_attempts, failed=held.started)
     if ending in _HOST_TROUBLE:
-        return judge_silence(held, max_attempts)
+        return _again_or_over(held, max_attempts, failed=True)
     if held.kind is MachineKind.COMMAND:
         conclusion = "timed_out" if ending is Ending.TIMED_OUT else "failure"
         return Verdict(MachineEvent.FINISH_BAD, _command_end(held, conclusion))
     if not held.linked:
         # the runner failed before it took a job: the demand stands, and minting asks whether it still does
-        return judge_silence(held, max_attempts)
+        return _again_or_over(held, max_attempts, failed=True)
     if ending is Ending.FAILED or not held.in_progress:
         return Verdict(MachineEvent.FINISH_BAD)  # GitHub tells how the job itself ended
     return Verdict(MachineEvent.LOSE, JobEffect(JobState.LOST))

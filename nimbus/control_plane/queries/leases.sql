@@ -19,6 +19,7 @@ WITH chosen AS (
         lease_id = gen_random_uuid(),
         agent_id = $1,
         leased_at = clock_timestamp(),
+        answered = false,
         deadline = clock_timestamp() + make_interval(secs => $5::double precision),
         attempts = attempts + 1,
         ending = NULL, exit_code = NULL, signal = NULL, cause = NULL, phases = NULL,
@@ -44,6 +45,7 @@ FOR UPDATE OF m
 -- because a holder may not have heard of the shorter one. While granting pauses, a deadline that is past tells nothing.
 UPDATE machines
 SET state = $5,
+    answered = true,
     deadline = greatest(deadline, clock_timestamp() + make_interval(secs => $6::double precision)),
     usage = coalesce($7::jsonb, usage),
     usage_at = CASE WHEN $7::jsonb IS NULL THEN usage_at ELSE clock_timestamp() END

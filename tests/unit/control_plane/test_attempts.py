@@ -67,15 +67,45 @@ async def test_hosts_that_fall_silent_and_hosts_that_fail_are_counted_together(
         agent = await plane.enrol()
         submitted = await plane.submit()
         await _fail(plane, agent, 1)
-        assert await plane.lease(agent) is not None
+        await _hold(plane, agent)
         await plane.pass_deadlines()
         await _fail(plane, agent, 1, "cancelled")
-        assert await plane.lease(agent) is not None
+        await _hold(plane, agent)
         await plane.enrol(held=[])
         job = await plane.job(submitted["job_id"])
 
     assert (job["state"], job["conclusion"]) == ("completed", "failure")
     assert job["cause"] == "gave up after 3 hosts failed: agent agent-1 was started anew and no longer had this machine"
+
+
+async def _hold(plane: Plane, agent: dict[str, str]) -> None:
+    grant = await plane.lease(agent)
+    assert grant is not None
+    assert (await plane.renew(agent, grant, "booting")).status_code == 200
+
+
+async def test_a_grant_that_was_lost_on_its_way_is_short_and_no_hosts_fault(database_dsn: str, redis_url: str) -> None:
+    """Its reply never came (the agent drained or died, the connection broke): no job waits a whole ttl for that."""
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol()
+        submitted = await plane.submit()
+        left_s = []
+        for _ in range(5):
+            assert await plane.lease(agent) is not None
+            left_s += await _left_s(plane)
+            await plane.pass_deadlines()
+        await _hold(plane, agent)
+        held_s = await _left_s(plane)
+        job = await plane.job(submitted["job_id"])
+
+    assert all(left <= 30 for left in left_s)
+    assert held_s[0] > 200
+    assert (job["machines"][0]["attempts"], job["machines"][0]["failures"]) == (6, 0)
+
+
+async def _left_s(plane: Plane) -> list[float]:
+    rows = await plane.sql("SELECT extract(epoch FROM deadline - clock_timestamp())::float8 AS left_s FROM machines")
+    return [row["left_s"] for row in rows]
 
 
 async def test_a_command_that_ran_out_of_memory_fails_with_that_cause(database_dsn: str, redis_url: str) -> None:
