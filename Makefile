@@ -73,9 +73,11 @@ soak-run: setup ## 8 runs at once, 20 rounds, and big outputs (ROUNDS=5 AT_ONCE=
 	@$(BIN)/python -m bench.soak $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(AT_ONCE),--at-once $(AT_ONCE)) $(ARGS)
 
 faults: setup ## strike every operation of an agent with every kind of fault (ARGS='--only nft' takes a few; 30 minutes)
+	@$(BIN)/nimbus assets build
 	@status=0; \
 	NIMBUS_TEST_ALL_POINTS=1 $(BIN)/pytest -q tests/faults/test_every_step.py -k cancelling || status=1; \
-	NIMBUS_TEST_LIVES=200 $(BIN)/pytest -q tests/faults/test_many.py || status=1; \
+	NIMBUS_TEST_ALL_POINTS=1 $(BIN)/pytest -q -rP tests/faults/test_cycles.py || status=1; \
+	NIMBUS_TEST_ALL_POINTS=1 $(BIN)/pytest -q -rP tests/acceptance/test_agent_restarts.py -k every_line || status=1; \
 	$(BIN)/python -m tests.faults.disabled_releases || status=1; \
 	$(BIN)/python -m tests.faults.campaign --folder build/faults $(ARGS) || status=1; \
 	exit $$status
