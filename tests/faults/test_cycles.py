@@ -33,7 +33,7 @@ CYCLES = 1000 if ALL_POINTS else 60
 WARM_UP = max(20, CYCLES // 10)  # imports, pools and allocators take their share once
 AT_ONCE = 100
 LIMIT_S = 1500.0
-GROWTH_KIB = 4096  # of the allocator and of caches, which level off (seen: 2900 over a thousand); four KiB a cycle are a leak
+GROWTH_KIB = 4096  # of the allocator and of caches, which level off (seen: 2900 over a thousand); more is a leak
 
 
 @pytest.fixture
