@@ -29,6 +29,11 @@ class ActLimits:
     look_s: float = 15.0  # for a list of the host's objects or one record; nft may wait here too
     settle_s: float = 2.0  # for an acquisition whose machine was cancelled: an agent must stop in 5 s
 
+    @classmethod
+    def within(cls, limit_s: float) -> ActLimits:
+        """What an operator's one number means: a release waits less, since it is tried again anyway."""
+        return cls(acquire_s=limit_s, release_s=limit_s * 2 / 3, look_s=limit_s)
+
 
 @dataclass(frozen=True)
 class HostLayout:

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from nimbus.host import cgroup, native
 from nimbus.host.roots import claim_root
 from nimbus.host_agent.build import Host
-from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.plan import ActLimits, HostLayout
 from nimbus.host_agent.vmm.choice import choose_vmm
 from nimbus.model.errors import HostFault, Refused
 from nimbus.model.vm import HostPort
@@ -49,6 +49,12 @@ class HostSettings(BaseSettings):
     )
     kernel_image: Path | None = Field(None, description="a kernel (ELF or bzImage) in place of the image's own")
     rootfs_image: Path | None = Field(None, description="an ext4 file in place of the image's own root")
+    host_act_limit: float = Field(
+        15.0,
+        ge=1,
+        le=600,
+        description="seconds that an act on this host (a network, a disk, a record) may take; then it counts as hung",
+    )
     vm_shutdown_grace: float = Field(30.0, ge=0, description="seconds between SIGTERM and SIGKILL in the guest")
     require_limits: bool = Field(
         False, description="refuse to start where cgroup v2 cannot limit a VM's CPU, memory and processes"
@@ -125,6 +131,7 @@ def plan_layout(settings: HostSettings) -> HostLayout:
         uid_base=settings.jailer_uid,
         slot_limit=settings.vm_slots,
         require_limits=settings.require_limits,
+        limits=ActLimits.within(settings.host_act_limit),
     )
 
 

@@ -33,9 +33,10 @@ BEATS = 6  # of the struck job: half a second
 LIMIT_S = 60.0  # from an agent's start to its job's end; a fault costs at most some limits of ten seconds
 SETTLE_S = 20.0
 LATE_KILL_S = 3.0  # after its job's end: a kill may be meant for what the agent does then
-HUNG_START_S = 10.0  # nothing of an agent lives while it starts: nobody waits for it longer than its operator does
+HUNG_START_S = 30.0  # nothing of an agent lives while it starts: nobody waits for it longer than its operator does
 GAP_S = 15.0  # a neighbour's silence that no load of this machine explains
 JOB_TIMEOUT_S = 20.0
+ACT_LIMIT_S = 6.0  # what hangs is waited for that long
 
 
 @dataclass
@@ -177,6 +178,7 @@ def _run_agent(place: Place, fault: Fault | None, go: int) -> None:
         NIMBUS_JOB_TIMEOUT=str(JOB_TIMEOUT_S),
         NIMBUS_VM_SHUTDOWN_GRACE="1",
         NIMBUS_AGENT_LEASE_RETRY_BASE="0.2",
+        NIMBUS_HOST_ACT_LIMIT=str(ACT_LIMIT_S),
     )
     tracer = Tracer(fault, place.folder / "fired")
     tracer.install()

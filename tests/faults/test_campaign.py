@@ -11,10 +11,10 @@ import sys
 
 import pytest
 
-from tests.faults.campaign import Trace, choose_faults, plan_faults, summarize
+from tests.faults.campaign import Trace, choose_faults, is_usual, plan_faults, summarize
 from tests.faults.case import Verdict
-from tests.faults.representative import REPRESENTATIVE
-from tests.faults.strike import Fault, Kind
+from tests.faults.representative import FOUND, REPRESENTATIVE
+from tests.faults.strike import CALL_KINDS, Fault, Kind
 from tests.hosts import needs_root
 
 LIMIT_S = 900.0
@@ -57,10 +57,19 @@ def test_every_operation_meets_every_kind_that_it_can() -> None:
     assert {fault.kind for fault in planned if fault.operation == "a.fails"}.isdisjoint({Kind.PARTIAL, Kind.KILL_AFTER})
 
 
-def test_faults_are_chosen_by_word_kind_and_turn() -> None:
+def test_faults_are_chosen_by_word_and_kind() -> None:
     faults = [Fault("a", Kind.ERROR), Fault("b", Kind.ERROR), Fault("b", Kind.DELAY), Fault("bc", Kind.ERROR)]
-    assert choose_faults(faults, ["b"], [Kind.ERROR], 1) == [faults[1], faults[3]]
-    assert choose_faults(faults, [], [Kind.ERROR], 2) == [faults[0], faults[3]]
+    assert choose_faults(faults, ["b"], [Kind.ERROR]) == [faults[1], faults[3]]
+    assert choose_faults(faults, [], [Kind.DELAY]) == [faults[2]]
+
+
+def test_of_all_pairs_each_operation_fails_and_every_service_and_every_old_bug_is_met() -> None:
+    assert is_usual(Fault("host.nft.apply_ruleset", Kind.ERROR))
+    assert all(is_usual(Fault("renew_running", kind)) for kind in Kind)
+    assert all(is_usual(Fault(name, Kind(kind), at_start=bool(rest))) for name, kind, *rest in map(str.split, FOUND))
+    kinds = [kind for number in range(300) for kind in CALL_KINDS if is_usual(Fault(f"an.operation{number}", kind))]
+    assert set(kinds) == set(CALL_KINDS)
+    assert len(kinds) < 300 * len(CALL_KINDS) * 0.7
 
 
 def test_a_pair_counts_once_and_only_if_it_fired() -> None:
