@@ -185,8 +185,8 @@ RELEASES = (
     Release(
         "what has no record",
         "nimbus/host_agent/reaper.py",
-        "    names = [\n",
-        "    return set()\n    names = [\n",
+        "    return _parse_names(layout, names)\n",
+        "    return set()\n",
         "tests/unit/host_agent/test_reaper.py::test_a_record_that_a_host_crash_tore_is_reaped_by_name_and_so_are_all_others",
     ),
 )

@@ -189,7 +189,10 @@ NUMBERS: dict[int, Required] = {
     ),
     57: Required(
         "a reaper that fails at one: goes on, counts",
-        ("tests/unit/host_agent/test_reaper.py::test_a_record_of_a_newer_release_is_left_alone_and_told",),
+        (
+            "tests/unit/host_agent/test_reaper.py::test_a_record_of_a_newer_release_is_left_alone_and_told",
+            "tests/unit/host_agent/test_reaper.py::test_a_kind_of_object_that_the_host_does_not_list_keeps_no_record_from_being_reaped_and_is_counted",
+        ),
     ),
     58: Required(
         "drained: jobs end, or go back when time is up",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import trio
 
 from nimbus.host.inventory import Territory
 from nimbus.host_agent.ledger import Ledger
-from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.plan import ActLimits, HostLayout
 from nimbus.host_agent.reaper import reap
 from nimbus.host_agent.teardown import teardown
 from nimbus.model.ids import new_vm_id
@@ -22,6 +25,8 @@ from tests.hosts import needs_root
 from tests.oracle import open_territory
 
 pytestmark = [needs_root, pytest.mark.root]
+
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -67,6 +72,41 @@ def _answer(fifo: Path) -> None:
     """The device answers again: the hung reader gets its end of file, and the next one finds no file at all."""
     writer = os.open(fifo, os.O_RDWR)
     fifo.unlink()
+    os.close(writer)
+
+
+async def test_a_kind_of_object_that_the_host_does_not_list_keeps_no_record_from_being_reaped_and_is_counted(
+    territory: Territory, tmp_path: Path
+) -> None:
+    (tmp_path / "slots").mkdir()
+    os.mkfifo(tmp_path / "slots" / "0")  # who reads it waits until somebody writes
+    recorded, nameless = leave_record(territory), new_vm_id()
+    (territory.state_root / "vms" / str(nameless)).mkdir()
+    layout = replace(layout_of(territory, tmp_path), limits=ActLimits(look_s=1.0, release_s=1.0))
+    with trio.fail_after(PATIENCE_S):
+        report = await reap(layout, living=True)
+    assert (report.reaped, report.unseen) == ([recorded], ["slots"])
+    assert report.stuck == [str(nameless)]  # its slot does not answer either
+    _answer(tmp_path / "slots" / "0")
+    with trio.fail_after(PATIENCE_S):
+        while (report := await reap(layout, living=True)).stuck:  # noqa: ASYNC110 - the next round, only sooner
+            await trio.sleep(0.05)
+    assert (report.reaped, report.unseen) == ([str(nameless)], [])
+
+
+async def test_a_reaper_that_is_cancelled_waits_for_no_list_that_hangs(territory: Territory, tmp_path: Path) -> None:
+    (tmp_path / "slots").mkdir()
+    os.mkfifo(tmp_path / "slots" / "0")
+    layout = replace(layout_of(territory, tmp_path), limits=ActLimits(look_s=10 * PATIENCE_S))
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(reap, layout, living=True))
+            while True:
+                with suppress(OSError):  # ENXIO: nobody reads it yet
+                    writer = os.open(tmp_path / "slots" / "0", os.O_WRONLY | os.O_NONBLOCK)
+                    break
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
     os.close(writer)
 
 
