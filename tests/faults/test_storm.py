@@ -171,8 +171,9 @@ def test_a_deaf_job_in_a_guest_stays_deaf_and_its_status_is_its_own(tmp_path: Pa
 @pytest.mark.services
 @pytest.mark.slow
 def test_eight_jobs_end_once_though_two_agents_and_the_control_plane_are_killed_twice_each(tmp_path: Path) -> None:
-    found = run_storm(StormOrder(jobs=8, backend="fake", every_s=3.0, kills=2, seed=2), tmp_path)
+    found = run_storm(StormOrder(jobs=8, backend="fake", every_s=2.5, kills=2, seed=2), tmp_path)
     table = "\n".join([*render_table(found), summarize(found)])
     print(f"\n{table}")  # noqa: T201 - it is the evidence
     assert found.good, table
-    assert summarize(found) == "storm: 8 jobs, 6 kills, 0 lost, 0 double runs, 0 leaks"
+    assert all(victim.kills >= 2 for victim in found.storm.victims)
+    assert summarize(found).endswith("0 lost, 0 double runs, 0 leaks")
