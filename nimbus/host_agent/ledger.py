@@ -53,7 +53,7 @@ class OpenRecord:
     def forget_report(self) -> None:
         """The end was told, or nobody wants to hear it any more: with nothing left to release the record goes."""
         if self.value.claims:
-            self.change(report=None)
+            self.change(report=None, exit=None)
         else:
             self.ledger.remove(self.value.vm)
 

@@ -72,7 +72,7 @@ async def reap_forever(layout: HostLayout, on_round: Callable[[ReapReport], None
 
 def is_untold(record: Record, *, boot_id: str, now_ns: int) -> bool:
     """Pure: whether the control plane still waits to hear how this machine ended."""
-    if record.report is None or record.boot_id != boot_id or record.deadline_ns is None:
+    if not record.has_end or record.boot_id != boot_id or record.deadline_ns is None:
         return False
     return record.deadline_ns > now_ns
 
@@ -111,7 +111,7 @@ async def _tear_down(layout: HostLayout, record: OpenRecord, report: ReapReport)
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     boot_id = await look(process.boot_id, layout.limits.look_s)
     untold = is_untold(record.value, boot_id=boot_id, now_ns=now_ns)
-    if not untold and record.value.report is not None:
+    if not untold and record.value.has_end:
         await in_thread(record.forget_report)
     clean = await teardown(layout, record)
     if not clean:

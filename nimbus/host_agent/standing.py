@@ -48,7 +48,7 @@ class Moment:
 
 def judge_standing(record: Record, *, supervised: bool, moment: Moment) -> Standing:
     """Pure: the word for this record."""
-    if record.report is not None and not record.claims:
+    if record.has_end and not record.claims:
         wanted = supervised or is_untold(record, boot_id=moment.boot_id, now_ns=moment.now_ns)
         return Standing.ENDED_UNTOLD if wanted else Standing.ORPHAN
     if supervised:

@@ -39,7 +39,7 @@ async def teardown(layout: HostLayout, record: OpenRecord) -> bool:
         for claim in reversed(record.value.claims):
             await _release(claim, Target(layout, record.value), record)
         clean = not record.value.claims
-        if clean and record.value.report is None:
+        if clean and not record.value.has_end:
             return await _forget(record)
         if not clean:
             log.error("vm.teardown_incomplete", vm=str(record.value.vm), left=list(record.value.claims))

@@ -52,6 +52,11 @@ class Record:
         """Whether a next agent can go on with it: work of the control plane's, by a release that knows how."""
         return self.lease is not None and self.version >= 2
 
+    @property
+    def has_end(self) -> bool:
+        """Whether it holds an end that the control plane may not have heard: a finish, or at least the exit."""
+        return self.report is not None or (self.lease is not None and self.exit is not None)
+
     def strike(self, claim: Claim) -> Record:
         """The record after `claim` was released."""
         return replace(self, claims=tuple(c for c in self.claims if c is not claim))

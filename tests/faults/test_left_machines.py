@@ -244,3 +244,23 @@ async def test_a_bug_in_one_task_ends_the_agent_and_leaves_the_machines_of_the_o
         assert is_alive(left)
         assert plane.ends == []
         await reap(layout_of(territory), living=True)
+
+
+async def test_a_purge_keeps_an_exit_that_its_agent_died_before_telling(territory: Territory) -> None:
+    """Forgotten, its lease would run out, and the job would run again although it had reached its end."""
+    heir = Plane(ttl_s=60)
+    with trio.fail_after(LIMIT_S):
+        record = await leave(territory, exit=SEVEN)
+        for _ in range(2):
+            assert (await reap(layout_of(territory), living=True)).untold == [str(record.vm)]
+        assert not is_alive(record)
+        await adopt(territory, heir)
+    assert [(told.ending, told.exit_code) for told in heir.ends] == [(Ending.FAILED, 7)]
+    assert ledger_of(territory).vms() == []
+
+
+async def test_an_exit_whose_lease_ran_out_meanwhile_is_forgotten(territory: Territory) -> None:
+    with trio.fail_after(LIMIT_S):
+        record = await leave(territory, exit=SEVEN, deadline_ns=1)
+        assert (await reap(layout_of(territory), living=True)).reaped == [str(record.vm)]
+    assert ledger_of(territory).vms() == []
