@@ -21,7 +21,7 @@ from nimbus.host_agent.lease import HeldLease, resume_lease
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.life import first_error
 from nimbus.host_agent.lifecycle import adopt_machine
-from nimbus.host_agent.logs import LogShipping
+from nimbus.host_agent.logs import LogShipping, LogTarget
 from nimbus.host_agent.machines import Report, Workplace, note_lost, open_output
 from nimbus.host_agent.page import Page
 from nimbus.host_agent.plan import HostLayout, read_shape
@@ -167,7 +167,8 @@ async def _hold_and_serve(workplace: Workplace, foundling: Foundling) -> None:
 async def _serve(workplace: Workplace, record: OpenRecord, lease: HeldLease) -> None:
     @asynccontextmanager
     async def open_sink(opened: OpenRecord) -> AsyncIterator[LogShipping]:
-        async with open_output(workplace, opened, None) as shipping:  # to where its spool says
+        target = LogTarget(workplace.policy.log_sink_url, None)  # its token, and where it goes, stand in its spool
+        async with open_output(workplace, opened, target) as shipping:
             yield shipping
 
     ties = Ties(open_sink, Report(workplace.control, lease), workplace.departure)

@@ -37,10 +37,6 @@ class LogTarget:
     url: str | None
     token: str | None = field(repr=False)
 
-    @property
-    def is_complete(self) -> bool:
-        return self.url is not None and self.token is not None
-
 
 class LogShipping(OutputSink, Protocol):
     """Where the output of one VM goes. Left without `finish`, it stays for the next agent to go on with."""
@@ -96,26 +92,25 @@ def _keep_target(folder: Path, target: LogTarget, *, is_new: bool) -> None:
 @asynccontextmanager
 async def open_log_shipping(
     folder: Path,
-    target: LogTarget | None,
+    target: LogTarget,
     *,
     secrets: Iterable[str] = (),
     cap_bytes: int = DEFAULT_CAP_BYTES,
     flush_s: float = FLUSH_S,
 ) -> AsyncIterator[LogShipping]:
-    """A sink whose bytes arrive at `target`; at the one that an earlier agent was given where this one has none.
+    """A sink whose bytes arrive at `target`; what it lacks is taken from what an earlier agent was given.
 
     Leaving it never waits for the pipeline. Without a URL or a token the output goes nowhere, and the agent's log
     says so once. Raises Conflict while another process has the folder, HostFault where the disk does not take it.
     """
-    kept, given = await in_thread(lambda: read_target(folder)), target
-    if target is None or not target.is_complete:
-        target = kept
-    if target is None or target.url is None:
-        if given is not None:  # else an earlier agent said it, or all that it was given has arrived
+    kept = await in_thread(lambda: read_target(folder)) or LogTarget(None, None)
+    known = LogTarget(target.url or kept.url, target.token or kept.token)
+    if known.url is None or known.token is None:
+        if target.token is not None:  # else an earlier agent said it, or all that it was given has arrived
             log.warning("logs.not_shipped", why="no logging pipeline is configured (NIMBUS_LOG_SINK_URL)")
         yield _Discarded()
         return
-    url, known = ingest_url(target.url), target
+    url = ingest_url(known.url)
     async with open_spool(folder, cap_bytes) as spool, open_http(token=known.token) as client:
         await in_thread(lambda: _keep_target(folder, known, is_new=known != kept))
         await spool.mask(secrets)

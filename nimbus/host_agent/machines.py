@@ -167,7 +167,7 @@ async def _find_image(host: Host, name: str) -> Image | None:
 
 
 @asynccontextmanager
-async def open_output(workplace: Workplace, record: OpenRecord, target: LogTarget | None) -> AsyncIterator[LogShipping]:
+async def open_output(workplace: Workplace, record: OpenRecord, target: LogTarget) -> AsyncIterator[LogShipping]:
     """Where a machine's output goes. With its VM down it is ended; else the next agent goes on with it."""
     folder = workplace.host.layout.spools / str(record.value.vm)
     async with open_log_shipping(folder, target, cap_bytes=workplace.policy.log_spool_bytes) as shipping:

@@ -33,7 +33,7 @@ from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, l
 from nimbus.host_agent.poller import Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
-from nimbus.host_agent.stragglers import ship_stragglers
+from nimbus.host_agent.stragglers import StragglerLimits, ship_stragglers
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.runtime.http import open_http
 from nimbus.runtime.listening import run_room
@@ -57,7 +57,8 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
         )
         agent.start_soon(guarded, reap_forever, host.layout, count_round)
         is_owned = Ledger(host.layout.ledger).names
-        ship = partial(ship_stragglers, host.layout.spools, is_owned=is_owned, on_round=count_stragglers)
+        limits = StragglerLimits(sink_url=settings.log_sink_url)
+        ship = partial(ship_stragglers, host.layout.spools, is_owned=is_owned, on_round=count_stragglers, limits=limits)
         agent.start_soon(guarded, ship)
         control = open_control(settings, http, host.layout, estate, start)
         place = Workplace(host, control, job_policy(settings, control), departure)

@@ -32,12 +32,13 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class StragglerLimits:
-    """How long and how much output may wait for a pipeline that is away."""
+    """How long and how much output may wait for a pipeline that is away, and where that is."""
 
     round_s: float = ROUND_S
     turn_s: float = TURN_S
     age_max_s: float = AGE_MAX_S
     total_max_bytes: int = TOTAL_MAX_BYTES
+    sink_url: str | None = None  # NIMBUS_LOG_SINK_URL as it is now: a pipeline may have moved since the spool was made
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ async def ship_round(spools: Path, is_owned: Callable[[str], bool], limits: Stra
     for straggler in keep:
         try:
             with trio.move_on_after(limits.turn_s):
-                shipped += await _ship(straggler.folder)
+                shipped += await _ship(straggler.folder, limits.sink_url)
         except Conflict:
             pass  # somebody took it up meanwhile
         except HostFault as error:  # the disk may get better; if not, its age ends it
@@ -137,7 +138,7 @@ def _is_vm(name: str) -> bool:
     return True
 
 
-async def _ship(folder: Path) -> bool:
+async def _ship(folder: Path, sink_url: str | None) -> bool:
     """Bring a spool to its pipeline and take it away. Raises Conflict while somebody holds it, Refused, HostFault."""
     async with open_spool(folder) as spool:
         target = await in_thread(lambda: read_target(folder))
@@ -146,7 +147,7 @@ async def _ship(folder: Path) -> bool:
             return False
         if not await spool.finish_orphan():
             return False  # the disk is full: another round
-        await _deliver(spool, target, target.url)
+        await _deliver(spool, target, sink_url or target.url)
         with trio.CancelScope(shield=True):
             await spool.remove()
     log.info("logs.straggler_shipped", vm=folder.name)

@@ -43,7 +43,7 @@ def open_target(pipeline: Pipeline) -> LogTarget:
 @asynccontextmanager
 async def open_left(folder: Path, pipeline: Pipeline) -> AsyncIterator[LogShipping]:
     """What the next agent opens: it was told no target."""
-    async with open_log_shipping(folder, None) as sink:
+    async with open_log_shipping(folder, LogTarget(None, None)) as sink:
         yield sink
 
 

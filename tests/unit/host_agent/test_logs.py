@@ -179,7 +179,7 @@ async def test_a_full_disk_costs_output_and_not_the_job(tmp_path: Path) -> None:
 
 
 async def test_without_a_pipeline_output_goes_nowhere(tmp_path: Path) -> None:
-    for target in (None, LogTarget(None, None), LogTarget("http://logs", None)):
+    for target in (LogTarget(None, None), LogTarget(None, "t"), LogTarget("http://logs", None)):
         async with open_log_shipping(tmp_path / "spool", target) as sink:
             assert await sink.write("stdout", 0, b"x" * 10) == 10
             assert sink.offsets == (10, 0)
@@ -190,7 +190,7 @@ async def test_without_a_pipeline_output_goes_nowhere(tmp_path: Path) -> None:
 async def test_only_a_host_without_a_pipeline_is_called_so(tmp_path: Path) -> None:
     """An end that is told late has no output left, since all of it has arrived: nothing is amiss on that host."""
     told = []
-    for target in (LogTarget(None, "token"), None):
+    for target in (LogTarget(None, "token"), LogTarget(None, None)):
         with capture_logs() as events:
             async with open_log_shipping(tmp_path / "spool", target):
                 pass

@@ -52,6 +52,18 @@ async def test_what_was_left_arrives_and_a_lost_end_is_told(tmp_path: Path) -> N
             assert not any(tmp_path.iterdir())  # noqa: ASYNC240 - a test's own folder
 
 
+async def test_a_pipeline_that_moved_gets_what_was_left_for_its_old_address(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            await leave(tmp_path / "0000000a", NOWHERE, b"whole\n", finished=True)
+            told = await ship_round(tmp_path, nobody, StragglerLimits(sink_url=pipeline.url))
+            assert told == StragglerRound(0, 0, shipped=1, given_up=0)
+            await leave(tmp_path / "0000000b", NOWHERE, b"one\n", finished=False)
+            async with open_log_shipping(tmp_path / "0000000b", LogTarget(pipeline.url, None)) as sink:
+                assert await sink.finish()
+            assert [row["message"] for row in pipeline.rows if row["stream"] == "stdout"] == ["whole", "one"]
+
+
 async def test_a_spool_with_a_record_or_in_use_is_left_alone(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with open_pipeline() as pipeline:
