@@ -7,10 +7,11 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def answer(fifo: Path, writer: int) -> None:
     """The hung reader gets its end of file, and whoever comes after it finds no file at all."""
     fifo.unlink()
     os.close(writer)
+
+
+@contextmanager
+def run_process(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive its block, whatever the block finds."""
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def finish(layout: HostLayout, record: OpenRecord) -> None:
@@ -162,11 +173,23 @@ async def test_a_slot_is_never_given_back_before_the_vmm_the_cgroup_and_the_netw
 
 
 async def test_the_barrier_waits_for_a_keeper_that_lives_outside_its_cgroup(layout: HostLayout) -> None:
-    with subprocess.Popen(["sleep", "1000"]) as keeper:  # noqa: ASYNC220 - fork and exec of a test
+    with run_process("sleep", "1000") as keeper:
         target = broken_target(layout)
         await claims.release(Claim.VMM, replace(target, record=replace(target.record, keeper=_id(keeper))))
         assert keeper.poll() == -signal.SIGKILL  # dead already: nothing here waited for it
         await claims.release(Claim.VMM, replace(target, record=replace(target.record, keeper=_id_of_dead(keeper))))
+
+
+async def test_the_barrier_waits_for_a_vmm_whose_memory_the_kernel_takes_its_time_to_free(layout: HostLayout) -> None:
+    target = broken_target(layout)
+    cgroup.ensure_leaf(target.object, cgroup.Limits(cpus=1, mem_mib=1024, pids=16))
+    with run_process(sys.executable, "-c", "x = b'x' * (256 << 20); print(flush=True); input()") as vmm:
+        assert vmm.stdout is not None
+        vmm.stdout.readline()  # its memory is there
+        (cgroup.cgroup_dir(target.object) / "vmm" / "cgroup.procs").write_text(str(vmm.pid))
+        await claims.release(Claim.VMM, target)
+        assert not cgroup.is_populated(target.object)
+    await claims.release(Claim.CGROUP, target)
 
 
 async def test_a_process_that_only_has_the_keepers_old_pid_is_let_live(layout: HostLayout) -> None:
