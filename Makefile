@@ -78,6 +78,7 @@ faults: setup ## strike every operation of an agent with every kind of fault (AR
 	NIMBUS_TEST_ALL_POINTS=1 $(BIN)/pytest -q tests/faults/test_every_step.py -k cancelling || status=1; \
 	NIMBUS_TEST_ALL_POINTS=1 $(BIN)/pytest -q -rP tests/faults/test_cycles.py || status=1; \
 	NIMBUS_TEST_ALL_POINTS=1 $(BIN)/pytest -q -rP tests/acceptance/test_agent_restarts.py -k every_line || status=1; \
+	$(BIN)/python -m tests.faults.lease_machine --stories 6 --words 20 || status=1; \
 	$(BIN)/python -m tests.faults.disabled_releases || status=1; \
 	$(BIN)/python -m tests.faults.campaign --folder build/faults $(ARGS) || status=1; \
 	exit $$status
