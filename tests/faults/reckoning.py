@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,10 @@ RETRY_S = 3.0  # a renewal that failed is tried again after this at the latest, 
 BEFORE_ITS_START = "its agent died before the job had begun"
 BEFORE_ITS_RECORD = "its agent died between the grant and the record"
 BEFORE_ITS_REPLY = "the control plane died between the grant and its reply"
-AWAY = "nobody could renew for longer than a lease lasts"
+AGENT_AWAY = "its agent was away for longer than a lease lasts"
+PLANE_AWAY = "the control plane was away for longer than a lease lasts"
+ONE_AWAY = "one or the other was away for longer than a lease lasts"
+_AWAY = frozenset({AGENT_AWAY, PLANE_AWAY, ONE_AWAY})
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Reckoning:
     attempts: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # of each fence beyond the first
     silences_s: list[float] = field(default_factory=list)  # of those that nobody could renew
-    run_again: int = 0  # jobs that came to their end, and were run again because nobody could tell it in time
+    run_again: Counter[str] = field(default_factory=Counter)  # runs that came to their end, which nobody heard in time
     whole_outputs: int = 0
 
 
@@ -80,7 +83,7 @@ def reckon(seen: Evidence) -> Reckoning:
             continue
         steps = by_machine[machines[0]["machine_id"]]
         _judge_end(told, plan, job, steps)
-        reasons = list(_explain_fences(told, seen, plan, steps))
+        reasons = _explain_fences(told, seen, plan, steps)
         _judge_runs(told, seen, plan, steps, reasons)
         _judge_output(told, seen, plan)
     return told
@@ -107,25 +110,29 @@ def _judge_end(told: Reckoning, plan: JobPlan, job: Json, steps: Sequence[Json])
         told.wrong += [f"job {plan.number}: {what}" for what in wrong]
 
 
-def _explain_fences(told: Reckoning, seen: Evidence, plan: JobPlan, steps: Sequence[Json]) -> Iterator[str]:
+def _explain_fences(told: Reckoning, seen: Evidence, plan: JobPlan, steps: Sequence[Json]) -> dict[int, str]:
     """Why each fence but the last was not the last."""
+    reasons: dict[int, str] = {}
     for end in (step for step in steps if step["event"] == "expire"):
         own = [step for step in steps if step["fence"] == end["fence"]]
         reason = _find_reason(seen, own)
-        if reason == AWAY:
-            told.silences_s.append(_longest_silence_s(seen, own[0], own[-1]))
+        if reason in _AWAY:
+            told.silences_s.append(_longest_silence_s(seen, own, {PLANE, own[0]["agent_id"]}))
         if reason is None:
             told.wrong.append(f"job {plan.number} was run again without need: {_show(own)}")
         told.reasons[reason or "NO REASON"] += 1
-        yield reason or ""
+        reasons[end["fence"]] = reason or ""
+    return reasons
 
 
 def _find_reason(seen: Evidence, own: Sequence[Json]) -> str | None:
     granted, end = own[0], own[-1]
     started = any(step["event"] == "start" for step in own)
-    deaths = [out for out in seen.outages if out.name == granted["agent_id"] and _within(out.from_s, granted, end)]
-    if _longest_silence_s(seen, granted, end) >= _least_silence_s(seen.ttl_s):
-        return AWAY
+    agent = granted["agent_id"]
+    deaths = [out for out in seen.outages if out.name == agent and _within(out.from_s, granted, end)]
+    for names, reason in (({agent}, AGENT_AWAY), ({PLANE}, PLANE_AWAY), ({agent, PLANE}, ONE_AWAY)):
+        if _longest_silence_s(seen, own, names) >= _least_silence_s(seen.ttl_s):
+            return reason
     if not started and end["told_by"] == "clock" and _died_at(seen, PLANE, granted):
         return BEFORE_ITS_REPLY
     if not started and deaths:
@@ -148,13 +155,13 @@ def _least_silence_s(ttl_s: float) -> float:
     return ttl_s - policy.margin_of(ttl_s) - ttl_s / 3 - REPLY_S
 
 
-def _longest_silence_s(seen: Evidence, granted: Json, end: Json) -> float:
-    """How long the holder and the control plane were not both there, without a moment for a renewal in between."""
-    first_s, last_s = granted["at_ms"] / 1000, end["at_ms"] / 1000
+def _longest_silence_s(seen: Evidence, own: Sequence[Json], names: Set[str]) -> float:
+    """How long these were not all there under this fence, without a moment for a renewal in between."""
+    first_s, last_s = own[0]["at_ms"] / 1000, own[-1]["at_ms"] / 1000
     mine = sorted(
         (max(out.from_s, first_s), min(out.to_s, last_s))
         for out in seen.outages
-        if out.name in {PLANE, granted["agent_id"]} and out.from_s < last_s and out.to_s > first_s
+        if out.name in names and out.from_s < last_s and out.to_s > first_s
     )
     longest_s, start_s, until_s = 0.0, 0.0, float("-inf")
     for from_s, to_s in mine:
@@ -165,7 +172,9 @@ def _longest_silence_s(seen: Evidence, granted: Json, end: Json) -> float:
     return longest_s
 
 
-def _judge_runs(told: Reckoning, seen: Evidence, plan: JobPlan, steps: Sequence[Json], reasons: Sequence[str]) -> None:
+def _judge_runs(
+    told: Reckoning, seen: Evidence, plan: JobPlan, steps: Sequence[Json], reasons: Mapping[int, str]
+) -> None:
     """What the witness saw: one run at a time, each under a fence of its own, and one end."""
     runs = seen.runs.get(plan.number, ())
     granted_ms = {step["fence"]: step["at_ms"] for step in steps if step["event"] == "lease"}
@@ -176,8 +185,8 @@ def _judge_runs(told: Reckoning, seen: Evidence, plan: JobPlan, steps: Sequence[
         told.wrong += [f"job {plan.number} came to its own end and should not have"] if ended else []
     elif not ended or ended[-1] is not runs[-1]:
         told.wrong.append(f"job {plan.number} is {plan.conclusion} without having come to its end: {_show(steps)}")
-    elif len(ended) > 1 and AWAY in reasons:
-        told.run_again += 1
+    elif len(ended) > 1 and all(reasons[find_fence(run, granted_ms)] in _AWAY for run in ended[:-1]):
+        told.run_again += Counter(reasons[find_fence(run, granted_ms)] for run in ended[:-1])
     elif len(ended) > 1:
         told.wrong.append(f"job {plan.number} came to its end {len(ended)} times: {_show(steps)}")
 

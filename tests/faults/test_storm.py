@@ -13,7 +13,7 @@ import pytest
 from tests.faults.aftermath import render_table, summarize
 from tests.faults.marks import Run, listening_witness, read_runs
 from tests.faults.raging import StormOrder
-from tests.faults.reckoning import AWAY, BEFORE_ITS_START, PLANE, Evidence, Outage, reckon
+from tests.faults.reckoning import AGENT_AWAY, BEFORE_ITS_START, ONE_AWAY, PLANE, PLANE_AWAY, Evidence, Outage, reckon
 from tests.faults.storm import run_storm
 from tests.faults.victims import plan_absences
 from tests.faults.workload import JobPlan, command_of, plan_jobs
@@ -104,12 +104,13 @@ def test_two_runs_that_overlap_or_share_a_fence_are_double_runs() -> None:
 
 def test_a_second_fence_is_explained_by_an_absence_longer_than_a_lease_whoever_was_away() -> None:
     runs = (run(70, 2, 6, ended=True), run(71, 32, 35, ended=True))
-    for outages in (
-        (Outage("north", 5, 29),),
-        (Outage(PLANE, 5, 12), Outage("north", 11, 18)),
+    for reason, outages in (
+        (AGENT_AWAY, (Outage("north", 5, 29),)),
+        (PLANE_AWAY, (Outage(PLANE, 5, 29),)),
+        (ONE_AWAY, (Outage(PLANE, 5, 10), Outage("north", 9, 14))),
     ):
         told = reckon(evidence(AGAIN, *runs, outages=outages))
-        assert (told.wrong, told.doubles, dict(told.reasons), told.run_again) == ([], [], {AWAY: 1}, 1)
+        assert (told.wrong, told.doubles, told.reasons, told.run_again) == ([], [], {reason: 1}, {reason: 1})
     elsewhere = reckon(evidence(AGAIN, *runs, outages=(Outage("south", 5, 29),)))
     assert elsewhere.wrong != []
 
