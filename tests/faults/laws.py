@@ -19,6 +19,7 @@ from tests.faults.witness import Beat, find_double_runs
 
 Json = dict[str, Any]
 OWN = (Ending.DONE, Ending.FAILED)  # the job's own exits, as a gate can tell them
+SLACK_S = 0.7  # between what the control plane hears and what an agent then does
 AGENT_LEFT, AGENT_TORE_DOWN, VM_KILLED, PURGED, CUT = "left", "tore down", "vm killed", "purged", "cut"
 
 
@@ -42,6 +43,25 @@ class Trouble:
 
 
 @dataclass(frozen=True)
+class Hindrance:
+    """A time in which an agent could not renew: it was away, frozen, cut off, or the machine under it stood still."""
+
+    agent: str  # empty: all of them
+    begin: float
+    end: float
+    adopts: bool = False  # it ends with a new start, which renews at once
+
+
+@dataclass(frozen=True)
+class Patience:
+    """What a lease bears, in seconds, and what an agent needs to renew once nothing hinders it."""
+
+    holder_s: float  # from a renewal to its holder's deadline
+    renews_s: float  # within so long a free agent renews
+    adopts_s: float  # one that has just started
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that is known at one moment; `told` is what the control plane answered before the hosts were looked at."""
 
@@ -50,7 +70,8 @@ class Evidence:
     living: Sequence[tuple[int, int, int]]  # machine, fence and pid of each keeper
     gates: Mapping[int, int]  # machine -> the exit that its gate tells, once it is open
     troubles: Sequence[Trouble]
-    silence_s: float  # what a lease bears
+    hindrances: Sequence[Hindrance]
+    patience: Patience
 
 
 def find_crimes(seen: Evidence) -> list[str]:
@@ -102,10 +123,30 @@ def find_excuse(seen: Evidence, number: int, lease: Json) -> str | None:
         booting = not lease["running_at"] or lease["running_at"] > trouble.at
         if trouble.meets(number, lease) and (booting or trouble.kind not in (AGENT_LEFT, CUT)):
             return trouble.kind
+    return "silence" if _is_silenced(seen, lease) else None
+
+
+def _is_silenced(seen: Evidence, lease: Json) -> bool:
+    """Whether its agent did not renew for too long, and could not: a free one that is silent loses leases for nothing.
+
+    The first renewal needs no excuse: a grant may get lost on its way.
+    """
     times = [lease["granted_at"], *lease["heard"], lease["ended_at"]]
-    if max(after - before for before, after in pairwise(times)) > seen.silence_s:
-        return "silence"
-    return None
+    for number, (before, after) in enumerate(pairwise(times)):
+        if after - before > seen.patience.holder_s - SLACK_S:
+            return number == 0 or not _was_free(seen, lease["agent"], before)
+    return False
+
+
+def _was_free(seen: Evidence, agent: str, since: float) -> bool:
+    """Whether nothing hindered it for long enough, between a renewal and its deadline."""
+    patience, free_from, needs_s = seen.patience, since, seen.patience.renews_s
+    for each in sorted(seen.hindrances, key=lambda one: one.begin):
+        if each.agent in ("", agent) and each.end > free_from:
+            if min(each.begin, since + patience.holder_s) - free_from > needs_s:
+                return True
+            free_from, needs_s = each.end, patience.adopts_s if each.adopts else patience.renews_s
+    return since + patience.holder_s - free_from > needs_s
 
 
 def find_torn_logs(told: Json) -> list[str]:

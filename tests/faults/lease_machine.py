@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.faults.leaseplane import WAYS
+from tests.faults.story_end import finish_story
 from tests.faults.world import NAMES, Crime, World, open_world
 
 Word = tuple[Any, ...]
@@ -170,7 +171,7 @@ def tell_word(world: World, word: Word) -> None:
 def finish(world: World, story: Sequence[Word]) -> None:
     """The end of a story without more faults."""
     try:
-        world.finish()
+        finish_story(world)
     except Crime:
         say_story(story)
         raise
@@ -182,7 +183,7 @@ def replay(story: Sequence[Word]) -> None:
         world.begin()
         for word in story:
             tell_word(world, word)
-        world.finish()
+        finish_story(world)
 
 
 def say_story(story: Sequence[Word]) -> None:

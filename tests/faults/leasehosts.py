@@ -6,13 +6,16 @@ lease_machine.py.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from nimbus.host import process
@@ -49,6 +52,8 @@ class Host:
     frozen: bool = False
     draining: bool = False
     cut_at: float = 0.0
+    frozen_at: float = 0.0
+    away_at: float = 0.0  # since when it has had no agent that is ready
 
     @property
     def layout(self) -> HostLayout:
@@ -92,6 +97,14 @@ class Host:
     def is_ready(self) -> bool:
         """Whether its agent hears signals and leases."""
         return self.agent is not None and "agent.ready" in self.agent.told()
+
+    def ready_at(self) -> float | None:
+        """When its agent was ready, in monotonic seconds."""
+        for line in self.agent.told().splitlines() if self.agent is not None else []:
+            if "agent.ready" in line:
+                said = datetime.fromisoformat(json.loads(line)["timestamp"])
+                return said.timestamp() - time.time() + time.monotonic()
+        return None
 
     def start(self, port: int) -> None:
         """The agent's next life."""

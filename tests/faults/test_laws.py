@@ -10,7 +10,18 @@ import pytest
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.model.vm import Ending
 from nimbus.wire.leaseapi import EnrolRequest, FinishRequest, HeldState, RenewRequest
-from tests.faults.laws import AGENT_LEFT, CUT, VM_KILLED, Evidence, Trouble, find_crimes, find_excuse, find_torn_logs
+from tests.faults.laws import (
+    AGENT_LEFT,
+    CUT,
+    VM_KILLED,
+    Evidence,
+    Hindrance,
+    Patience,
+    Trouble,
+    find_crimes,
+    find_excuse,
+    find_torn_logs,
+)
 from tests.faults.leasebook import EXPIRED, FINISHED, GIVEN_UP, LeaseBook
 from tests.faults.witness import Beat
 
@@ -28,7 +39,7 @@ def lease(fence: int = 1, **fields: Any) -> Json:
 def evidence(*leases: Json, **fields: Any) -> Evidence:
     told = {"requests": [{"number": 1, "leases": list(leases)}], "wrong": [], "clashes": [], "rows": {}}
     beats = [Beat(13_000_000_000, 1, 1, 5), Beat(19_000_000_000, 1, 1, 5)]
-    return replace(Evidence(told, beats, [], {1: 7}, [], silence_s=3.0), **fields)
+    return replace(Evidence(told, beats, [], {1: 7}, [], [], Patience(3.0, 2.4, 1.2)), **fields)
 
 
 def test_a_job_that_ends_by_itself_is_no_crime() -> None:
@@ -73,9 +84,32 @@ def test_what_happened_while_it_booted_while_it_was_silent_or_as_it_was_taken_aw
     assert find_excuse(booting, 1, ended) == AGENT_LEFT
     cut = replace(evidence(), troubles=[Trouble(CUT, 9.0, "a", until=11.0)])
     assert find_excuse(cut, 1, ended) == CUT
-    assert find_excuse(evidence(), 1, {**ended, "heard": [11.0, 12.0]}) == "silence"
     assert find_excuse(evidence(), 1, {**ended, "lost": True}) == "it was taken away"
     assert find_excuse(replace(booting, troubles=[Trouble(AGENT_LEFT, 9.0, "a")]), 1, ended) is None  # before it
+
+
+@pytest.mark.parametrize(
+    ("hindrances", "excuse"),
+    [
+        ([], None),
+        ([Hindrance("b", 13.0, 30.0)], None),  # another's
+        ([Hindrance("a", 13.0, 16.0)], "silence"),
+        ([Hindrance("", 12.5, 14.9)], "silence"),  # the machine itself stood still
+        ([Hindrance("a", 12.5, 13.0), Hindrance("a", 13.5, 14.0)], "silence"),  # never free for long enough
+        ([Hindrance("a", 12.1, 12.3)], None),
+        ([Hindrance("a", 12.1, 13.5)], "silence"),  # it may wait for its next try
+        ([Hindrance("a", 12.1, 13.5, adopts=True)], None),  # a new start does not
+    ],
+)
+def test_an_agent_that_was_free_to_renew_has_no_excuse_for_its_silence(
+    hindrances: list[Hindrance], excuse: str | None
+) -> None:
+    ended = lease(how=EXPIRED, end=None, heard=[11.0, 12.0], ended_at=16.0)
+    assert find_excuse(evidence(hindrances=hindrances), 1, ended) == excuse
+
+
+def test_a_grant_that_never_arrived_is_no_crime() -> None:
+    assert find_excuse(evidence(), 1, lease(how=EXPIRED, end=None, heard=[], ended_at=14.0)) == "silence"
 
 
 def test_a_line_that_is_missing_twice_or_late_tears_a_log() -> None:

@@ -14,17 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from nimbus.host import process
-from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.reaper import reap
-from nimbus.host_agent.stragglers import StragglerLimits, ship_round
-from tests.faults.forks import ask, fork, wait_for
+from tests.faults.forks import fork, wait_for
 from tests.faults.gatejob import gate_argv
 from tests.faults.laws import (
     AGENT_LEFT,
@@ -33,20 +32,19 @@ from tests.faults.laws import (
     PURGED,
     VM_KILLED,
     Evidence,
+    Hindrance,
+    Patience,
     Trouble,
-    count_ends,
     find_crimes,
-    find_torn_logs,
 )
 from tests.faults.leasehosts import START_S, STOP_S, Host, open_host
 from tests.faults.leaseplane import serve_leases
 from tests.faults.plane import open_listener, tell_plane
-from tests.faults.witness import find_gaps, read_beats
+from tests.faults.witness import read_beats
 
-TTL_S = 4.0
-SILENCE_S = TTL_S * 3 / 4 - 0.7  # a holder gives up after three quarters; a slow machine is behind by the rest
-GRACE_S = 2.0
-GAP_S = 15.0  # a neighbour's silence that no load of this machine explains
+TTL_S = 5.0  # an agent renews each third of it, and gives up after three quarters
+PATIENCE = Patience(holder_s=TTL_S * 3 / 4, renews_s=TTL_S * 3 / 5, adopts_s=1.5)
+STALL_S = 0.5  # a neighbour that did not beat for so long: the machine itself stood still
 NAMES = ("a", "b")
 
 
@@ -66,7 +64,13 @@ class World:
         self._numbers = 0
         self._first = 1
         self._troubles: list[Trouble] = []
+        self._hindrances: list[Hindrance] = []  # that are over
         self._gates: dict[int, int] = {}
+
+    @property
+    def requests(self) -> int:
+        """How many this story has."""
+        return self._numbers + 1 - self._first
 
     def tell(self, **order: Any) -> dict[str, Any]:
         return tell_plane(self._port, **order)
@@ -74,9 +78,10 @@ class World:
     def begin(self) -> None:
         """A new story: no request, both agents about to start."""
         self.tell(reset=True)
-        self._first, self._troubles, self._gates = self._numbers + 1, [], {}
+        self._first, self._troubles, self._hindrances, self._gates = self._numbers + 1, [], [], {}
         self._beats.unlink(missing_ok=True)
         for name in NAMES:
+            self.hosts[name].away_at = time.monotonic()
             self.start(name)
 
     # --- requests and their jobs --------------------------------------------------------------------------------
@@ -128,7 +133,7 @@ class World:
     def kill(self, name: str) -> None:
         host = self.hosts[name]
         if host.agent is not None:
-            self._note(AGENT_LEFT, host)
+            self._note_leaving(AGENT_LEFT, host)
             host.agent.kill()
             self._bury(host, -signal.SIGKILL)
 
@@ -146,11 +151,17 @@ class World:
             return
         self.thaw(name)
         ready = host.is_ready()
-        self._note(kind, host)
+        self._note_leaving(kind, host)
         host.agent.send(signum)
         if not host.agent.wait(STOP_S):
             raise Crime(f"agent {name} did not end in {STOP_S:g} s: {host.agent.told()[-3000:]}")
         self._bury(host, 0 if ready else None)
+
+    def _note_leaving(self, kind: str, host: Host) -> None:
+        self._note(kind, host)
+        if not host.away_at or host.ready_at() is not None:
+            self._look_at_readiness(host)
+            host.away_at = time.monotonic()
 
     def restart_killed(self, name: str) -> None:
         self.kill(name)
@@ -167,22 +178,32 @@ class World:
             host.draining = True
             host.agent.send(signal.SIGUSR1)
 
+    def see_drained(self, name: str) -> None:
+        """Wait for the end of an agent that drains."""
+        host = self.hosts[name]
+        if host.draining and host.agent is not None:
+            if not host.agent.wait(START_S):
+                raise Crime(f"agent {name} does not come to the end of its drain: {host.agent.told()[-3000:]}")
+            self._bury(host, 0)
+
     def freeze(self, name: str) -> None:
         host = self.hosts[name]
         if host.agent is not None and not host.frozen:
-            host.frozen = True
+            host.frozen, host.frozen_at = True, time.monotonic()
             host.agent.send(signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
         host = self.hosts[name]
         if host.agent is not None and host.frozen:
             host.agent.send(signal.SIGCONT)
+            self._hindrances.append(Hindrance(name, host.frozen_at, time.monotonic()))
         host.frozen = False
 
     def _bury(self, host: Host, wanted: int | None) -> None:
         """An agent has ended. `wanted` None: a signal before it was ready may end it in any way."""
         assert host.agent is not None
         ended, host.agent, host.frozen, draining = host.agent, None, False, host.draining
+        host.away_at = host.away_at or time.monotonic()
         host.draining = False
         if draining and wanted == -signal.SIGKILL:
             wanted = ended.status  # it may have left before
@@ -202,6 +223,7 @@ class World:
         if host.cut_at:
             self.tell(heal=name)
             self._troubles.append(Trouble(CUT, host.cut_at, name, until=time.monotonic()))
+            self._hindrances.append(Hindrance(name, host.cut_at, time.monotonic()))
             host.cut_at = 0.0
 
     def purge(self, name: str) -> None:
@@ -229,14 +251,35 @@ class World:
         open_cuts = [Trouble(CUT, h.cut_at, h.name, until=now) for h in self.hosts.values() if h.cut_at]
         living = [vm for host in self.hosts.values() for vm in host.living()]
         troubles = [*self._troubles, *open_cuts]
-        seen = Evidence(told, read_beats(self._beats), living, self._gates, troubles, SILENCE_S)
+        hindrances = [*self._hindrances, *self._find_hindrances(now)]
+        seen = Evidence(told, read_beats(self._beats), living, self._gates, troubles, hindrances, PATIENCE)
         crimes = find_crimes(seen)
         crimes += [f"process {p.pid} of the neighbour is gone" for p in self._hurt()]
         if crimes:
             raise Crime("\n".join(crimes))
         return seen
 
+    def _look_at_readiness(self, host: Host) -> None:
+        ready_at = host.ready_at() if host.away_at else None
+        if ready_at is not None:
+            self._hindrances.append(Hindrance(host.name, host.away_at, ready_at, adopts=True))
+            host.away_at = 0.0
+
+    def _find_hindrances(self, now: float) -> Iterator[Hindrance]:
+        """Those that last, and the times in which not even a neighbour could beat."""
+        for host in self.hosts.values():
+            if host.away_at:
+                yield Hindrance(host.name, host.away_at, now, adopts=True)
+            if host.frozen:
+                yield Hindrance(host.name, host.frozen_at, now)
+            if host.cut_at:
+                yield Hindrance(host.name, host.cut_at, now)
+        for before, after in pairwise(read_beats(self.hosts[NAMES[0]].quiet_beats)):
+            if after.at_ns - before.at_ns > STALL_S * 1e9:
+                yield Hindrance("", before.at_ns / 1e9, after.at_ns / 1e9)
+
     def _look_at_agent(self, host: Host) -> None:
+        self._look_at_readiness(host)
         if host.agent is not None and host.agent.wait(0):
             if not host.draining:
                 raise Crime(f"agent {host.name} ended by itself, {host.agent.status}: {host.agent.told()[-4000:]}")
@@ -252,59 +295,6 @@ class World:
                 host.agent.kill()
                 host.agent = None
             self.purge(host.name)
-
-    # --- the end ------------------------------------------------------------------------------------------------
-
-    def finish(self) -> None:
-        """No more faults: every request ends, agents exit, nothing is left. Raises Crime."""
-        for name in NAMES:
-            self.thaw(name)
-            self.heal(name)
-        for index in range(self._numbers + 1 - self._first):
-            self.end_job(index, 0)
-        for name, host in self.hosts.items():
-            if host.draining and host.agent is not None:
-                if not host.agent.wait(START_S):
-                    raise Crime(f"agent {name} does not come to the end of its drain: {host.agent.told()[-3000:]}")
-                self._bury(host, 0)
-            self.start(name)
-        self._wait("its requests do not end", lambda: bool(self.look().told["over"]))
-        self._wait("records are left", lambda: not self._records())
-        for name in NAMES:
-            self._wait("an agent does not get ready", self.hosts[name].is_ready)
-            self.stop(name)
-        for host in self.hosts.values():
-            self._judge_host(host)
-        seen = self.look()
-        if torn := find_torn_logs(seen.told):
-            raise Crime("\n".join(torn))
-        self.stories += 1
-        self.account.update(count_ends(seen))
-
-    def _wait(self, what: str, seen: Callable[[], bool]) -> None:
-        if not wait_for(seen, START_S, 0.2):
-            said = "\n".join(h.agent.told()[-2500:] for h in self.hosts.values() if h.agent is not None)
-            raise Crime(f"{what} in {START_S:g} s: {self.tell()['requests']}, {self._records()}\n{said}")
-
-    def _records(self) -> list[str]:
-        return [name for host in self.hosts.values() for name in host.records()]
-
-    def _judge_host(self, host: Host) -> None:
-        for _ in range(2):
-            self._look_for_leaks(host)
-            self.purge(host.name)
-        left = ask(self.folder / "ship.txt", START_S, _ship, host.layout)
-        if left != [0, 0]:
-            raise Crime(f"host {host.name}: {left[0]} spools wait and {left[1]} were given up")
-        gaps = find_gaps(read_beats(host.quiet_beats), GAP_S)
-        if gaps:
-            raise Crime(f"the neighbour was hurt: {gaps}")
-
-    def _look_for_leaks(self, host: Host) -> None:
-        """The kernel lets go of a dead process a moment after the kill is seen."""
-        if not wait_for(lambda: host.leftovers() == host.mine, GRACE_S):
-            now = host.leftovers()
-            raise Crime(f"host {host.name} leaks {sorted(now - host.mine)}, and lost {sorted(host.mine - now)}")
 
     @property
     def _beats(self) -> Path:
@@ -325,12 +315,6 @@ def _children(pid: int) -> list[int]:
 
 def _reap(layout: HostLayout) -> None:
     trio.run(partial(reap, layout, living=True))
-
-
-def _ship(layout: HostLayout) -> tuple[int, int]:
-    """One round over what no agent has shipped."""
-    done = trio.run(ship_round, layout.spools, Ledger(layout.ledger).names, StragglerLimits())
-    return done.waiting, done.given_up
 
 
 @contextmanager
