@@ -75,8 +75,8 @@ class Pair:
 async def acquire(claim: Claim, target: Target) -> Slot | None:
     """Take it. HostFault where the host refuses or does not answer; what was made by then is teardown's to find."""
     limit_s = target.layout.limits.acquire_s
-    with trio.move_on_after(limit_s):
-        return await in_thread_or_left(partial(_act, "acquire", claim, target), MAKE_LIMITER)
+    with trio.move_on_after(limit_s), _Turn() as turn:
+        return await in_thread_or_left(partial(_act, "acquire", claim, target, turn), MAKE_LIMITER)
     await in_thread(partial(_note_failure, "acquire", claim, target, f"no answer in {limit_s:g} s"))
     raise HostFault(f"the {claim} of VM {target.record.vm} was not there after {limit_s:g} s: it hangs in the kernel")
 
@@ -84,8 +84,8 @@ async def acquire(claim: Claim, target: Target) -> Slot | None:
 async def release(claim: Claim, target: Target) -> None:
     """Give it back; absent is success. HostFault or OSError where that failed, or an earlier act on it still hangs."""
     limit_s = target.layout.limits.release_s
-    with trio.move_on_after(limit_s):
-        await in_thread_or_left(partial(_act, "release", claim, target), UNDO_LIMITER)
+    with trio.move_on_after(limit_s), _Turn() as turn:
+        await in_thread_or_left(partial(_act, "release", claim, target, turn), UNDO_LIMITER)
         return
     await in_thread(partial(_note_failure, "release", claim, target, f"no answer in {limit_s:g} s"))
     raise HostFault(f"no answer in {limit_s:g} s: it hangs in the kernel")
@@ -103,9 +103,9 @@ def plan_limits(shape: Shape) -> cgroup.Limits:
     return cgroup.Limits(cpus=shape.cpus, mem_mib=shape.mem_mib + VMM_OVERHEAD_MIB, pids=256)
 
 
-def _act(verb: Verb, claim: Claim, target: Target) -> Slot | None:
+def _act(verb: Verb, claim: Claim, target: Target, turn: _Turn) -> Slot | None:
     pair = CLAIMS[claim]
-    with _alone(target.object, claim, verb):
+    with _alone(target.object, claim, verb, turn):
         try:
             done = pair.acquire(target) if verb == "acquire" and pair.acquire else None
             if verb == "release":
@@ -134,11 +134,27 @@ _under_way: dict[tuple[str, Claim], Verb] = {}
 _ended = threading.Condition()
 
 
+class _Turn:
+    """Whether an act may still begin: once nobody waits for it, a thread that comes to it late must not."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def __enter__(self) -> _Turn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _ended:
+            self.is_over = True
+
+
 @contextmanager
-def _alone(name: str, claim: Claim, verb: Verb) -> Iterator[None]:
+def _alone(name: str, claim: Claim, verb: Verb, turn: _Turn) -> Iterator[None]:
     """HostFault while an earlier act sits in the kernel: one more each round would use up all threads, and a release
     beside an acquisition would miss what that makes."""
     with _ended:
+        if turn.is_over:
+            raise HostFault("nobody waits for it any more")
         if (name, claim) in _under_way:
             raise HostFault("an earlier act on it still hangs in the kernel")
         _under_way[name, claim] = verb
