@@ -92,7 +92,7 @@ def purge(vm: str | None, everything: bool, as_json: bool) -> None:
         click.echo(json.dumps(asdict(report)))
     else:
         click.echo(_describe(report))
-    sys.exit(1 if report.stuck else 0)
+    sys.exit(1 if report.stuck or report.unseen else 0)
 
 
 async def _purge(layout: HostLayout, only: VmId | None) -> ReapReport:
@@ -107,6 +107,8 @@ def _describe(report: ReapReport) -> str:
         lines.append(f"over, but the control plane has not heard how: {', '.join(report.untold)}; start the agent")
     if report.stuck:
         lines.append(f"NOT clean: {', '.join(report.stuck)}; see `nimbus vms inspect VM` and run this again")
+    if report.unseen:
+        lines.append(f"NOT looked at, this host did not list them: {', '.join(report.unseen)}; run this again")
     return "\n".join(lines)
 
 

@@ -109,6 +109,13 @@ def test_a_purge_says_which_ends_wait_for_the_agent() -> None:
     ]
 
 
+def test_a_purge_says_what_it_could_not_look_at() -> None:
+    assert _describe(ReapReport(unseen=["tables"])).splitlines() == [
+        "torn down: nothing was left",
+        "NOT looked at, this host did not list them: tables; run this again",
+    ]
+
+
 @pytest.mark.parametrize("place", ["vms/0badcafe/console.tail", "postmortems/0badcafe.console"])
 def test_the_console_of_a_dead_vm_is_shown_harmless_from_wherever_it_is_kept(tmp_path: Path, place: str) -> None:
     (tmp_path / place).parent.mkdir(parents=True)
