@@ -20,7 +20,7 @@ import trio
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
-from nimbus.model.errors import Conflict, Fenced, NimbusError
+from nimbus.model.errors import Conflict, Fenced, NimbusError, Unavailable
 from nimbus.model.lease import LeaseKey, LeasePolicy
 from nimbus.model.vm import Usage
 from nimbus.wire.leaseapi import HeldState, JobLink, RenewReply, RenewRequest
@@ -31,6 +31,7 @@ RENEW_EVERY = 1 / 3  # of the ttl: two renewals may fail before the deadline
 RENEW_MAX_S = 10.0  # a wish to cancel, and the link to a job, arrive with a renewal: people wait for the first
 SILENCE = "no renewal was answered before the lease's deadline"
 RETRY_S = 1.0  # between failed renewals, with jitter
+BEGIN_S = 20.0  # for the first renewal: a lease that was never renewed is over soon after
 
 
 def boottime_ns() -> int:
@@ -172,9 +173,23 @@ async def open_lease(
     Raises Fenced or Unavailable where there is none.
     """
     lease = HeldLease(control, key, policy, now_ns)
-    await lease.renew()
+    await _begin(lease)
     async with _hold(lease):
         yield lease
+
+
+async def _begin(lease: HeldLease) -> None:
+    """The first renewal, asked for again where it was not heard: it may have counted, and then for a whole ttl."""
+    away = Unavailable("no answer to the lease's first renewal")
+    with trio.move_on_after(BEGIN_S):
+        while True:
+            try:
+                return await lease.renew()
+            except Unavailable as error:
+                away = error
+                log.warning("lease.not_begun", machine=lease.key.machine_id, error=str(error))
+            await trio.sleep(RETRY_S)
+    raise away
 
 
 @asynccontextmanager

@@ -66,6 +66,27 @@ async def test_a_grant_that_was_given_to_another_meanwhile_acquires_nothing(
             pytest.fail("the block must not begin")
 
 
+async def test_a_first_renewal_that_is_not_answered_is_asked_for_again(autojump_clock: trio.testing.MockClock) -> None:
+    def answer(count: int) -> RenewReply:
+        if count < 3:
+            raise Unavailable("away")
+        return RenewReply(30, cancel=False)
+
+    async with open_lease(Plane(answer), KEY, POLICY, virtual_ns) as lease:
+        assert lease.is_held()
+
+
+async def test_a_lease_that_nobody_answers_for_does_not_begin(autojump_clock: trio.testing.MockClock) -> None:
+    def away(_: int) -> RenewReply:
+        raise Unavailable("away")
+
+    plane = Plane(away)
+    with pytest.raises(Unavailable):
+        async with open_lease(plane, KEY, POLICY, virtual_ns):
+            pytest.fail("the block must not begin")
+    assert trio.current_time() - plane.asked_at[0] < 30
+
+
 async def test_a_lease_that_is_renewed_outlives_its_ttl_many_times(autojump_clock: trio.testing.MockClock) -> None:
     plane = Plane(always(RenewReply(30, cancel=False)))
     async with open_lease(plane, KEY, POLICY, virtual_ns) as lease:
