@@ -8,6 +8,7 @@ agent for ever; it keeps its place in its lane for good. Called everywhere in th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import trio
@@ -17,7 +18,7 @@ from nimbus.model.errors import HostFault
 T = TypeVar("T")
 
 WIDTH = 32  # netlink and file acts are short; a slow device must not hold back more than itself
-FILE_S = 10.0  # for one small file or a few: a disk that needs longer is sick
+_file_s = ContextVar("file_s", default=15.0)  # for one small file or a few: a disk that needs longer is sick
 LIMITER = trio.CapacityLimiter(WIDTH)
 # An abandoned act keeps its place for good: never one of those above, and what hangs in the making holds no undo back.
 MAKE_LIMITER = trio.CapacityLimiter(WIDTH)
@@ -33,12 +34,23 @@ class Hung(HostFault):
         super().__init__(f"no answer in {limit_s:g} s: it hangs in the kernel")
 
 
+def file_limit_s() -> float:
+    """How long one small file may take on this host."""
+    return _file_s.get()
+
+
+def limit_files(limit_s: float) -> None:
+    """For all tasks that begin after this: what the operator of a slow host allows."""
+    _file_s.set(limit_s)
+
+
 async def in_thread(act: Callable[[], T], limiter: trio.CapacityLimiter = LIMITER) -> T:
-    """The act's result, waited for through any cancellation; Hung where it is not there after FILE_S seconds."""
+    """The act's result, waited for through any cancellation; Hung where it is not there within `file_limit_s`."""
     await trio.lowlevel.checkpoint_if_cancelled()
-    with trio.move_on_after(FILE_S, shield=True):
+    limit_s = file_limit_s()
+    with trio.move_on_after(limit_s, shield=True):
         return await in_thread_or_left(act, limiter)
-    raise Hung(FILE_S)
+    raise Hung(limit_s)
 
 
 async def in_thread_or_left(act: Callable[[], T], limiter: trio.CapacityLimiter) -> T:

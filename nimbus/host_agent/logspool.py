@@ -16,7 +16,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from nimbus.host_agent.lane import FILE_S, Hung, in_thread
+from nimbus.host_agent.lane import Hung, file_limit_s, in_thread
 from nimbus.host_agent.lines import Checkpoint, parse_checkpoint
 from nimbus.host_agent.masking import Edge, Masker, MaskSet, Part, parse_edge, parse_masks
 from nimbus.host_agent.page import Page, open_page
@@ -158,7 +158,7 @@ class LogSpool:
     async def _run(self, act: Callable[[], T]) -> T:
         """Its result; Hung where it sits in the kernel, and at once from then on: it has the spool in its hands."""
         if self._is_hung:
-            raise Hung(FILE_S)
+            raise Hung(file_limit_s())
         try:
             return await in_thread(act, self._lane)
         except Hung:
@@ -304,7 +304,7 @@ class LogSpool:
 async def open_spool(folder: Path, cap_bytes: int = DEFAULT_CAP_BYTES) -> AsyncIterator[LogSpool]:
     """The spool in `folder`, new or as an earlier agent left it. Conflict while somebody else has it."""
     lane = trio.CapacityLimiter(2)  # one thread appends, one reads
-    async with open_page(Page(_opened(folder, cap_bytes)), FILE_S) as (spool, checkpoint, masks):
+    async with open_page(Page(_opened(folder, cap_bytes)), file_limit_s()) as (spool, checkpoint, masks):
         yield LogSpool(spool, lane, checkpoint, masks)
 
 

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from nimbus.host import cgroup, native
 from nimbus.host.roots import claim_root
 from nimbus.host_agent.build import Host
+from nimbus.host_agent.lane import limit_files
 from nimbus.host_agent.plan import ActLimits, HostLayout
 from nimbus.host_agent.vmm.choice import choose_vmm
 from nimbus.model.errors import HostFault, Refused
@@ -115,6 +116,7 @@ def read_settings(kind: type[HostSettings]) -> HostSettings:
 def find_layout(settings: HostSettings) -> HostLayout:
     """Where this host's VMs live. Raises Refused for a bad setting, or a state folder whose short name is taken."""
     layout = plan_layout(settings)
+    limit_files(settings.host_act_limit)
     claim_root(layout.runtime, layout.root_id, layout.state)
     return layout
 
