@@ -56,12 +56,6 @@ async def _forget(record: OpenRecord) -> bool:
     return True
 
 
-async def end_vmm(layout: HostLayout, record: OpenRecord) -> None:
-    """Release the VMM alone, ahead of the rest: from here on the guest does nothing more, whatever still waits."""
-    with trio.CancelScope(shield=True):  # the release carries its own limit
-        await _release(Claim.VMM, Target(layout, record.value), record)
-
-
 async def _release(claim: Claim, target: Target, record: OpenRecord) -> None:
     started = time.monotonic()
     try:
