@@ -6,6 +6,7 @@ One agent for each state root: a second one exits with 75.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -103,6 +104,8 @@ def open_control(
 
 def main() -> None:
     """Entry point of the process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a caller that ignores it has its reason
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until obey_signals hears it nothing lives that it could hurt
     try:
         settings = cast("AgentSettings", read_settings(AgentSettings))
         configure_logging(settings.log_level)

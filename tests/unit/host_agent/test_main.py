@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,29 @@ def test_signals_that_come_more_than_once_end_an_agent_as_one_does(agent: subpro
     assert agent.returncode == 0
     assert "agent.stopped" in told
     assert "not-to-be-seen" not in told
+
+
+def test_an_interrupt_while_an_agent_still_starts_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "agent.starts")  # its first read hangs
+    with start(tmp_path) as process:
+        try:
+            writer = open_once_read(tmp_path / "agent.starts")
+            process.send_signal(signal.SIGINT)
+            told, _ = process.communicate(timeout=30)
+            os.close(writer)
+        finally:
+            process.kill()
+    assert (process.returncode, told) == (-signal.SIGINT, "")
+
+
+def open_once_read(fifo: Path) -> int:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # ENXIO: nobody reads it yet
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_second_agent_on_one_state_root_exits_75_and_says_why(agent: subprocess.Popen[str], tmp_path: Path) -> None:
