@@ -130,13 +130,13 @@ def _find_reason(seen: Evidence, own: Sequence[Json]) -> str | None:
     started = any(step["event"] == "start" for step in own)
     agent = granted["agent_id"]
     deaths = [out for out in seen.outages if out.name == agent and _within(out.from_s, granted, end)]
+    if not started and deaths and end["told_by"] != "clock":  # its next life told it, at once
+        return BEFORE_ITS_RECORD if end["told_by"] == "enrolment" else BEFORE_ITS_START
     for names, reason in (({agent}, AGENT_AWAY), ({PLANE}, PLANE_AWAY), ({agent, PLANE}, ONE_AWAY)):
         if _longest_silence_s(seen, own, names) >= _least_silence_s(seen.ttl_s):
             return reason
     if not started and end["told_by"] == "clock" and _died_at(seen, PLANE, granted):
         return BEFORE_ITS_REPLY
-    if not started and deaths:
-        return BEFORE_ITS_RECORD if end["told_by"] == "enrolment" else BEFORE_ITS_START
     return None
 
 
