@@ -14,13 +14,16 @@ import trio
 
 from nimbus.model.errors import Unauthorized
 from nimbus.model.lease import LeaseKey
-from nimbus.runtime.http import check_status, mapped_http_errors
+from nimbus.runtime.http import CONNECT_S, READ_S, check_status, mapped_http_errors
 from nimbus.wire import leaseapi
 from nimbus.wire.leaseapi import EnrolRequest, FinishRequest, Grant, LeaseRequest, RenewReply, RenewRequest
 from nimbus.wire.vmjson import Json
 
 SERVICE = "the control plane"
 REFRESH_EARLY_S = 60.0
+# What the control plane answers from its own rows; a lease is waited for, and a runner comes from the forge.
+PROMPT = httpx2.Timeout(20.0, connect=CONNECT_S)
+PATIENT = httpx2.Timeout(READ_S, connect=CONNECT_S)
 
 
 @dataclass
@@ -62,6 +65,7 @@ class ControlPlane:
                 "/api/agents/enrol",
                 json=leaseapi.render_enrol_request(self._who),
                 headers={"Authorization": f"Bearer {token}"},
+                timeout=PROMPT,
             )
         return leaseapi.parse_enrol_reply(check_status(response, SERVICE).content)
 
@@ -73,7 +77,7 @@ class ControlPlane:
     async def renew(self, request: RenewRequest) -> RenewReply:
         """Move the lease's end. Raises Fenced where it belongs to another."""
         path = f"/api/machines/{request.key.machine_id}/renew"
-        response = await self._post(path, leaseapi.render_renew_request(request))
+        response = await self._post(path, leaseapi.render_renew_request(request), PROMPT)
         return leaseapi.parse_renew_reply(response.content)
 
     async def mint_runner(self, key: LeaseKey) -> leaseapi.RunnerReply:
@@ -84,21 +88,22 @@ class ControlPlane:
     async def finish(self, request: FinishRequest) -> None:
         """Report the end. Idempotent: the same lease may say it again."""
         path = f"/api/machines/{request.key.machine_id}/finish"
-        await self._post(path, leaseapi.render_finish_request(request))
+        await self._post(path, leaseapi.render_finish_request(request), PROMPT)
 
-    async def _post(self, path: str, body: Json) -> httpx2.Response:
+    async def _post(self, path: str, body: Json, limits: httpx2.Timeout = PATIENT) -> httpx2.Response:
         await self._ensure_token()
         try:
-            return await self._post_once(path, body)
+            return await self._post_once(path, body, limits)
         except Unauthorized:
             # The key was rotated or the plane was rebuilt: one new enrolment, then its word is final.
             self._token = _Token()
             await self._ensure_token()
-            return await self._post_once(path, body)
+            return await self._post_once(path, body, limits)
 
-    async def _post_once(self, path: str, body: Json) -> httpx2.Response:
+    async def _post_once(self, path: str, body: Json, limits: httpx2.Timeout) -> httpx2.Response:
+        headers = {"Authorization": f"Bearer {self._token.text}"}
         with mapped_http_errors(SERVICE):
-            response = await self._http.post(path, json=body, headers={"Authorization": f"Bearer {self._token.text}"})
+            response = await self._http.post(path, json=body, headers=headers, timeout=limits)
         return check_status(response, SERVICE)
 
     async def _ensure_token(self) -> None:
