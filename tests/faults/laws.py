@@ -94,6 +94,8 @@ def _judge_lease(seen: Evidence, number: int, lease: Json, living: list[int]) ->
     if living:
         found.append(f"{who}: keeper {living[0]} lives though its lease is {lease['how']}")
     beats = [beat for beat in seen.beats if (beat.machine, beat.fence) == (number, lease["fence"])]
+    if beats and not lease["heard"]:
+        found.append(f"{who}: its job ran though no renewal was ever answered")
     late = [beat for beat in beats if beat.at_ns / 1e9 > lease["ended_at"]]
     if late:
         late_s = max(beat.at_ns for beat in late) / 1e9 - lease["ended_at"]
@@ -101,7 +103,7 @@ def _judge_lease(seen: Evidence, number: int, lease: Json, living: list[int]) ->
     if lease["how"] == FINISHED and lease["end"]["exit_code"] is not None:
         return found + _judge_exit(seen, number, lease, who, bool(beats))
     if find_excuse(seen, number, lease) is None:
-        found.append(f"{who} cost its job the run without an excuse: {lease['how']}, {lease['end']}")
+        found.append(f"{who} cost its job the run without an excuse: {lease}")
     return found
 
 
@@ -123,19 +125,22 @@ def find_excuse(seen: Evidence, number: int, lease: Json) -> str | None:
         booting = not lease["running_at"] or lease["running_at"] > trouble.at
         if trouble.meets(number, lease) and (booting or trouble.kind not in (AGENT_LEFT, CUT)):
             return trouble.kind
+    if not lease["heard"]:
+        return "its grant never arrived"
     return "silence" if _is_silenced(seen, lease) else None
 
 
 def _is_silenced(seen: Evidence, lease: Json) -> bool:
     """Whether its agent did not renew for too long, and could not: a free one that is silent loses leases for nothing.
 
-    The first renewal needs no excuse: a grant may get lost on its way.
+    The first renewal needs no excuse: a grant may be old when it arrives.
     """
-    times = [lease["granted_at"], *lease["heard"], lease["ended_at"]]
-    for number, (before, after) in enumerate(pairwise(times)):
-        if after - before > seen.patience.holder_s - SLACK_S:
-            return number == 0 or not _was_free(seen, lease["agent"], before)
-    return False
+    first, *heard = lease["heard"]
+    bears_s = seen.patience.holder_s - SLACK_S
+    if first - lease["granted_at"] > bears_s:
+        return True
+    silences = [before for before, after in pairwise([first, *heard, lease["ended_at"]]) if after - before > bears_s]
+    return bool(silences) and not _was_free(seen, lease["agent"], silences[0])
 
 
 def _was_free(seen: Evidence, agent: str, since: float) -> bool:

@@ -108,8 +108,10 @@ def test_an_agent_that_was_free_to_renew_has_no_excuse_for_its_silence(
     assert find_excuse(evidence(hindrances=hindrances), 1, ended) == excuse
 
 
-def test_a_grant_that_never_arrived_is_no_crime() -> None:
-    assert find_excuse(evidence(), 1, lease(how=EXPIRED, end=None, heard=[], ended_at=14.0)) == "silence"
+def test_a_grant_that_never_arrived_is_no_crime_but_a_run_without_a_renewal_is() -> None:
+    ended = lease(how=EXPIRED, end=None, heard=[], running_at=0.0, ended_at=20.0)
+    assert find_crimes(evidence(ended, beats=[])) == []
+    assert len(find_crimes(evidence(ended))) == 1
 
 
 def test_a_line_that_is_missing_twice_or_late_tears_a_log() -> None:
