@@ -203,17 +203,11 @@ NUMBERS: dict[int, Required] = {
     ),
     59: Required(
         "many lives: descriptors, threads and memory stay",
-        (
-            "tests/faults/test_many.py::test_life_after_life_costs_an_agent_nothing_more",
-            f"{CYCLES}::test_a_thousand_machines_later_the_agent_holds_no_more_descriptors_threads_and_memory",
-        ),
+        (f"{CYCLES}::test_a_thousand_machines_later_the_agent_holds_no_more_descriptors_threads_and_memory",),
     ),
     60: Required(
         "many at once: each its own guest",
-        (
-            "tests/faults/test_many.py::test_many_that_start_at_once_each_reach_their_own_guest",
-            f"{CYCLES}::test_of_a_hundred_machines_that_start_at_once_each_runs_its_own_job_in_its_own_vm",
-        ),
+        (f"{CYCLES}::test_of_a_hundred_machines_that_start_at_once_each_runs_its_own_job_in_its_own_vm",),
     ),
 }
 
