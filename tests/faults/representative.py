@@ -22,7 +22,6 @@ FOUND = (
     "host_agent.ledger.Ledger.remove hang",
     "host_agent.ledger.OpenRecord.change hang",
     "host_agent.ledger.OpenRecord.forget_report hang",
-    "host_agent.spool.Spool.load_checkpoint hang",
     "host_agent.spool.Spool.load hang",
     "host_agent.spool.Spool.append hang",
     "host_agent.spool.Spool.remove hang",
