@@ -1,6 +1,6 @@
 """`make faults`: every operation of a clean run times every kind of fault, each in a run of its own, two at once.
 
-    python -m tests.faults.campaign --folder DIR [--all] [--only WORD]... [--kinds KIND,KIND] [--part] [--at-once 2]
+    python -m tests.faults.campaign --folder DIR [--all] [--only WORD]... [--kinds KIND,KIND] [--part] [--at-once 4]
 
 A fixed choice of all pairs: each operation fails, and meets some of the other kinds; each service meets every kind.
 `--all` (or NIMBUS_FAULTS_ALL=1) leaves out none. What hangs has workers of its own, since it only waits.
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(Kind), help="comma separated")
     parser.add_argument("--part", action="store_true", help="the fixed part that `make test` runs")
     parser.add_argument("--all", action="store_true", default=bool(os.environ.get("NIMBUS_FAULTS_ALL")))
-    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=4, help="of what hangs and of all else; most of a run waits")
     parser.add_argument("--folder", type=Path, required=True, help="where report and results are written")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
