@@ -1,4 +1,4 @@
-"""`make faults`: every operation of a clean run times every kind of fault, each in a run of its own, two at once.
+"""`make faults`: every operation of a clean run times every kind of fault, each in a run of its own, some at once.
 
     python -m tests.faults.campaign --folder DIR [--all] [--only WORD]... [--kinds KIND,KIND] [--part] [--at-once 4]
 
