@@ -115,8 +115,9 @@ async def open_log_shipping(
         await in_thread(lambda: _keep_target(folder, known, is_new=known != kept))
         await spool.mask(secrets)
         async with trio.open_nursery() as nursery:
-            arrived = trio.Event()
-            shipping = await nursery.start(_ship_until_arrived, spool, client, url, arrived)
+            # Not nursery.start: cancelled meanwhile, it would wait for a task that no cancellation reaches.
+            arrived, shipping = trio.Event(), trio.CancelScope(shield=True)
+            nursery.start_soon(_ship_until_arrived, spool, client, url, arrived, shipping)
             try:
                 yield _Shipped(spool, arrived, flush_s)
             finally:
@@ -192,16 +193,10 @@ class _Discarded:
 
 
 async def _ship_until_arrived(
-    spool: LogSpool,
-    client: httpx2.AsyncClient,
-    url: str,
-    arrived: trio.Event,
-    *,
-    task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
+    spool: LogSpool, client: httpx2.AsyncClient, url: str, arrived: trio.Event, shielded: trio.CancelScope
 ) -> None:
     """Ship under a shield: a cancelled machine's last rows are wanted too. Its opener ends it."""
-    with trio.CancelScope(shield=True) as scope:
-        task_status.started(scope)
+    with shielded:
         try:
             await ship_logs(spool, client, url)
         except (NimbusError, OSError) as error:  # no job ends because its output is refused; the operator is told

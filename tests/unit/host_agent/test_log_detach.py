@@ -62,6 +62,32 @@ async def test_a_bad_pipeline_delays_neither_output_nor_the_end(
             assert (tmp_path / "spool" / "target.json").exists()
 
 
+class Canceller(trio.abc.Instrument):
+    """Cancels a scope just before the k-th step that any task takes."""
+
+    def __init__(self, at: int) -> None:
+        self.scope = trio.CancelScope()
+        self.left = at
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.scope.cancel()
+
+
+async def test_a_sink_that_is_given_up_at_any_moment_of_its_opening_lets_go(tmp_path: Path) -> None:
+    async with open_pipeline() as pipeline:
+        for at in range(1, 80):
+            canceller = Canceller(at)
+            trio.lowlevel.add_instrument(canceller)
+            try:
+                with trio.fail_after(60), canceller.scope:
+                    async with open_log_shipping(tmp_path / str(at), open_target(pipeline)):
+                        await trio.sleep(0.01)
+            finally:
+                trio.lowlevel.remove_instrument(canceller)
+
+
 async def test_left_without_an_end_the_next_agent_goes_on_and_each_row_arrives_once(tmp_path: Path) -> None:
     folder = tmp_path / "spools" / "spool"
     with trio.fail_after(60):
