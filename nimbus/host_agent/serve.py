@@ -29,6 +29,7 @@ from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, find_machi
 from nimbus.model.errors import GuestFault, HostFault, NimbusError, Refused, Unavailable
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Command, Slot
+from nimbus.wire.keeper import VANISHED
 
 log = structlog.get_logger()
 
@@ -202,6 +203,8 @@ def _has_ended(life: Life, plan: VmPlan) -> bool:
         return True
     if life.vmm_exit is not None and life.vmm_exit.reason == "deadline":
         raise HostFault("its lease ran out while no agent renewed it, and its keeper ended the VM")
+    if life.vmm_exit == VANISHED:
+        raise HostFault("its keeper was killed on this host, and the VM with it")
     if (starved := judge_memory(life, plan.shape.mem_mib)) is not None:
         raise starved
     if trio.current_time() >= life.latest:

@@ -129,13 +129,25 @@ async def test_a_job_that_ended_while_no_agent_lived_is_told_by_the_next_with_it
 
 
 async def test_a_vmm_that_died_while_no_agent_lived_is_a_crash_and_not_a_success(territory: Territory) -> None:
+    heir, gate = Plane(ttl_s=60), territory.state_root / "gate"
+    with trio.fail_after(LIMIT_S):
+        suicide = f"until test -e {gate}; do sleep 0.05; done; kill -KILL $PPID"
+        record = await leave(territory, Plane(ttl_s=60), "sh", "-c", suicide)
+        gate.touch()
+        await trio.to_thread.run_sync(_wait_dead, record)
+        await adopt(territory, heir)
+    assert [told.ending for told in heir.ends] == [Ending.GUEST_CRASHED]
+    gate.unlink()
+
+
+async def test_a_keeper_that_was_killed_while_no_agent_lived_is_the_hosts_fault(territory: Territory) -> None:
     heir = Plane(ttl_s=60)
     with trio.fail_after(LIMIT_S):
         record = await leave(territory, Plane(ttl_s=60), "sleep", "1000")
         assert record.keeper is not None
         os.kill(record.keeper.pid, signal.SIGKILL)
         await adopt(territory, heir)
-    assert [told.ending for told in heir.ends] == [Ending.GUEST_CRASHED]
+    assert [told.ending for told in heir.ends] == [Ending.HOST_FAULT]
 
 
 async def test_a_lease_that_another_holds_by_now_ends_the_vm_and_nothing_is_told(territory: Territory) -> None:
