@@ -1,7 +1,7 @@
 /* The keeper's socket: accept, answer, drop. */
 #ifndef KEEPER_CONTROL_H
 #define KEEPER_CONTROL_H
-#include "watch.h"
+#include "state.h"
 
 /* keeper.sock in the working folder, readable by nobody but root; -errno on failure. */
 int open_control(void);

@@ -17,25 +17,6 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-void close_fd(int *fd)
-{
-    if (*fd >= 0)
-        (void)close(*fd);
-    *fd = -1;
-}
-
-int arm_timer(int timer_fd, int64_t deadline_ns)
-{
-    struct itimerspec when = {0};
-    if (deadline_ns != NO_DEADLINE) {
-        when.it_value.tv_sec = deadline_ns / 1000000000;
-        when.it_value.tv_nsec = deadline_ns % 1000000000;
-        if (deadline_ns == 0)
-            when.it_value.tv_nsec = 1; /* zero would disarm */
-    }
-    return timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &when, NULL) < 0 ? -errno : 0;
-}
-
 static void protect_from_oom(struct keeper *keeper)
 {
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);

@@ -8,6 +8,7 @@
 #include "control.h"
 #include "ending.h"
 #include "start.h"
+#include "state.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -20,29 +21,6 @@
 
 enum { FIXED = 7 }; /* descriptors polled besides the clients */
 enum { LAST_WORDS_MS = 2000 }; /* how long stragglers may take to die before the ending is written without them */
-
-void kill_vmm(struct keeper *keeper, const char *reason, const char *detail)
-{
-    if (keeper->kill_reason)
-        return;
-    keeper->kill_reason = reason;
-    (void)snprintf(keeper->kill_detail, sizeof keeper->kill_detail, "%s", detail);
-    /* All three: the cgroup catches what forks right now, the other two need no cgroup. Errors change nothing. */
-    (void)!write(keeper->kill_fd, "1", 1);
-    (void)syscall(SYS_pidfd_send_signal, keeper->vmm_pidfd, SIGKILL, NULL, 0);
-    (void)kill(-1, SIGKILL); /* as PID 1: everybody else in this namespace */
-}
-
-int move_deadline(struct keeper *keeper, int64_t deadline_ns)
-{
-    int64_t now = boottime_ns();
-    if (keeper->kill_reason || keeper->deadline_ns <= now || deadline_ns <= now)
-        return -ETIME;
-    if (arm_timer(keeper->timer_fd, deadline_ns) < 0)
-        return -ETIME;
-    keeper->deadline_ns = deadline_ns;
-    return 0;
-}
 
 static void report_start(const struct keeper *keeper, struct failure failure)
 {

@@ -1,50 +1,7 @@
 /* The inner keeper: PID 1 of the VM's pid namespace, from the VMM's start to its ending. */
 #ifndef KEEPER_WATCH_H
 #define KEEPER_WATCH_H
-#include "command.h"
-#include "kernel.h"
 #include "options.h"
-#include "ring.h"
-
-enum { MAX_CLIENTS = 16 };
-
-enum phase {
-    STARTING, /* cloned, not yet exec'd */
-    RUNNING,
-    ENDED,
-};
-
-/* The whole state of a keeper; one exists. Descriptors that are not in use are -1. */
-struct keeper {
-    const struct options *options;
-    enum phase phase;
-    bool at_exec; /* the child has said that only exec is left */
-    int64_t deadline_ns;
-    pid_t vmm;        /* in this pid namespace */
-    int vmm_host_pid; /* as the host's /proc numbers it */
-    int vmm_pidfd;
-    int status;              /* of waitpid, once ENDED */
-    const char *kill_reason; /* NULL: nobody asked for its death */
-    char kill_detail[MAX_REASON + 1];
-    uint32_t degraded;
-    int kill_fd;    /* cgroup.kill of the VMM's leaf */
-    int report_fd;  /* to the outer process, until it has confirmed */
-    int start_fd;   /* the child's failure, or its end of file at exec */
-    int console_fd; /* what the VMM prints */
-    int timer_fd;
-    int signal_fd;
-    int orphan_fd;
-    int listen_fd;
-    int clients[MAX_CLIENTS];
-    unsigned int next_dropped; /* which of them makes place when all are taken */
-    struct ring ring;
-};
-
-/* Kills once; later calls change nothing, so the first reason stays. */
-void kill_vmm(struct keeper *keeper, const char *reason, const char *detail);
-
-/* 0, or -ETIME for a deadline that has passed (the old one stays). */
-int move_deadline(struct keeper *keeper, int64_t deadline_ns);
 
 /* Runs until the VMM has ended and that is on disk; returns the process' exit status. */
 int run_keeper(const struct options *options, int report_fd, int vmm_procs_fd, int kill_fd);
