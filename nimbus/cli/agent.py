@@ -14,9 +14,9 @@ from nimbus.cli.drain import NO_AGENT, drain_agent, say_json, say_lines
 from nimbus.host import process
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
-from nimbus.host_agent.presence import find_agent, find_unit
 from nimbus.host_agent.settings import HostSettings, plan_layout, read_settings
-from nimbus.host_agent.standing import look
+from nimbus.host_agent.sight.presence import find_agent, find_unit
+from nimbus.host_agent.sight.standing import look
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 

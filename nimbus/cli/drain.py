@@ -22,7 +22,7 @@ import trio
 from nimbus.host import native, process
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger
-from nimbus.host_agent.standing import Standing, look
+from nimbus.host_agent.sight.standing import Standing, look
 from nimbus.model.record import ProcessId
 
 DRAINED = 0

@@ -1,4 +1,4 @@
-"""`nimbus vms logs`: the serial console of one VM on a terminal; nimbus.host_agent.console knows where it is kept.
+"""`nimbus vms logs`: the serial console of one VM on a terminal; host_agent/sight/console.py knows where it is kept.
 
 A console is hostile text: what could drive the terminal is taken out, colours stay.
 """
@@ -13,11 +13,11 @@ import click
 import trio
 
 from nimbus.cli.screen import clean_line
-from nimbus.host_agent.console import read_console
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.settings import HostSettings, plan_layout, read_settings
-from nimbus.host_agent.standing import look_at
+from nimbus.host_agent.sight.console import read_console
+from nimbus.host_agent.sight.standing import look_at
 from nimbus.model.ids import VmId
 
 MAX_LINE_CHARS = 8192  # a guest that never ends its line is shown in pieces

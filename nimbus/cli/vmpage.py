@@ -1,4 +1,4 @@
-"""`nimbus vms inspect`: one VM on one page. What is told is chosen in nimbus.host_agent.inspection."""
+"""`nimbus vms inspect`: one VM on one page. What is told is chosen in nimbus.host_agent.sight.inspection."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import click
 import trio
 
 from nimbus.cli.screen import clean_line
-from nimbus.host_agent.inspection import Facts
-from nimbus.host_agent.inspection import inspect as inspect_vm
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.settings import HostSettings, plan_layout, read_settings
-from nimbus.host_agent.standing import look_at
+from nimbus.host_agent.sight.inspection import Facts
+from nimbus.host_agent.sight.inspection import inspect as inspect_vm
+from nimbus.host_agent.sight.standing import look_at
 from nimbus.model.errors import NotFound
 from nimbus.model.ids import VmId
 

@@ -22,7 +22,7 @@ from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.reaper import ReapReport, reap
 from nimbus.host_agent.settings import HostSettings, find_layout, plan_layout, read_settings
-from nimbus.host_agent.standing import Sight, Standing, look
+from nimbus.host_agent.sight.standing import Sight, Standing, look
 from nimbus.model.errors import Refused
 from nimbus.model.ids import VmId
 

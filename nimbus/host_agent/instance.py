@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from nimbus.host.disk import write_atomically
-from nimbus.host_agent.presence import LOCK_NAME
+from nimbus.host_agent.sight.presence import LOCK_NAME
 from nimbus.model.errors import Conflict
 
 log = structlog.get_logger()

@@ -20,9 +20,9 @@ import trio
 
 from nimbus.host_agent.guestsession import OutputSink
 from nimbus.host_agent.lane import in_thread
-from nimbus.host_agent.logspool import LogSpool, open_spool
-from nimbus.host_agent.shipping import ingest_url, ship_logs
-from nimbus.host_agent.spool import DEFAULT_CAP_BYTES, TARGET, load_note, save_note
+from nimbus.host_agent.output.logspool import LogSpool, open_spool
+from nimbus.host_agent.output.shipping import ingest_url, ship_logs
+from nimbus.host_agent.output.spool import DEFAULT_CAP_BYTES, TARGET, load_note, save_note
 from nimbus.model.errors import HostFault, NimbusError
 from nimbus.runtime.http import open_http
 

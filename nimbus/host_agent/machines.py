@@ -25,9 +25,9 @@ from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.life import Outcome, first_error
 from nimbus.host_agent.lifecycle import Order, run_machine
 from nimbus.host_agent.logs import FLUSH_S, LogShipping, LogTarget, open_log_shipping
-from nimbus.host_agent.masking import find_secrets
+from nimbus.host_agent.output.masking import find_secrets
+from nimbus.host_agent.output.spool import DEFAULT_CAP_BYTES
 from nimbus.host_agent.runner import ask_command
-from nimbus.host_agent.spool import DEFAULT_CAP_BYTES
 from nimbus.host_agent.ties import Ties
 from nimbus.model.errors import NimbusError, Unauthorized, Unavailable
 from nimbus.model.lease import LeaseKey, LeasePolicy

@@ -29,12 +29,12 @@ from nimbus.host_agent.machines import Workplace, run_leased
 from nimbus.host_agent.metrics import count_round, count_stragglers
 from nimbus.host_agent.metricspage import serve_metrics
 from nimbus.host_agent.orders import limit_leaving, obey_signals
+from nimbus.host_agent.output.stragglers import StragglerLimits, ship_stragglers
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, lease_retry
 from nimbus.host_agent.poller import Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
-from nimbus.host_agent.stragglers import StragglerLimits, ship_stragglers
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.runtime.http import open_http
 from nimbus.runtime.listening import run_room

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from nimbus.host_agent.census import Census
+from nimbus.host_agent.sight.census import Census
 from nimbus.model.vm import Claim, Ending
 from nimbus.wire.leaseapi import FinishRequest
 

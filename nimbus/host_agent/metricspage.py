@@ -15,10 +15,10 @@ import trio
 from hypercorn.config import Config
 from prometheus_client import make_asgi_app
 
-from nimbus.host_agent.census import take_census
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.metrics import show_census
 from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.sight.census import take_census
 from nimbus.model.errors import NimbusError
 from nimbus.runtime.listening import start_hypercorn
 

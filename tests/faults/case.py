@@ -99,8 +99,10 @@ def _follow(place: Place, agent: Child, fault: Fault | None, verdict: Verdict) -
     if agent.status is None and not _is_frozen(place, fault):
         _settle(place, agent, fault)
         _stop(agent, verdict, fault)
-    if agent.status != 0 or _is_frozen(place, fault):
+    died = agent.status != 0 or _is_frozen(place, fault)
+    if died:
         _note_death(place, agent, fault, verdict)
+    if died or _has_records(place):  # one that could not be removed says an end that the next agent tells once more
         verdict.agents = 2
         second = _start_agent(place, 2, None)
         try:
@@ -134,10 +136,14 @@ def _try_another(place: Place, agent: Child, verdict: Verdict) -> None:
 
 def _settle(place: Place, agent: Child, fault: Fault | None) -> None:
     """A record stays until its end was told: give the agent the time to tell it. What stays for good is a leak."""
-    known = {name.removeprefix("ledger: ") for name in place.mine}
-    folder = place.territory.state_root / "ledger"
     if fault is None or fault.kind is not Kind.HANG:
-        wait_for(lambda: agent.wait(0) or {str(file) for file in folder.iterdir()} <= known, SETTLE_S)
+        wait_for(lambda: agent.wait(0) or not _has_records(place), SETTLE_S)
+
+
+def _has_records(place: Place) -> bool:
+    """Beside the neighbour's."""
+    known = {name.removeprefix("ledger: ") for name in place.mine}
+    return not {str(file) for file in (place.territory.state_root / "ledger").iterdir()} <= known
 
 
 def _stop(agent: Child, verdict: Verdict, fault: Fault | None) -> None:

@@ -22,11 +22,11 @@ FOUND = (
     "host_agent.ledger.Ledger.remove hang",
     "host_agent.ledger.OpenRecord.change hang",
     "host_agent.ledger.OpenRecord.forget_report hang",
-    "host_agent.spool.Spool.load hang",
-    "host_agent.spool.Spool.append hang",
-    "host_agent.spool.Spool.remove hang",
-    "host_agent.logspool.LogSpool.finish error",
-    "host_agent.logspool.LogSpool.finish partial",
+    "host_agent.output.spool.Spool.load hang",
+    "host_agent.output.spool.Spool.append hang",
+    "host_agent.output.spool.Spool.remove hang",
+    "host_agent.output.logspool.LogSpool.finish error",
+    "host_agent.output.logspool.LogSpool.finish partial",
 )
 
 REPRESENTATIVE = (
@@ -45,7 +45,7 @@ REPRESENTATIVE = (
     "host_agent.guesttalk.Talk._hear_hello error",
     "host_agent.guesttalk.Talk._hear_output kill-before",
     "host_agent.guesttalk.Talk._hear_exit kill-after",
-    "host_agent.spool.Spool.append error",
+    "host_agent.output.spool.Spool.append error",
     "host.conntrack.flush_connections hang",
     "host.netns.remove_netns error",
     "host.slots.release_slot kill-before",

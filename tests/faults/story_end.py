@@ -11,8 +11,8 @@ from collections.abc import Callable
 import trio
 
 from nimbus.host_agent.ledger import Ledger
+from nimbus.host_agent.output.stragglers import StragglerLimits, ship_round
 from nimbus.host_agent.plan import HostLayout
-from nimbus.host_agent.stragglers import StragglerLimits, ship_round
 from tests.faults.forks import ask, wait_for
 from tests.faults.laws import count_ends, find_torn_logs
 from tests.faults.leasehosts import START_S, Host

@@ -19,7 +19,7 @@ from pathlib import Path
 from nimbus.host import caps, cgroup, conntrack, nft, probes
 from nimbus.host_agent.doctor.finding import Finding, Patient, broken, degraded, ok
 from nimbus.host_agent.network import plan_network, render_host_rules, render_netns_rules
-from nimbus.host_agent.presence import find_agent
+from nimbus.host_agent.sight.presence import find_agent
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import new_vm_id, object_name
 from nimbus.model.vm import Slot

@@ -18,9 +18,9 @@ from nimbus.host_agent.doctor.finding import Finding, Patient, broken, degraded,
 from nimbus.host_agent.doctor.kernel import existing
 from nimbus.host_agent.keeper import KEEPER_BINARY
 from nimbus.host_agent.ledger import Ledger
-from nimbus.host_agent.presence import find_agent, find_unit
 from nimbus.host_agent.reaper import find_nameless
-from nimbus.host_agent.standing import Sight, Standing, look
+from nimbus.host_agent.sight.presence import find_agent, find_unit
+from nimbus.host_agent.sight.standing import Sight, Standing, look
 from nimbus.host_agent.vmm.choice import GUEST_INIT, choose_vmm
 from nimbus.model.errors import NimbusError
 from nimbus.model.vm import Shape

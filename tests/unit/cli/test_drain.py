@@ -20,7 +20,7 @@ import pytest
 from nimbus.cli.drain import Progress, render
 from nimbus.host import process
 from nimbus.host_agent.ledger import Ledger
-from nimbus.host_agent.presence import find_agent
+from nimbus.host_agent.sight.presence import find_agent
 from nimbus.model.errors import Conflict
 from nimbus.model.ids import new_vm_id
 from nimbus.model.lease import LeaseKey

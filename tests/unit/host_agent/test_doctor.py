@@ -14,7 +14,7 @@ from nimbus.host_agent.doctor import kernel, stock
 from nimbus.host_agent.doctor.finding import Finding, Patient, Verdict, broken, degraded, ok
 from nimbus.host_agent.doctor.rounds import CHECKS, run_check, worst
 from nimbus.host_agent.plan import HostLayout
-from nimbus.host_agent.standing import Sight, Standing
+from nimbus.host_agent.sight.standing import Sight, Standing
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import VmId
 from nimbus.model.record import Record

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from nimbus.host_agent.logs import LogShipping, LogTarget, open_log_shipping, read_target
-from nimbus.host_agent.logspool import open_spool
+from nimbus.host_agent.output.logspool import open_spool
 from nimbus.model.errors import Conflict, HostFault
 from tests.unit.host_agent.logpipeline import Pipeline, open_pipeline, until
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from nimbus.host_agent.logs import LogTarget, open_log_shipping
-from nimbus.host_agent.masking import MASKS_MAX
+from nimbus.host_agent.output.masking import MASKS_MAX
 from tests.unit.host_agent.logpipeline import open_pipeline, until
 
 

@@ -17,8 +17,8 @@ import trio
 from structlog.testing import capture_logs
 
 from nimbus.host_agent.logs import LogShipping, LogTarget, open_log_shipping
-from nimbus.host_agent.logspool import open_spool
-from nimbus.host_agent.shipping import ingest_url
+from nimbus.host_agent.output.logspool import open_spool
+from nimbus.host_agent.output.shipping import ingest_url
 from nimbus.logging_pipeline.engine import Endpoint
 from nimbus.model.errors import Refused
 from tests.unit.host_agent.logpipeline import open_pipeline, until

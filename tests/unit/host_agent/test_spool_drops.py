@@ -10,10 +10,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nimbus.host_agent.lines import LineSplitter, parse_checkpoint
-from nimbus.host_agent.shipping import plan_batches
-from nimbus.host_agent.spool import CHECKPOINT, Spool
-from nimbus.host_agent.spoolrecord import Kind, Record, Stream
+from nimbus.host_agent.output.lines import LineSplitter, parse_checkpoint
+from nimbus.host_agent.output.shipping import plan_batches
+from nimbus.host_agent.output.spool import CHECKPOINT, Spool
+from nimbus.host_agent.output.spoolrecord import Kind, Record, Stream
 
 CAP_BYTES = 4000
 SEGMENT_BYTES = 300

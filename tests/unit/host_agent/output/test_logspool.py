@@ -9,10 +9,10 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nimbus.host_agent.lines import LineSplitter, LogRow, parse_checkpoint
-from nimbus.host_agent.logspool import open_spool
-from nimbus.host_agent.masking import Masker, MaskSet
-from nimbus.host_agent.spoolrecord import Kind, Position, Record, Stream
+from nimbus.host_agent.output.lines import LineSplitter, LogRow, parse_checkpoint
+from nimbus.host_agent.output.logspool import open_spool
+from nimbus.host_agent.output.masking import Masker, MaskSet
+from nimbus.host_agent.output.spoolrecord import Kind, Position, Record, Stream
 
 SECRETS = ("abba", "bab", "baba", "babab", "cddc", "cdcdcd")
 out_texts = st.lists(st.sampled_from([b"a", b"b", b"ab", b"\n", b"\n::add-mask::aabb\n", b"::add-"]), max_size=25)

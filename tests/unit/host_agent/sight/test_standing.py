@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nimbus.host_agent.ledger import Ledger
-from nimbus.host_agent.standing import Moment, Standing, judge_standing, look, look_at
+from nimbus.host_agent.sight.standing import Moment, Standing, judge_standing, look, look_at
 from nimbus.model.ids import VmId, new_vm_id
 from nimbus.model.lease import LeaseKey
 from nimbus.model.record import Record

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nimbus.host_agent.spoolrecord import (
+from nimbus.host_agent.output.spoolrecord import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     Kind,

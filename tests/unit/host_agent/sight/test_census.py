@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from nimbus.host.quarantine import FAILURES, note_failure
-from nimbus.host_agent.census import SlotCount, count_slots, sum_sizes, sum_usage, take_census
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.metricspage import serve_metrics
 from nimbus.host_agent.plan import HostLayout
+from nimbus.host_agent.sight.census import SlotCount, count_slots, sum_sizes, sum_usage, take_census
 from nimbus.model.ids import new_vm_id
 from nimbus.model.record import Record
 from nimbus.model.vm import Claim, Usage

@@ -16,9 +16,9 @@ import trio
 
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.logs import LogTarget, read_target
-from nimbus.host_agent.logspool import LogSpool, open_spool
-from nimbus.host_agent.shipping import ingest_url, ship_logs
-from nimbus.host_agent.spool import TARGET, remove_spool
+from nimbus.host_agent.output.logspool import LogSpool, open_spool
+from nimbus.host_agent.output.shipping import ingest_url, ship_logs
+from nimbus.host_agent.output.spool import TARGET, remove_spool
 from nimbus.model.errors import Conflict, HostFault, NimbusError, Refused
 from nimbus.model.ids import VmId
 from nimbus.runtime.http import open_http

@@ -14,7 +14,7 @@ from typing import Any
 from nimbus.host import cgroup, netns, process
 from nimbus.host_agent.keeper import KeeperGone, connect_keeper
 from nimbus.host_agent.plan import HostLayout, VmPaths, VmPlan, replan
-from nimbus.host_agent.standing import Sight
+from nimbus.host_agent.sight.standing import Sight
 from nimbus.host_agent.usage import read_usage
 from nimbus.model.errors import NimbusError
 from nimbus.model.ids import object_name

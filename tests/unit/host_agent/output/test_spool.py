@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbus.host_agent.lines import MAX_LINE_BYTES, Checkpoint, LineSplitter, LogRow, parse_checkpoint
-from nimbus.host_agent.spool import Spool
-from nimbus.host_agent.spoolrecord import Kind, Position, Record, Stream
+from nimbus.host_agent.output.lines import MAX_LINE_BYTES, Checkpoint, LineSplitter, LogRow, parse_checkpoint
+from nimbus.host_agent.output.spool import Spool
+from nimbus.host_agent.output.spoolrecord import Kind, Position, Record, Stream
 
 BEGINNING = Position(0, 0)
 records = st.lists(
@@ -115,7 +115,8 @@ def test_garbage_behind_the_last_record_is_never_read(tmp_path: Path) -> None:
 def test_what_was_written_before_sigkill_is_there(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"
-        "from nimbus.host_agent.spool import Spool\nfrom nimbus.host_agent.spoolrecord import Kind, Record, Stream\n"
+        "from nimbus.host_agent.output.spool import Spool\n"
+        "from nimbus.host_agent.output.spoolrecord import Kind, Record, Stream\n"
         "spool = Spool(pathlib.Path(sys.argv[1]), segment_bytes=50_000)\n"
         "offset = 0\n"
         "while True:\n"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbus.host_agent.masking import (
+from nimbus.host_agent.output.masking import (
     ALIKE_MAX,
     CHUNK_BYTES,
     MASKS_MAX,

@@ -17,11 +17,11 @@ import structlog
 import trio
 
 from nimbus.host_agent.lane import Hung, file_limit_s, in_thread
-from nimbus.host_agent.lines import Checkpoint, parse_checkpoint
-from nimbus.host_agent.masking import Edge, Masker, MaskSet, Part, parse_edge, parse_masks
+from nimbus.host_agent.output.lines import Checkpoint, parse_checkpoint
+from nimbus.host_agent.output.masking import Edge, Masker, MaskSet, Part, parse_edge, parse_masks
+from nimbus.host_agent.output.spool import CHECKPOINT, DEFAULT_CAP_BYTES, MASKS, Spool
+from nimbus.host_agent.output.spoolrecord import Kind, Position, Record, Stream
 from nimbus.host_agent.page import Page, open_page
-from nimbus.host_agent.spool import CHECKPOINT, DEFAULT_CAP_BYTES, MASKS, Spool
-from nimbus.host_agent.spoolrecord import Kind, Position, Record, Stream
 from nimbus.model.errors import HostFault
 
 T = TypeVar("T")

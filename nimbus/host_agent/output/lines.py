@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nimbus.host_agent.spoolrecord import Kind, Position, Record, Stream, parse_tally
+from nimbus.host_agent.output.spoolrecord import Kind, Position, Record, Stream, parse_tally
 
 MAX_LINE_BYTES = 64 * 1024  # what the pipeline takes as one message
 END_STREAM = "end"  # the row that says that nothing follows

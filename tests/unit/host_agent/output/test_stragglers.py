@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from nimbus.host_agent.logs import LogTarget, open_log_shipping, save_target
-from nimbus.host_agent.stragglers import (
+from nimbus.host_agent.output.stragglers import (
     Straggler,
     StragglerLimits,
     StragglerRound,

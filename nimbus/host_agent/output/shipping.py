@@ -16,9 +16,9 @@ import httpx2
 import structlog
 import trio
 
-from nimbus.host_agent.lines import LineSplitter, LogRow
-from nimbus.host_agent.logspool import LogSpool
-from nimbus.host_agent.spoolrecord import Position
+from nimbus.host_agent.output.lines import LineSplitter, LogRow
+from nimbus.host_agent.output.logspool import LogSpool
+from nimbus.host_agent.output.spoolrecord import Position
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.runtime.http import check_status, mapped_http_errors
 from nimbus.runtime.retry import Backoff

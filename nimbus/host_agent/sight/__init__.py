@@ -1,0 +1,1 @@
+"""What is seen of this host's VMs by whoever only looks: never touches, locks or ends anything."""
