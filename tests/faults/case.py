@@ -102,7 +102,8 @@ def _follow(place: Place, agent: Child, fault: Fault | None, verdict: Verdict) -
     died = agent.status != 0 or _is_frozen(place, fault)
     if died:
         _note_death(place, agent, fault, verdict)
-    if died or _has_records(place):  # one that could not be removed says an end that the next agent tells once more
+    hung = fault is not None and fault.kind is Kind.HANG
+    if died or (hung and _has_records(place)):  # what could not be removed says an end: the next agent tells it again
         verdict.agents = 2
         second = _start_agent(place, 2, None)
         try:

@@ -111,6 +111,9 @@ PURE = frozenset(
     }
 )
 
+# Waits that are given up where somebody else is quicker: they happen each time, their answer does not.
+RACING = frozenset({"host_agent.keeper.Keeper.wait_exit"})
+
 # An awaited peer that freezes: which process it is.
 _KEEPERS = ("host_agent.keeper.Keeper.",)
 _GUESTS = (
