@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.faults.case import Verdict, run_case
 from tests.faults.forks import Child, fork
 from tests.faults.numbers import render_table
-from tests.faults.operations import RACING, has_peer
+from tests.faults.operations import RACING, RARE, has_peer
 from tests.faults.place import STOP_S, Place, open_place
 from tests.faults.plane import ROUTES
 from tests.faults.representative import ALWAYS, REPRESENTATIVE
@@ -62,6 +62,8 @@ def plan_faults(trace: Trace) -> list[Fault]:
 
 def _can_be(kind: Kind, name: str, trace: Trace) -> bool:
     """A coroutine hangs only where a peer can be frozen for it, and only what returns can lose its answer."""
+    if name in RARE:
+        return False
     if kind is Kind.HANG:
         return not trace.is_async[name] or has_peer(name)
     return kind not in (Kind.PARTIAL, Kind.KILL_AFTER) or (name in trace.returned and name not in RACING)

@@ -113,6 +113,7 @@ PURE = frozenset(
 
 # Waits that are given up where somebody else is quicker: they happen each time, their answer does not.
 RACING = frozenset({"host_agent.keeper.Keeper.wait_exit"})
+RARE = frozenset({"host_agent.keeper.read_exit"})  # and what follows their answer may not happen at all
 
 # An awaited peer that freezes: which process it is.
 _KEEPERS = ("host_agent.keeper.Keeper.",)
