@@ -20,6 +20,7 @@ from nimbus.host.inventory import Inventory, Leak, Territory, diff, read_invento
 from nimbus.model.ids import state_root_id
 
 RUNTIME_DIR = Path("/run/nimbus")  # slots are host-wide: a test's VM must not share one with a neighbour's
+ROOTS_TOLD = "NIMBUS_TEST_ROOTS_TOLD"  # the file that every state root of a test is written to
 GRACE_S = 1.0  # the kernel lets go of a dead process and of its sockets a moment after the kill is seen
 _LOOK_AGAIN_S = 0.02
 
@@ -63,8 +64,17 @@ def _make_root() -> Path:
         root = Path(tempfile.mkdtemp(prefix="nb", dir="/tmp"))
         others = (other for other in Path("/tmp").glob("nb*") if other != root)
         if state_root_id(str(root)) not in {state_root_id(str(other)) for other in others}:
+            _tell(root)
             return root
         root.rmdir()
+
+
+def _tell(root: Path) -> None:
+    """For whoever runs tests that are meant to leave something, and has to clear it away: the roots they had."""
+    told = os.environ.get(ROOTS_TOLD)
+    if told:
+        with Path(told).open("a") as file:
+            file.write(f"{root}\n")
 
 
 @contextmanager
