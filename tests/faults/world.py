@@ -134,6 +134,7 @@ class World:
         host = self.hosts[name]
         if host.agent is not None:
             self._note_leaving(AGENT_LEFT, host)
+            self._end_freeze(host)  # its death does not undo what the freeze before it cost
             host.agent.kill()
             self._bury(host, -signal.SIGKILL)
 
@@ -196,7 +197,11 @@ class World:
         host = self.hosts[name]
         if host.agent is not None and host.frozen:
             host.agent.send(signal.SIGCONT)
-            self._hindrances.append(Hindrance(name, host.frozen_at, time.monotonic()))
+        self._end_freeze(host)
+
+    def _end_freeze(self, host: Host) -> None:
+        if host.frozen:
+            self._hindrances.append(Hindrance(host.name, host.frozen_at, time.monotonic()))
         host.frozen = False
 
     def _bury(self, host: Host, wanted: int | None) -> None:
