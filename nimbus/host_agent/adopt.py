@@ -60,10 +60,6 @@ class Estate:
     unreadable: tuple[VmId, ...] = ()  # a newer release's, or torn: whose lease each of these VMs has is not known
 
     @property
-    def count(self) -> int:
-        return len(self.machines)
-
-    @property
     def held(self) -> tuple[LeaseKey, ...] | None:
         """Leases that the control plane must not give to anybody else now; None: any of this agent's may be one."""
         if self.unreadable:

@@ -147,13 +147,9 @@ async def _serve(workplace: Workplace, grant: Grant, lease: HeldLease) -> None:
 
     try:
         image = await _find_image(workplace.host, grant.image)
-    except NimbusError as error:  # this host cannot even begin
-        await report.tell(render_finish_request(FinishRequest(grant.key, Ending.HOST_FAULT, cause=str(error))))
-        return
-    order = Order(grant.shape, image, command, Ties(open_sink, report, workplace.departure))
-    try:
+        order = Order(grant.shape, image, command, Ties(open_sink, report, workplace.departure))
         await run_machine(workplace.host, order, lease)
-    except NimbusError as error:  # not even its record could be opened, so nothing of it is on this host
+    except NimbusError as error:  # no image, or not even a record: nothing of it is on this host
         log.error("machine.not_begun", error=str(error))
         await report.tell(render_finish_request(FinishRequest(grant.key, Ending.HOST_FAULT, cause=str(error))))
 

@@ -52,9 +52,12 @@ def read_postmortem(folder: Path, vm: VmId) -> Postmortem:
     """What was kept of a VM. NotFound where nothing was, or not any more."""
     try:
         console = (folder / f"{vm}{_CONSOLE}").read_bytes()
-        facts = json.loads((folder / f"{vm}{_FACTS}").read_bytes())
     except FileNotFoundError:
         raise NotFound(f"nothing is kept of VM {vm}: it ended well, or long ago") from None
+    try:
+        facts = json.loads((folder / f"{vm}{_FACTS}").read_bytes())
+    except FileNotFoundError:  # its agent was killed between the two
+        facts = {}
     return Postmortem(vm, console, facts)
 
 

@@ -88,7 +88,6 @@ PRIVATE: dict[str, Callable[[], Exception]] = {
 # Among the public functions: what only computes, or cannot fail in a way that a caller could answer.
 PURE = frozenset(
     {
-        "host_agent.adopt.Estate.count",
         "host_agent.adopt.Estate.held",
         "host.cgroup.cgroup_dir",
         "host.cgroup.cgroup_mount",

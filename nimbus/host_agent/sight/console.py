@@ -14,6 +14,7 @@ import trio
 from nimbus.host_agent.keeper import Keeper, KeeperGone, connect_keeper
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.plan import HostLayout, VmPaths
+from nimbus.host_agent.postmortem import read_postmortem
 from nimbus.model.errors import NotFound
 from nimbus.model.ids import VmId
 from nimbus.model.record import Record
@@ -66,14 +67,15 @@ async def _ask(keeper: Keeper, follow: bool) -> AsyncGenerator[ConsoleChunk, Non
 def _read_kept(layout: HostLayout, vm: VmId) -> ConsoleChunk | None:
     """What is left of a console whose keeper is gone. Without the keeper's last word it counts from 0."""
     folder = _folder(layout, vm)
-    for path in (folder / CONSOLE_NAME, layout.postmortems / f"{vm}.console"):
+    try:
+        data = (folder / CONSOLE_NAME).read_bytes()[-RING_BYTES:]
+    except FileNotFoundError:
         try:
-            data = path.read_bytes()[-RING_BYTES:]
-        except FileNotFoundError:
-            continue
-        total = max(_read_total(folder), len(data))
-        return ConsoleChunk(total - len(data), total, data)
-    return None
+            data = read_postmortem(layout.postmortems, vm).console
+        except NotFound:
+            return None
+    total = max(_read_total(folder), len(data))
+    return ConsoleChunk(total - len(data), total, data)
 
 
 def _read_total(folder: Path) -> int:
