@@ -43,13 +43,20 @@ def test_a_wheel_is_bound_to_its_platform_and_holds_the_binaries(tmp_path: Path)
     assert "nimbus/host/_native.abi3.so" in modes
     assert modes["nimbus/host/bin/nimbus-keeper"] & 0o111 == 0o111
     assert modes["nimbus/rootfs/bin/nimbus-init"] & 0o111 == 0o111
+    assert "nimbus/host/bin/nimbus-probe.elf" in modes
     assert not [name for name in modes if name.startswith(("native/", "tests/"))]
 
 
 def test_an_sdist_holds_the_sources_and_no_binary(tmp_path: Path) -> None:
     with tarfile.open(build("build_sdist", tmp_path)) as held:
         names = {member.name.partition("/")[2] for member in held if member.isfile()}
-    assert {"native/Makefile", "native/host/nimbus_host.h", "native/host/keeper/watch.c", "pyproject.toml"} <= names
+    assert {
+        "native/Makefile",
+        "native/host/nimbus_host.h",
+        "native/host/keeper/watch.c",
+        "native/probe/probe.S",
+    } <= names
+    assert "pyproject.toml" in names
     assert not [name for name in names if name.endswith((".so", ".o")) or name.startswith("nimbus/host/bin/")]
     assert not [name for name in names if name.startswith(("nimbus/rootfs/bin/", "native/build/"))]
 
