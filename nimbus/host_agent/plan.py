@@ -14,6 +14,7 @@ from typing import Any
 
 from nimbus.host_agent.network import plan_network
 from nimbus.model.ids import VmId, object_name, state_root_id
+from nimbus.model.placement import Placement
 from nimbus.model.vm import HostPort, NetPlan, Shape, Slot
 
 DEFAULT_SUBNET = IPv4Network("172.30.0.0/16")
@@ -113,9 +114,20 @@ class VmPlan:
     slot: Slot
     net: NetPlan
     paths: VmPaths
+    placement: Placement | None = None  # the CPUs that are its own; None: it runs wherever the host lets it
 
 
-def plan_vm(layout: HostLayout, vm: VmId, *, shape: Shape, image: str, backend: str, accel: str, slot: Slot) -> VmPlan:
+def plan_vm(
+    layout: HostLayout,
+    vm: VmId,
+    *,
+    shape: Shape,
+    image: str,
+    backend: str,
+    accel: str,
+    slot: Slot,
+    placement: Placement | None = None,
+) -> VmPlan:
     """The plan of `vm` on this host."""
     name = object_name(layout.root_id, vm)
     net = plan_network(
@@ -127,20 +139,37 @@ def plan_vm(layout: HostLayout, vm: VmId, *, shape: Shape, image: str, backend: 
         nameserver=layout.nameserver,
     )
     paths = VmPaths(layout.state / "vms" / str(vm))
-    return VmPlan(vm, name, shape, image, backend, accel, slot, net, paths)
+    return VmPlan(vm, name, shape, image, backend, accel, slot, net, paths, placement)
 
 
-def render_plan(shape: Shape, image: str, accel: str) -> dict[str, object]:
+def render_plan(shape: Shape, image: str, accel: str, placement: Placement | None = None) -> dict[str, object]:
     """What a record must hold so that `replan` gives the same plan again."""
-    return {"shape": asdict(shape), "image": image, "accel": accel}
+    stored: dict[str, object] = {"shape": asdict(shape), "image": image, "accel": accel}
+    return stored if placement is None else {**stored, "placement": asdict(placement)}
 
 
 def replan(layout: HostLayout, vm: VmId, *, backend: str, stored: Mapping[str, Any], slot: Slot) -> VmPlan:
     """The plan of a record that another process wrote."""
-    shape = read_shape(stored)
-    return plan_vm(layout, vm, shape=shape, image=stored["image"], backend=backend, accel=stored["accel"], slot=slot)
+    return plan_vm(
+        layout,
+        vm,
+        shape=read_shape(stored),
+        image=stored["image"],
+        backend=backend,
+        accel=stored["accel"],
+        slot=slot,
+        placement=read_placement(stored),
+    )
 
 
 def read_shape(stored: Mapping[str, Any]) -> Shape:
     """What a record's VM takes of its host."""
     return Shape(**stored["shape"])
+
+
+def read_placement(stored: Mapping[str, Any]) -> Placement | None:
+    """The CPUs that a record's VM was given; None where it was given none."""
+    found = stored.get("placement")
+    if found is None:
+        return None
+    return Placement(tuple(found["vcpus"]), tuple(found["cpus"]), tuple(found["mems"]))
