@@ -96,12 +96,12 @@ def _clone(reading: int, writing: int) -> None:
             raise
         size = os.fstat(reading).st_size
         os.ftruncate(writing, size)
-        for start, end in _data_ranges(reading, size):
+        for start, end in data_ranges(reading, size):
             _copy_range(reading, writing, start, end)
 
 
-def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of the file that hold data; holes stay holes."""
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of the file that hold data, as (start, end)."""
     offset = 0
     while offset < size:
         try:

@@ -81,6 +81,21 @@ def pid_behind(pidfd: int) -> int | None:
     raise OSError(f"descriptor {pidfd} names no process")
 
 
+def find_threads(pid: int, inner: tuple[int, ...]) -> tuple[int, ...]:
+    """This host's numbers of threads that the process's own pid namespace numbers `inner`, in the same order.
+
+    Raises ProcessLookupError where one of them, or the process, has ended.
+    """
+    found: dict[int, int] = {}
+    try:
+        for folder in (_PROC / str(pid) / "task").iterdir():
+            words = next(line for line in (folder / "status").read_text().splitlines() if line.startswith("NSpid:"))
+            found[int(words.split()[-1])] = int(folder.name)
+        return tuple(found[thread] for thread in inner)
+    except (FileNotFoundError, StopIteration, KeyError) as error:
+        raise ProcessLookupError(f"a thread of process {pid} has ended") from error
+
+
 def started_at(process: ProcessId) -> float:
     """Unix seconds of its start, for people: the kernel keeps it in ticks since the boot."""
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_ticks / os.sysconf("SC_CLK_TCK")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nimbus.host_agent import claims
 from nimbus.host_agent.claims import CLAIMS, Target
@@ -20,6 +21,9 @@ from nimbus.host_agent.vmm.machine import Boot
 from nimbus.model.vm import Claim, Shape, Slot
 from nimbus.storage.images import Image
 
+if TYPE_CHECKING:
+    from nimbus.host_agent.snapshots.templates import Templates
+
 
 @dataclass(frozen=True)
 class Host:
@@ -28,6 +32,7 @@ class Host:
     layout: HostLayout
     choice: Choice
     tsc_khz: int
+    templates: Templates | None = None  # None: every boot is cold
     kernel_override: Path | None = None
     rootfs_override: Path | None = None
 
@@ -41,6 +46,10 @@ async def build_vm(
     host: Host, record: OpenRecord, shape: Shape, image: Image | None, phases: Phases
 ) -> tuple[VmPlan, Boot]:
     """Claim slot, network, disk, jail and cgroup. Raises HostFault; what was built by then is in the record."""
+    ready = None
+    if host.templates is not None and image is not None:
+        with phases.span("template"):
+            ready = await host.templates.find(image, shape)
     with phases.span("slot"):
         slot = await claims.acquire(Claim.SLOT, Target(host.layout, record.value))
         assert isinstance(slot, Slot)  # noqa: S101 - the one claim that has a value
@@ -54,7 +63,7 @@ async def build_vm(
         accel=host.choice.accel,
         slot=slot,
     )
-    target = Target(host.layout, record.value, plan)
+    target = Target(host.layout, record.value, plan, ready.template.overlay if ready else None)
     with phases.span("network"):
         await claims.acquire(Claim.NETWORK, target)
     with phases.span("disk"):
@@ -62,4 +71,5 @@ async def build_vm(
     with phases.span("jail"):
         await claims.acquire(Claim.JAIL, target)
         await claims.acquire(Claim.CGROUP, target)
-    return plan, Boot(image, host.choice.binary, host.tsc_khz)
+    boot = Boot(image, host.choice.binary, host.tsc_khz, host.choice.jailer)
+    return plan, ready.boot(boot) if ready else boot

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import structlog
@@ -48,6 +49,7 @@ class Target:
     layout: HostLayout
     record: Record
     plan: VmPlan | None = None  # once a slot is held; a release does without
+    overlay: Path | None = None  # what the VM's disk begins as; None: an empty filesystem
 
     @property
     def object(self) -> str:
@@ -208,7 +210,17 @@ def _release_network(target: Target) -> None:
 
 def _acquire_disk(target: Target) -> None:
     plan = target.planned
-    acquire_disk(plan, overlay_template(ImageStore(target.layout.images), plan.shape.disk_mib))
+    acquire_disk(plan, target.overlay or _empty_overlay(target.layout, plan))
+
+
+def _empty_overlay(layout: HostLayout, plan: VmPlan) -> Path:
+    return overlay_template(ImageStore(layout.images), plan.shape.disk_mib)
+
+
+def renew_disk(layout: HostLayout, plan: VmPlan) -> None:
+    """An empty disk in place of the one that a boot has used: its claim stays as it is."""
+    release_disk(plan.paths.disk)
+    acquire_disk(plan, _empty_overlay(layout, plan))
 
 
 def _release_disk(target: Target) -> None:

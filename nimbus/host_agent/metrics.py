@@ -22,6 +22,8 @@ RUNNING = Gauge("nimbus_host_agent_machines_running", "Machines alive on this ho
 ADOPTIONS = Counter("nimbus_host_agent_adoptions_total", "Machines of an earlier agent, by how it went", ["outcome"])
 BOOT_SECONDS = Histogram("nimbus_host_agent_boot_seconds", "From the guest kernel's start to the guest being ready")
 
+RESTORES = Counter("nimbus_host_agent_restores_total", "Boots that could use a template, by what it was", ["outcome"])
+
 REAPS = Counter("nimbus_host_agent_reaps_total", "VMs of dead supervisors that were cleared away")
 STUCK = Gauge("nimbus_host_agent_claims_stuck", "VMs whose teardown could not be completed")
 CLAIMS = Gauge("nimbus_host_agent_claims_held", "Claims in the ledger, by kind", ["claim"])
@@ -82,6 +84,11 @@ def count_round(done: Round) -> None:
     """What a round of the reaper cleared away, and what it could not."""
     REAPS.inc(len(done.reaped))
     STUCK.set(len(done.stuck))
+
+
+def count_restore(outcome: str) -> None:
+    """One boot: restored, none (no template), unreadable (its key), or quarantined (and so cold)."""
+    RESTORES.labels(outcome).inc()
 
 
 def count_release(claim: Claim, took_s: float) -> None:

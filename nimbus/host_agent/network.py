@@ -28,6 +28,7 @@ GATEWAY = IPv4Interface("172.16.0.1/30")
 GUEST = IPv4Interface("172.16.0.2/30")
 # One MAC for every gateway, so that a guest restored on another tap finds the neighbour it knew.
 GATEWAY_MAC = "02:4e:42:ff:ff:ff"
+GUEST_MAC = "02:4e:42:00:00:01"  # likewise: a template's network card is every clone's
 PEER = "uplink"
 NETNS_TABLE = "nimbus"
 DNS_PORT = 53
@@ -70,7 +71,7 @@ def plan_network(
         uplink_peer=uplink_peer,
         gateway=GATEWAY,
         guest=GUEST,
-        mac="02:4e:42:" + slot.index.to_bytes(3, "big").hex(":"),
+        mac=GUEST_MAC,
         tap_uid=slot.uid,
         tap_gid=slot.gid,
         host_ports=host_ports,

@@ -64,6 +64,11 @@ class HostLayout:
         return self.state / "images"
 
     @property
+    def templates(self) -> Path:
+        """Saved memories of booted machines, which later ones are clones of."""
+        return self.state / "templates"
+
+    @property
     def spools(self) -> Path:
         """Output on its way to the logging pipeline: it outlives its VM until it has arrived."""
         return self.state / "spools"

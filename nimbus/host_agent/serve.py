@@ -19,13 +19,16 @@ import trio
 from nimbus.host import cgroup, process, slots
 from nimbus.host_agent.attend import CONSOLE_TAIL_BYTES, SILENCE_LIMIT_S, attend, latest_ns, longest_s, until
 from nimbus.host_agent.build import Host
+from nimbus.host_agent.claims import renew_disk
 from nimbus.host_agent.guest import GuestSession, OutputSink, parse_session, render_session
 from nimbus.host_agent.keeper import KeeperGone, read_exit
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.life import Lease, Life, Overtime, describe_end, first_error, judge_memory
 from nimbus.host_agent.plan import HostLayout, VmPlan, replan
 from nimbus.host_agent.usage import find_memory_events, read_memory_events
-from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, find_machine, read_console_file
+from nimbus.host_agent.vmm.choice import BACKENDS
+from nimbus.host_agent.vmm.launch import RestoreFailed, launch_machine
+from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, find_machine, read_console_file
 from nimbus.model.errors import GuestFault, HostFault, NimbusError, Refused, Unavailable
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Command, Slot
@@ -61,13 +64,29 @@ async def serve_vm(
         life.boots = attempt
         limit_s = await _boot_limit_s(host.layout)
         life.heard = trio.CancelScope(deadline=trio.current_time() + limit_s)
-        await _serve_once(host, plan, boot, lease, partial(_open_session, life, plan, ask_command, limit_s), sink, life)
+        why = f"the guest never said hello in {limit_s:g} s"
+        try:
+            ask_session = partial(_open_session, life, plan, ask_command, limit_s)
+            await _serve_once(host, plan, boot, lease, ask_session, sink, life)
+        except RestoreFailed as error:
+            why = str(error)
         if _has_ended(life, plan):
             return
-        log.warning("vm.boot_failed", vm=str(plan.vm), attempt=attempt, limit_s=limit_s)
+        log.warning("vm.boot_failed", vm=str(plan.vm), attempt=attempt, why=why)
         await in_thread(partial(_clear_cgroup, plan.object))
         await in_thread(partial(life.record.change, keeper=None, session=None))  # nothing of this boot can be adopted
+        boot = await _boot_cold(host, plan, boot, why)
     raise HostFault(describe_end(life, f"the guest never said hello in {BOOT_ATTEMPTS} boots{_advise(host)}"))
+
+
+async def _boot_cold(host: Host, plan: VmPlan, boot: Boot, why: str) -> Boot:
+    """After a restore that failed: its template is not tried again, and the disk begins empty, as cold boots do."""
+    if boot.memory is not Memory.TEMPLATE:
+        return boot
+    if host.templates is not None and boot.template is not None:
+        await host.templates.distrust(boot.template, why)
+    await in_thread(partial(renew_disk, host.layout, plan))
+    return replace(boot, memory=Memory.FRESH, template=None, memory_fd=None)
 
 
 async def _boot_limit_s(layout: HostLayout) -> float:
@@ -121,7 +140,7 @@ async def _launch(  # noqa: ASYNC128 - launch has the machine and says that it s
 ) -> None:
     """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
     life.vmm_exit = None
-    life.vmm_exit = await host.choice.vmm.launch(plan, boot, terms, task_status=task_status)
+    life.vmm_exit = await launch_machine(host.choice.vmm, plan, boot, terms, task_status=task_status)
     await _look_after_it(plan, life)
     scope.cancel()
 
@@ -168,7 +187,7 @@ async def _attend_adopted(
     plan: VmPlan, keeper: ProcessId, session: GuestSession, lease: Lease, life: Life, sink: ResumableSink
 ) -> None:
     try:
-        async with find_machine(plan, keeper) as machine, trio.open_nursery() as vm:
+        async with find_machine(BACKENDS[plan.backend], plan, keeper) as machine, trio.open_nursery() as vm:
             log.info("vm.adopted", vm=str(plan.vm), keeper=keeper.pid)
             vm.start_soon(_wait_gone, machine, life, vm.cancel_scope)
             await attend(machine, lease, partial(_give, session), sink, life)

@@ -119,7 +119,7 @@ _KEEPERS = ("host_agent.keeper.Keeper.",)
 _GUESTS = (
     "host_agent.guesttalk.Talk._attach",
     "host_agent.guesttalk.Talk._send_job",
-    "host_agent.vmm.machine.connect_unix",
+    "host_agent.vmm.sockets.connect_unix",
 )
 
 

@@ -21,6 +21,7 @@ from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import HostLayout, render_plan
 from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.vmm.choice import choose_vmm
+from nimbus.host_agent.vmm.launch import launch_machine
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.ids import new_vm_id
 from nimbus.model.record import Record
@@ -64,7 +65,7 @@ def open_records(host: Host, pages: ExitStack) -> list[OpenRecord]:
 async def start(host: Host, record: OpenRecord, orphan_fd: int, vms: trio.Nursery) -> None:
     """All that a VM takes of its host, and its process under a keeper."""
     plan, boot = await build_vm(host, record, Shape(), None, Phases())
-    launch = partial(host.choice.vmm.launch, plan, boot, KeeperTerms(None, orphan_fd))
+    launch = partial(launch_machine, host.choice.vmm, plan, boot, KeeperTerms(None, orphan_fd))
     machine: Machine = await vms.start(launch)
     record.change(keeper=machine.keeper.identity)
 

@@ -22,11 +22,12 @@ GUEST_INIT = Path(__file__).parents[2] / "rootfs" / "bin" / "nimbus-init"
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend of this host, its accelerator and its binary."""
+    """The backend of this host, its accelerator and its binaries."""
 
     vmm: Vmm
     accel: str
     binary: Path
+    jailer: Path | None = None  # Firecracker's alone
 
     @property
     def label(self) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import trio
 
 from nimbus.host_agent.plan import VmPlan
-from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, LaunchSpec, Machine, open_machine
-from nimbus.wire.keeper import VmmExit
+from nimbus.host_agent.vmm.machine import Boot, LaunchSpec, Machine, SavedState
+from nimbus.host_agent.vmm.sockets import connect_unix
+from nimbus.model.errors import HostFault
 
 
 class Fake:
@@ -19,16 +20,35 @@ class Fake:
 
     name = "fake"
     needs_guest_files = False
+    can_restore = False
 
     def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:
         """Pure: the guest's own PID 1 in its host double mode, with counters that a rehearsal of OOM can raise."""
         vmstat = plan.paths.run / "vmstat"
         return LaunchSpec(argv=(str(boot.binary), "--host-double", str(plan.paths.link), str(vmstat)), jailed=False)
 
-    async def launch(
-        self, plan: VmPlan, boot: Boot, terms: KeeperTerms, *, task_status: trio.TaskStatus[Machine]
-    ) -> VmmExit:
-        """Start the double under a keeper; return when it is gone."""
-        async with open_machine(plan, self.describe(plan, boot), terms) as machine:
-            task_status.started(machine)
-            return await machine.wait_gone()
+    async def spawn(self, machine: Machine, boot: Boot) -> None:
+        """It runs from its first instant on."""
+
+    async def load(self, machine: Machine, boot: Boot) -> None:
+        """Never asked for: it has no memory to load."""
+        raise HostFault("the fake VMM boots from no template")
+
+    async def run(self, machine: Machine, boot: Boot) -> None:
+        """It does."""
+
+    async def vcpu_threads(self, machine: Machine) -> tuple[int, ...]:
+        """None: it is a process like any other."""
+        return ()
+
+    async def pause(self, machine: Machine) -> None:
+        """Never asked for."""
+        raise HostFault("the fake VMM cannot be paused")
+
+    async def save(self, machine: Machine, boot: Boot) -> SavedState:
+        """Never asked for."""
+        raise HostFault("the fake VMM saves no template")
+
+    async def connect_guest(self, plan: VmPlan) -> trio.SocketStream:
+        """The double listens where QEMU's port would."""
+        return await connect_unix(plan.paths.link)

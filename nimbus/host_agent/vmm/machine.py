@@ -1,18 +1,18 @@
 """A running VM as the agent holds it: its keeper, its console and the way to its guest.
 
-Knows no backend. Made by `open_machine` from a LaunchSpec, or by adoption from a record.
+Knows no backend but by its protocol. Made by `open_machine` from a LaunchSpec, or by `find_machine` from a record.
 """
 
 from __future__ import annotations
 
+import enum
 import os
-import socket
-import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -20,21 +20,53 @@ from nimbus.host.cgroup import cgroup_dir
 from nimbus.host.netns import netns_path
 from nimbus.host_agent.keeper import Keeper, KeeperGone, connect_keeper, spawn_keeper
 from nimbus.host_agent.plan import VmPlan
-from nimbus.model.errors import HostFault, Unavailable
+from nimbus.host_agent.vmm import Vmm
+from nimbus.model.errors import Unavailable
 from nimbus.model.record import ProcessId
 from nimbus.storage.images import Image
 from nimbus.wire.keeper import Bind, Jail, KeeperSpec, VmmExit
 
+if TYPE_CHECKING:
+    from nimbus.storage.templates import Template
+
 CONSOLE_TAIL = "console.tail"
+
+
+class Stage(enum.IntEnum):
+    """How far a machine is brought up."""
+
+    SPAWNED = 1  # its VMM runs and answers; no memory is loaded
+    PAUSED = 2  # a template's memory is loaded; vCPUs are there and do not run
+    RUNNING = 3
+
+
+class Memory(enum.StrEnum):
+    """Where the guest's memory comes from."""
+
+    FRESH = "fresh"
+    KEPT = "kept"  # fresh, in a file that becomes a template
+    TEMPLATE = "template"
 
 
 @dataclass(frozen=True)
 class Boot:
-    """What a boot needs beyond the plan: the image's files, the VMM's binary and the host's TSC rate."""
+    """What a boot needs beyond the plan: files, the VMM's binary, the host's TSC rate, and where memory comes from."""
 
     image: Image | None
     binary: Path
     tsc_khz: int
+    jailer: Path | None = None  # Firecracker's
+    memory: Memory = Memory.FRESH
+    template: Template | None = None  # with Memory.TEMPLATE
+    memory_fd: int | None = None  # the template's memory, sealed, for VMMs that map it by a descriptor
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """Two files that a paused machine's VMM wrote; they belong to whoever asked for them."""
+
+    memory: Path
+    state: Path
 
 
 @dataclass(frozen=True)
@@ -45,7 +77,11 @@ class LaunchSpec:
     binds: tuple[Bind, ...] = ()
     devices: tuple[str, ...] = ()  # names below /dev
     rlimits: Mapping[str, int | None] = field(default_factory=dict)
-    jailed: bool = True  # own netns, own root, own uid; only the fake goes without
+    jailed: bool = True  # own netns, own root, own uid by the keeper's hand; the fake goes without
+    keep_fds: tuple[int, ...] = ()  # open in the VMM under the same numbers
+    proc: bool = False  # its own /proc in the jail
+    pid_file: Path | None = None  # a jailer is started, as root, and names its VMM here
+    calls: tuple[str, ...] = ()  # what is asked of its API before it runs, for the recipe of a template
 
 
 @dataclass(frozen=True)
@@ -62,10 +98,11 @@ class Machine:
 
     plan: VmPlan
     keeper: Keeper
+    vmm: Vmm
 
     async def connect_guest(self) -> trio.SocketStream:
-        """A stream to the guest link. Raises OSError while the VMM has not made its socket yet."""
-        return await connect_unix(self.plan.paths.link)
+        """A stream to the guest link. Raises OSError while there is none yet."""
+        return await self.vmm.connect_guest(self.plan)
 
     async def wait_gone(self) -> VmmExit:
         """How the VMM ended, once it has."""
@@ -100,50 +137,33 @@ def render_keeper_spec(plan: VmPlan, spec: LaunchSpec, terms: KeeperTerms) -> Ke
         cgroup=str(cgroup_dir(plan.object)),
         argv=spec.argv,
         deadline_ns=terms.deadline_ns,
+        keep_fds=spec.keep_fds,
     )
+    if spec.pid_file is not None:
+        return spec_for(uid=0, gid=0, pid_file=str(spec.pid_file))
     if not spec.jailed:
         return spec_for(uid=os.geteuid(), gid=os.getegid())
     return spec_for(
         uid=plan.slot.uid,
         gid=plan.slot.gid,
         netns=str(netns_path(plan.net.name)),
-        jail=Jail(str(plan.paths.jail), spec.binds, spec.devices),
+        jail=Jail(str(plan.paths.jail), spec.binds, spec.devices, proc=spec.proc),
         rlimits=spec.rlimits,
     )
 
 
 @asynccontextmanager
-async def open_machine(plan: VmPlan, spec: LaunchSpec, terms: KeeperTerms) -> AsyncIterator[Machine]:
+async def open_machine(vmm: Vmm, plan: VmPlan, boot: Boot, terms: KeeperTerms) -> AsyncIterator[Machine]:
     """The VM while the block runs. Leaving closes the agent's ends only: teardown is what ends a VM."""
-    keeper = await spawn_keeper(render_keeper_spec(plan, spec, terms), orphan_fd=terms.orphan_fd)
+    spec = render_keeper_spec(plan, vmm.describe(plan, boot), terms)
+    keeper = await spawn_keeper(spec, orphan_fd=terms.orphan_fd)
     async with keeper:
-        yield Machine(plan, keeper)
+        yield Machine(plan, keeper, vmm)
 
 
 @asynccontextmanager
-async def find_machine(plan: VmPlan, identity: ProcessId) -> AsyncIterator[Machine]:
-    """The VM that an earlier agent started. Raises KeeperGone where it has ended; leaving is as with `open_machine`."""
+async def find_machine(vmm: Vmm, plan: VmPlan, identity: ProcessId) -> AsyncIterator[Machine]:
+    """A VM that was started before. Raises KeeperGone where it has ended; leaving is as with `open_machine`."""
     keeper = await connect_keeper(plan.paths.folder, identity)
     async with keeper:
-        yield Machine(plan, keeper)
-
-
-async def connect_unix(path: Path) -> trio.SocketStream:
-    """A stream to the unix socket at `path`, however long that path is (sun_path holds 107 bytes).
-
-    The folder belongs to a VM's uid, so the socket's own inode is opened, never a link's target, and
-    connected by its descriptor. Raises OSError while there is none.
-    """
-    found = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        if not stat.S_ISSOCK(os.fstat(found).st_mode):
-            raise HostFault(f"{path.name} of the VM is no socket: a VMM tried to lead the agent elsewhere")
-        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            await sock.connect(f"/proc/self/fd/{found}")
-        except BaseException:
-            sock.close()
-            raise
-        return trio.SocketStream(sock)
-    finally:
-        os.close(found)
+        yield Machine(plan, keeper, vmm)

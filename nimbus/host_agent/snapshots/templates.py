@@ -1,0 +1,163 @@
+"""The templates that this host may boot from: found by what must match, verified once, their memory kept ready.
+
+A template that is damaged, or whose clone did not run, is put aside, and the boot is a cold one. Makes none: that is
+snapshots/build.py's. Called by build.py and serve.py; one object for each agent or run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+
+from nimbus.host import cpuinfo
+from nimbus.host.sealed import seal_file
+from nimbus.host_agent import metrics
+from nimbus.host_agent.lane import in_thread_or_left
+from nimbus.host_agent.plan import HostLayout, plan_vm
+from nimbus.host_agent.vmm.choice import Choice
+from nimbus.host_agent.vmm.machine import Boot, Memory
+from nimbus.host_agent.vmm.version import read_version
+from nimbus.model.errors import HostFault
+from nimbus.model.ids import VmId
+from nimbus.model.template import TemplateKey, digest_recipe
+from nimbus.model.vm import Shape, Slot
+from nimbus.storage.content import hash_file
+from nimbus.storage.images import Image
+from nimbus.storage.templates import Template, TemplateStore, VerifiedTemplates
+
+log = structlog.get_logger()
+
+_ANY_VM = VmId("00000000")
+_ANY_SLOT = Slot(index=0, uid=1, gid=1, cid=3)
+LIMITER = trio.CapacityLimiter(2)  # hashing and copying whole memories: never more than the disk can bear
+
+
+@dataclass(frozen=True)
+class ReadyTemplate:
+    """One that was verified, and its memory as this backend's clones map it."""
+
+    template: Template
+    memory_fd: int | None
+
+    def boot(self, cold: Boot) -> Boot:
+        """The same boot, from this template."""
+        return replace(cold, memory=Memory.TEMPLATE, template=self.template, memory_fd=self.memory_fd)
+
+
+class Templates:
+    """See the module. `close` lets go of the memories; clones that run keep theirs."""
+
+    def __init__(self, layout: HostLayout, choice: Choice) -> None:
+        self._layout, self._choice = layout, choice
+        self.store = TemplateStore(layout.templates)
+        self._verified = VerifiedTemplates(self.store)
+        self._sealed: dict[str, int] = {}
+        self._vmm: tuple[str, str] | None = None
+        self._turn = trio.Lock()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether this host's backend boots from templates at all."""
+        return self._choice.vmm.can_restore
+
+    async def find(self, image: Image, shape: Shape) -> ReadyTemplate | None:
+        """The template for exactly this, verified; None means a cold boot. Never raises for a template's sake."""
+        if not self.is_usable:
+            return None
+        try:
+            key = await self.key(image, shape)
+            template = await in_thread_or_left(partial(self.store.find, key.digest()), LIMITER)
+        except HostFault as error:
+            log.warning("template.not_found", image=image.name, error=str(error))
+            metrics.count_restore("unreadable")
+            return None
+        if template is None:
+            metrics.count_restore("none")
+            return None
+        try:
+            async with self._turn:  # one boot hashes and copies, the others find it done
+                await in_thread_or_left(partial(self._verified.check, template), LIMITER)
+                return ReadyTemplate(template, await self._seal(template))
+        except (HostFault, OSError) as error:
+            await self.distrust(template, str(error))
+            return None
+
+    async def distrust(self, template: Template, why: str) -> None:
+        """Put it aside: the next boots are cold until a new one is built."""
+        metrics.count_restore("quarantined")
+        log.error("template.quarantined", template=template.digest, why=why)
+        fd = self._sealed.pop(template.digest, None)
+        if fd is not None:
+            os.close(fd)
+        try:
+            await in_thread_or_left(partial(self.store.quarantine, template.digest, why), LIMITER)
+        except (HostFault, OSError) as error:
+            log.warning("template.not_put_aside", template=template.digest, error=str(error))
+
+    async def key(self, image: Image, shape: Shape) -> TemplateKey:
+        """All that must match. Raises HostFault where this host, its VMM or the image cannot be told exactly."""
+        if self._vmm is None:
+            self._vmm = await in_thread_or_left(partial(_read_vmm, self._choice), LIMITER)
+        version, sha256 = self._vmm
+        lacking = {"vmlinux", "initramfs", "rootfs"} - set(image.digests)
+        if lacking:
+            raise HostFault(f"image {image.name} with its {', '.join(sorted(lacking))} replaced boots from no template")
+        host = await in_thread_or_left(cpuinfo.read_cpu, LIMITER)
+        return TemplateKey(
+            image=image.name,
+            manifest_sha256=image.manifest_sha256,
+            kernel_sha256=image.digests["vmlinux"],
+            initramfs_sha256=image.digests["initramfs"],
+            rootfs_sha256=image.digests["rootfs"],
+            backend=self._choice.vmm.name,
+            accel=self._choice.accel,
+            vmm_version=version,
+            vmm_sha256=sha256,
+            cpu=host,
+            host_kernel=os.uname().release,
+            shape=shape,
+            recipe_sha256=digest_recipe(self._plan_recipe(image, shape)),
+        )
+
+    def close(self) -> None:
+        """Let go of the sealed memories."""
+        for fd in self._sealed.values():
+            os.close(fd)
+        self._sealed.clear()
+
+    async def _seal(self, template: Template) -> int | None:
+        if self._choice.vmm.name != "qemu":
+            return None  # Firecracker maps the file itself, read-only
+        if template.digest not in self._sealed:
+            seal = partial(seal_file, template.memory, f"nimbus-{template.digest[:12]}")
+            self._sealed[template.digest] = await in_thread_or_left(seal, LIMITER)
+        return self._sealed[template.digest]
+
+    def _plan_recipe(self, image: Image, shape: Shape) -> tuple[str, ...]:
+        """Pure: how such a VM is started, without what is one VM's own or differs from start to start."""
+        layout = HostLayout(Path("/state"), Path("/run"))
+        plan = plan_vm(
+            layout,
+            _ANY_VM,
+            shape=shape,
+            image=image.name,
+            backend=self._choice.vmm.name,
+            accel=self._choice.accel,
+            slot=_ANY_SLOT,
+        )
+        spec = self._choice.vmm.describe(
+            plan, Boot(image, self._choice.binary, tsc_khz=0, jailer=self._choice.jailer, memory=Memory.KEPT)
+        )
+        return (*spec.argv, *spec.calls)
+
+
+def _read_vmm(choice: Choice) -> tuple[str, str]:
+    if shutil.which(str(choice.binary)) is None:
+        raise HostFault(f"{choice.binary} cannot be executed")
+    return read_version(choice.binary), hash_file(choice.binary).sha256

@@ -1,0 +1,91 @@
+"""How a machine is brought up: the same steps in the same order for every backend.
+
+spawned -> (loaded, paused) -> pinned -> running. A pool stops on the way and goes on later. Undoes nothing: whoever
+launched it tears it down. Called by serve.py, the pool and the template builder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from nimbus.host_agent.plan import VmPlan
+from nimbus.host_agent.vmm import Vmm
+from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage, open_machine
+from nimbus.model.errors import HostFault
+from nimbus.wire.keeper import VmmExit
+
+LAST_WORDS_BYTES = 1024
+DEATH_S = 0.5  # between a VMM's last answer and its keeper's word that it is dead
+
+
+class RestoreFailed(HostFault):
+    """A template could not be loaded, or what was loaded did not run. The machine is lost, a cold boot is not."""
+
+
+async def launch_machine(
+    vmm: Vmm,
+    plan: VmPlan,
+    boot: Boot,
+    terms: KeeperTerms,
+    *,
+    until: Stage = Stage.RUNNING,
+    task_status: trio.TaskStatus[Machine],
+) -> VmmExit:
+    """Start the VM, bring it up, hand it over, and return how it ended."""
+    async with open_machine(vmm, plan, boot, terms) as machine:
+        await bring_up(machine, boot, until=until)
+        task_status.started(machine)
+        return await machine.wait_gone()
+
+
+async def bring_up(machine: Machine, boot: Boot, *, since: Stage | None = None, until: Stage = Stage.RUNNING) -> None:
+    """From one stage to a later one. Raises HostFault with the VMM's last words where it ends on the way, and
+    RestoreFailed where it was a template's clone.
+    """
+    try:
+        async with _while_it_lives(machine):
+            if since is None:
+                await machine.vmm.spawn(machine, boot)
+            if (since or Stage.SPAWNED) < Stage.PAUSED <= until and boot.memory is Memory.TEMPLATE:
+                await machine.vmm.load(machine, boot)
+            if until is Stage.RUNNING:
+                await machine.vmm.run(machine, boot)
+    except HostFault as error:
+        if boot.memory is Memory.TEMPLATE and type(error) is HostFault:
+            raise RestoreFailed(str(error)) from error
+        raise
+
+
+@asynccontextmanager
+async def _while_it_lives(machine: Machine) -> AsyncIterator[None]:
+    """The block, given up when the VMM ends: no answer of it will ever come."""
+    ended: list[VmmExit] = []
+    failed: HostFault | None = None
+
+    async def watch(scope: trio.CancelScope) -> None:
+        ended.append(await machine.wait_gone())
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, nursery.cancel_scope)
+        try:
+            yield
+        except HostFault as error:  # a VMM that dies closes its sockets first: who asks it hears of that before us
+            failed = error
+            nursery.cancel_scope.deadline = trio.current_time() + DEATH_S
+            await trio.sleep_forever()
+        nursery.cancel_scope.cancel()
+    if ended:
+        raise HostFault(await _describe_death(machine, ended[0], failed)) from failed
+    if failed is not None:
+        raise failed
+
+
+async def _describe_death(machine: Machine, told: VmmExit, failed: HostFault | None) -> str:
+    tail = (await machine.console_tail(LAST_WORDS_BYTES)).decode(errors="replace").strip()
+    words = "".join(char if char.isprintable() else " " for char in tail)
+    why = f" ({failed})" if failed else ""
+    return f"the VMM {told.kind} {told.code if told.code is not None else ''} before it was up{why}: {words}"
