@@ -65,6 +65,10 @@ class Keeper:
         """Fenced where the old or the new one has passed; None takes the limit away."""
         wire.parse_ok(await self._ask(wire.render_deadline(deadline_ns)))
 
+    async def lease(self, deadline_ns: int) -> None:
+        """Sets the deadline and lets go of the orphan pipe in one act; Fenced where either has passed."""
+        wire.parse_ok(await self._ask(wire.render_lease(deadline_ns)))
+
     async def kill(self, reason: str) -> None:
         """Kills the VMM and all in its cgroup, now; a keeper that is gone is success. `wait_exit` sees the end.
 
@@ -252,8 +256,9 @@ async def connect_keeper(vm_folder: str | Path, identity: ProcessId) -> Keeper:
     keeper = Keeper(identity, pidfd, folder_fd)
     try:
         version = await keeper.version()
-        if version != wire.VERSION:
-            raise HostFault(f"keeper {identity.pid} speaks version {version}, this agent {wire.VERSION}")
+        if version not in wire.READABLE:
+            known = ", ".join(str(readable) for readable in sorted(wire.READABLE))
+            raise HostFault(f"keeper {identity.pid} speaks version {version}, this agent {known}")
     except BaseException:
         await keeper.aclose()
         raise

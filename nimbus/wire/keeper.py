@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from nimbus.model.errors import Fenced, HostFault, Refused
 
-VERSION = 1
+VERSION = 2
+READABLE = frozenset({1, 2})  # keepers outlive the agent that started them, and its version
 SOCKET_NAME = "keeper.sock"
 EXIT_NAME = "exit.json"
 CONSOLE_NAME = "console.tail"
@@ -59,6 +60,7 @@ class Jail:
     folder: str
     binds: tuple[Bind, ...] = ()
     devices: tuple[str, ...] = ()  # names below /dev: each becomes a node of the VMM's uid, mode 0600
+    proc: bool = False  # a /proc of the VMM's own processes, so that it can name a descriptor that it inherited
 
     def __post_init__(self) -> None:
         _check_path(self.folder)
@@ -69,7 +71,11 @@ class Jail:
 
 @dataclass(frozen=True)
 class KeeperSpec:
-    """One VMM and the bounds that its keeper sets. Without a jail its working folder is `folder`, else /."""
+    """One VMM and the bounds that its keeper sets. Without a jail its working folder is `folder`, else /.
+
+    With a `pid_file` argv is a jailer's: it runs as root in the host's netns, must end with status 0, and the VMM is
+    the process whose pid, in the keeper's own numbering, it has left there.
+    """
 
     folder: str  # the VM's folder: keeper.sock, exit.json, console.tail
     cgroup: str  # the VM's cgroup, holding `keeper` and `vmm`
@@ -81,10 +87,14 @@ class KeeperSpec:
     jail: Jail | None = None
     rlimits: Mapping[str, int | None] = field(default_factory=dict)  # None: no limit
     keep_fds: tuple[int, ...] = ()  # the VMM inherits them under the same numbers
+    pid_file: str | None = None
 
     def __post_init__(self) -> None:
-        for path in (self.folder, self.cgroup, *([self.netns] if self.netns is not None else [])):
-            _check_path(path)
+        for path in (self.folder, self.cgroup, self.netns, self.pid_file):
+            if path is not None:
+                _check_path(path)
+        if self.pid_file is not None and (self.uid != 0 or self.netns is not None or self.jail is not None):
+            raise Refused("a jailer runs as root and outside: the jail and the netns are its own affair")
         if not self.argv:
             raise Refused("a VMM needs a command line")
         _check_path(self.argv[0])
@@ -114,6 +124,10 @@ def render_argv(spec: KeeperSpec, *, keeper: str, ready_fd: int, orphan_fd: int 
             words += ["--bind", f"{bind.source}:{bind.target}:{'rw' if bind.writable else 'ro'}"]
         for device in spec.jail.devices:
             words += ["--dev", device]
+        if spec.jail.proc:
+            words += ["--proc"]
+    if spec.pid_file is not None:
+        words += ["--pid-file", spec.pid_file]
     for name, value in spec.rlimits.items():
         words += ["--rlimit", f"{name}={'max' if value is None else value}"]
     for fd in spec.keep_fds:
@@ -158,6 +172,10 @@ def _parse_object(text: bytes, what: str) -> object:
 
 def render_deadline(deadline_ns: int | None) -> bytes:
     return f"DEADLINE {_deadline(deadline_ns)}".encode()
+
+
+def render_lease(deadline_ns: int) -> bytes:
+    return f"LEASE {deadline_ns}".encode()
 
 
 def render_kill(reason: str) -> bytes:
@@ -248,6 +266,6 @@ def parse_exit(text: bytes | None) -> VmmExit:
             "detail": str(detail),
             "ended_ns": int(ended_ns),
             "console_total": int(total),
-        } if version == VERSION:
+        } if version in READABLE:
             return VmmExit(kind, code, reason, detail, ended_ns, total)
     return VANISHED

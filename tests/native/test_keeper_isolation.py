@@ -188,6 +188,30 @@ async def test_a_writable_source_that_is_a_link_is_refused(cell: Cell) -> None:
     assert caught.value.step == "bind"
 
 
+async def test_a_jail_has_no_proc_unless_asked_for_and_then_shows_the_vmm_alone(cell: Cell) -> None:
+    assert "proc" not in (await run_to_end(cell.spec("ls /"))).split()
+    plain = cell.spec("ls /proc; echo hidden > /proc/self/comm || kill -0 1 || echo no more")
+    assert plain.jail is not None
+    printed = await run_to_end(replace(plain, jail=replace(plain.jail, proc=True)))
+    names = set(printed.split())
+    assert {name for name in names if name.isdigit()} == {"2", "3"}  # the shell and ls; the keeper, PID 1, is root's
+    assert {"self", "thread-self"} < names
+    assert not names & {"sys", "kallsyms", "cpuinfo", "mounts"}
+    assert "no more" in printed
+
+
+async def test_a_vmm_with_a_proc_can_open_by_name_what_it_inherited(cell: Cell) -> None:
+    memory = os.memfd_create("template")
+    try:
+        os.write(memory, b"shared memory")
+        spec = cell.spec(f"cat /proc/self/fd/{memory}")
+        assert spec.jail is not None
+        printed = await run_to_end(replace(spec, jail=replace(spec.jail, proc=True), keep_fds=(memory,)))
+    finally:
+        os.close(memory)
+    assert printed == "shared memory"
+
+
 async def test_a_bind_of_something_absent_is_named(cell: Cell) -> None:
     with pytest.raises(KeeperFailed, match="/no/such/image: No such file"):
         await spawn_keeper(cell.spec("exit 0", Bind("/no/such/image", "/image")))

@@ -14,7 +14,7 @@ import trio
 from nimbus.host import process
 from nimbus.host_agent.keeper import Keeper, spawn_keeper
 from nimbus.model.errors import Unavailable
-from nimbus.wire.keeper import RING_BYTES, SOCKET_NAME, VANISHED
+from nimbus.wire.keeper import RING_BYTES, SOCKET_NAME, VANISHED, VERSION
 from tests.native.conftest import Room, boottime_ns, wait_console, wait_printed
 
 pytestmark = pytest.mark.root
@@ -52,6 +52,7 @@ def flood(sock: socket.socket) -> None:
         b"KILL",
         b"KILL Ill\0egal",
         b"DEADLINE 99999999999999999999999",
+        b"LEASE none",
         b"\xff" * 64,
         b"A" * 60_000,
     ],
@@ -60,7 +61,7 @@ async def test_garbage_is_called_malformed_and_changes_nothing(room: Room, garba
     async with await spawn_keeper(room.spec) as keeper:
         with closing(connect(room)) as sock:
             assert ask(sock, garbage) == b"ERR malformed"
-            assert ask(sock, b"VERSION") == b"1"
+            assert ask(sock, b"VERSION") == b"%d" % VERSION
         assert (await keeper.status()).killing is None
 
 
@@ -68,14 +69,14 @@ async def test_an_empty_message_ends_only_its_own_client(room: Room) -> None:
     async with await spawn_keeper(room.spec) as keeper:
         with closing(connect(room)) as sock:
             assert ask(sock, b"") == b""
-        assert await keeper.version() == 1
+        assert await keeper.version() == VERSION
 
 
 async def test_a_kill_gets_through_though_others_hold_every_place(room: Room) -> None:
     async with await spawn_keeper(room.spec) as keeper:
         with ExitStack() as held:
             first, *_ = [held.enter_context(closing(connect(room))) for _ in range(CLIENTS_MAX)]
-            assert ask(first, b"VERSION") == b"1"
+            assert ask(first, b"VERSION") == b"%d" % VERSION
             await keeper.kill("fenced")
             assert first.recv(64) == b""
             assert (await keeper.wait_exit()).detail == "fenced"
@@ -105,7 +106,7 @@ async def test_a_client_that_never_reads_is_dropped_and_nobody_waits_for_it(room
             with pytest.raises(OSError, match=r"Broken pipe|reset"):
                 flood(slow)
             assert waiting.poll(5000)
-        assert await keeper.version() == 1
+        assert await keeper.version() == VERSION
 
 
 async def test_the_socket_is_for_root_alone(room: Room) -> None:
@@ -125,7 +126,7 @@ async def test_a_keeper_is_reached_though_its_path_is_longer_than_a_socket_addre
     deep = room.folder / ("d" * 120)
     deep.mkdir()
     async with await spawn_keeper(Room(room.name, deep).spec) as keeper:
-        assert await keeper.version() == 1
+        assert await keeper.version() == VERSION
 
 
 async def test_the_vmm_is_named_by_the_hosts_pid(room: Room) -> None:
@@ -141,7 +142,7 @@ async def test_a_question_that_is_cancelled_leaves_the_next_answer_right(room: R
         for step in range(20):
             with trio.move_on_after(step * 0.00005):
                 await keeper.status()
-            assert await keeper.version() == 1
+            assert await keeper.version() == VERSION
 
 
 async def read_console(keeper: Keeper, total: int) -> tuple[int, bytes]:

@@ -41,6 +41,9 @@ static int parse_argument(const char *text, size_t size, struct command *command
         else
             command->deadline_ns = parse_number(text, size, INT64_MAX - 1);
         return command->deadline_ns < 0 ? -EINVAL : 0;
+    case VERB_LEASE: /* never without a limit: from then on nothing else bounds the VM */
+        command->deadline_ns = parse_number(text, size, INT64_MAX - 1);
+        return command->deadline_ns < 0 ? -EINVAL : 0;
     case VERB_VERSION:
     case VERB_STATUS:
     case VERB_PIDFD:
@@ -58,6 +61,7 @@ int parse_command(const char *text, size_t size, struct command *command)
     } known[] = {
         {"VERSION", VERB_VERSION, false}, {"STATUS", VERB_STATUS, false}, {"DEADLINE", VERB_DEADLINE, true},
         {"KILL", VERB_KILL, true},        {"PIDFD", VERB_PIDFD, false},   {"CONSOLE", VERB_CONSOLE, true},
+        {"LEASE", VERB_LEASE, true},
     };
     const char *space = memchr(text, ' ', size);
     size_t name_size = space ? (size_t)(space - text) : size;

@@ -4,6 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Of the messages, of what STATUS says and of exit.json; the reader is nimbus/wire/keeper.py. */
+#define KEEPER_VERSION "2"
+
 enum {
     MAX_COMMAND = 128,
     MAX_REASON = 32,
@@ -13,6 +16,7 @@ enum verb {
     VERB_VERSION,
     VERB_STATUS,
     VERB_DEADLINE,
+    VERB_LEASE,
     VERB_KILL,
     VERB_PIDFD,
     VERB_CONSOLE,
@@ -20,7 +24,7 @@ enum verb {
 
 struct command {
     enum verb verb;
-    int64_t deadline_ns; /* VERB_DEADLINE; NO_DEADLINE for `none` */
+    int64_t deadline_ns; /* VERB_DEADLINE and VERB_LEASE; NO_DEADLINE for a deadline of `none` */
     int64_t offset;      /* VERB_CONSOLE */
     char reason[MAX_REASON + 1];
 };

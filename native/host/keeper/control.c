@@ -78,9 +78,9 @@ static ssize_t send_status(const struct keeper *keeper, int client)
     start_json(&json, text, sizeof text);
     add_raw(&json, "{");
     add_key(&json, "version");
-    add_number(&json, 1);
+    add_raw(&json, KEEPER_VERSION);
     add_key(&json, "phase");
-    add_string(&json, keeper->phase == STARTING ? "starting" : "running");
+    add_string(&json, keeper->phase < RUNNING ? "starting" : "running");
     add_key(&json, "vmm_pid");
     add_number(&json, keeper->vmm_host_pid);
     add_key(&json, "deadline_ns");
@@ -131,11 +131,13 @@ static ssize_t answer(struct keeper *keeper, int client, const struct command *c
 {
     switch (command->verb) {
     case VERB_VERSION:
-        return send_text(client, "1");
+        return send_text(client, KEEPER_VERSION);
     case VERB_STATUS:
         return send_status(keeper, client);
     case VERB_DEADLINE:
         return send_text(client, move_deadline(keeper, command->deadline_ns) < 0 ? "ERR past" : "OK");
+    case VERB_LEASE:
+        return send_text(client, take_lease(keeper, command->deadline_ns) < 0 ? "ERR past" : "OK");
     case VERB_KILL:
         kill_vmm(keeper, "kill", command->reason);
         return send_text(client, "OK");

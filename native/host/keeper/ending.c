@@ -1,6 +1,7 @@
 /* Writes the ending into the working folder, which is the VM's and root's. */
 #include "ending.h"
 
+#include "command.h"
 #include "json.h"
 
 #include <errno.h>
@@ -52,7 +53,7 @@ static size_t render_ending(const struct ending *ending, const struct ring *ring
     start_json(&json, buffer, size);
     add_raw(&json, "{");
     add_key(&json, "version");
-    add_number(&json, 1);
+    add_raw(&json, KEEPER_VERSION);
     add_key(&json, "kind");
     add_string(&json, signaled ? "signaled" : "exited");
     add_key(&json, "code");
@@ -69,14 +70,19 @@ static size_t render_ending(const struct ending *ending, const struct ring *ring
     return json.used;
 }
 
-int write_ending(const struct ending *ending, const struct ring *ring)
+int write_console_tail(const struct ring *ring)
 {
     static unsigned char tail[RING_SIZE];
-    char text[512];
     uint64_t start;
     size_t size = read_ring(ring, 0, tail, sizeof tail, &start);
-    /* A full disk must not cost the exit status: the tail is worth less and its failure is not waited for. */
-    (void)replace_file("console.tail", tail, size);
-    size = render_ending(ending, ring, text, sizeof text);
+    return replace_file("console.tail", tail, size);
+}
+
+int write_ending(const struct ending *ending, const struct ring *ring)
+{
+    char text[512];
+    size_t size = render_ending(ending, ring, text, sizeof text);
+    /* A full disk must not cost the exit status: the tail is worth less and its failure changes nothing. */
+    (void)write_console_tail(ring);
     return replace_file("exit.json", (const unsigned char *)text, size);
 }

@@ -12,6 +12,9 @@ struct ending {
     int64_t ended_ns;
 };
 
+/* 0 or -errno: the console's last 64 KiB alone, for a start that failed. */
+int write_console_tail(const struct ring *ring);
+
 /* 0 or -errno; exit.json comes last, so who sees it finds the console's end too. */
 int write_ending(const struct ending *ending, const struct ring *ring);
 

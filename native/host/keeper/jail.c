@@ -149,6 +149,30 @@ static struct failure make_device(int root, const char *name, uid_t uid, gid_t g
     return (struct failure){0};
 }
 
+/* Of the pid namespace that we and the VMM share: it sees itself there and, since the keeper is root's, nobody else.
+ * It needs it to reach by name a descriptor that it was given. */
+static struct failure mount_proc(int root)
+{
+    uint64_t attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    struct failure failure = {0};
+    int into = open_target(root, "/proc", true);
+    int filesystem = fsopen("proc", FSOPEN_CLOEXEC);
+    int tree = -1;
+    if (into >= 0 && filesystem >= 0 && fsconfig(filesystem, FSCONFIG_SET_STRING, "subset", "pid", 0) == 0 &&
+        fsconfig(filesystem, FSCONFIG_SET_STRING, "hidepid", "invisible", 0) == 0 &&
+        fsconfig(filesystem, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        tree = fsmount(filesystem, FSMOUNT_CLOEXEC, (unsigned int)attributes);
+    if (tree < 0 || move_mount(tree, "", into, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
+        failure = fail("proc", "/proc", errno);
+    if (into >= 0)
+        (void)close(into);
+    if (filesystem >= 0)
+        (void)close(filesystem);
+    if (tree >= 0)
+        (void)close(tree);
+    return failure;
+}
+
 static struct failure fill_jail(int root, const struct options *options)
 {
     struct failure failure = {0};
@@ -156,6 +180,8 @@ static struct failure fill_jail(int root, const struct options *options)
         failure = bind_one(root, &options->binds[i]);
     for (size_t i = 0; i < options->device_count && !failure.error; i++)
         failure = make_device(root, options->devices[i], (uid_t)options->uid, (gid_t)options->gid);
+    if (options->proc && !failure.error)
+        failure = mount_proc(root);
     return failure;
 }
 

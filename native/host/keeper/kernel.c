@@ -5,6 +5,8 @@
 #include <linux/sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -39,4 +41,22 @@ int64_t boottime_ns(void)
 int open_folder(const char *path)
 {
     return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* `Pid:` of a pidfd's fdinfo is numbered by the /proc that is read. */
+int read_host_pid(int pidfd)
+{
+    char path[64];
+    char line[64];
+    int pid = -1;
+    FILE *info;
+    (void)snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+    info = fopen(path, "re");
+    if (!info)
+        return -1;
+    while (fgets(line, sizeof line, info))
+        if (strncmp(line, "Pid:", 4) == 0)
+            pid = (int)strtol(line + 4, NULL, 10);
+    (void)fclose(info);
+    return pid;
 }

@@ -36,4 +36,7 @@ int64_t boottime_ns(void);
 
 int open_folder(const char *path);
 
+/* The pid as the host's /proc numbers it, though we live in a namespace; -1 once the process is reaped. */
+int read_host_pid(int pidfd);
+
 #endif

@@ -157,6 +157,8 @@ static const char *parse_pair(const char *name, const char *value, struct option
         return parse_path(value, &options->netns);
     if (strcmp(name, "--jail") == 0)
         return parse_path(value, &options->jail);
+    if (strcmp(name, "--pid-file") == 0)
+        return parse_path(value, &options->pid_file);
     if (strcmp(name, "--uid") == 0)
         return parse_id(value, &options->uid);
     if (strcmp(name, "--gid") == 0)
@@ -186,8 +188,10 @@ static const char *find_missing(const struct options *options)
         return "--uid and --gid are needed";
     if (options->deadline_ns < 0)
         return "--deadline is needed: nanoseconds of CLOCK_BOOTTIME or none";
-    if (!options->jail && (options->bind_count || options->device_count))
-        return "--bind and --dev need --jail";
+    if (!options->jail && (options->bind_count || options->device_count || options->proc))
+        return "--bind, --dev and --proc need --jail";
+    if (options->pid_file && (options->uid != 0 || options->jail || options->netns))
+        return "--pid-file is for a jailer: it needs --uid 0, and the jail and the netns are its own affair";
     if (!options->argv || !options->argv[0] || options->argv[0][0] != '/')
         return "the VMM's absolute path and arguments are needed after --";
     return NULL;
@@ -203,6 +207,11 @@ const char *parse_options(int argc, char *const *argv, struct options *options, 
         if (strcmp(argv[*at], "--") == 0) {
             options->argv = argv + *at + 1;
             break;
+        }
+        if (strcmp(argv[*at], "--proc") == 0) { /* the one option without a value */
+            options->proc = true;
+            *at -= 1;
+            continue;
         }
         if (*at + 1 == argc)
             return "an option needs its value";

@@ -38,6 +38,8 @@ struct options {
     const char *cgroup;
     const char *netns; /* NULL: the host's */
     const char *jail;  /* NULL: the host's root */
+    const char *pid_file; /* NULL: argv is the VMM's; else a jailer's, which leaves the VMM's pid there */
+    bool proc;            /* a /proc in the jail, of the VMM's own processes */
     int64_t uid;       /* -1 until given */
     int64_t gid;
     int64_t deadline_ns; /* CLOCK_BOOTTIME; NO_DEADLINE for `none` */

@@ -9,7 +9,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -61,24 +60,6 @@ static struct failure become_keeper(struct keeper *keeper)
     if (keeper->orphan_fd >= 0 && fcntl(keeper->orphan_fd, F_SETFL, O_NONBLOCK) < 0)
         return fail("keeper", "--orphan-fd", errno);
     return (struct failure){0};
-}
-
-/* `Pid:` of a pidfd's fdinfo is numbered by the /proc that is read: the host's, though we live in a namespace. */
-static int read_host_pid(int pidfd)
-{
-    char path[64];
-    char line[64];
-    int pid = -1;
-    FILE *info;
-    (void)snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
-    info = fopen(path, "re");
-    if (!info)
-        return -1;
-    while (fgets(line, sizeof line, info))
-        if (strncmp(line, "Pid:", 4) == 0)
-            pid = (int)strtol(line + 4, NULL, 10);
-    (void)fclose(info);
-    return pid;
 }
 
 static struct failure start_vmm(struct keeper *keeper, int vmm_procs_fd)

@@ -31,6 +31,14 @@ int move_deadline(struct keeper *keeper, int64_t deadline_ns)
     return 0;
 }
 
+int take_lease(struct keeper *keeper, int64_t deadline_ns)
+{
+    int result = move_deadline(keeper, deadline_ns);
+    if (result == 0)
+        close_fd(&keeper->orphan_fd);
+    return result;
+}
+
 void close_fd(int *fd)
 {
     if (*fd >= 0)

@@ -10,6 +10,7 @@ enum { MAX_CLIENTS = 16 };
 
 enum phase {
     STARTING, /* cloned, not yet exec'd */
+    JAILING,  /* what was exec'd is a jailer: the VMM is known once that has ended */
     RUNNING,
     ENDED,
 };
@@ -20,7 +21,7 @@ struct keeper {
     enum phase phase;
     bool at_exec; /* the child has said that only exec is left */
     int64_t deadline_ns;
-    pid_t vmm;        /* in this pid namespace */
+    pid_t vmm;        /* in this pid namespace; the jailer while JAILING */
     int vmm_host_pid; /* as the host's /proc numbers it */
     int vmm_pidfd;
     int status;              /* of waitpid, once ENDED */
@@ -45,6 +46,9 @@ void kill_vmm(struct keeper *keeper, const char *reason, const char *detail);
 
 /* 0, or -ETIME for a deadline that has passed (the old one stays). */
 int move_deadline(struct keeper *keeper, int64_t deadline_ns);
+
+/* The deadline takes the place of the orphan pipe in one act: 0, or -ETIME, and then both are as they were. */
+int take_lease(struct keeper *keeper, int64_t deadline_ns);
 
 /* 0 or -errno; NO_DEADLINE disarms. */
 int arm_timer(int timer_fd, int64_t deadline_ns);

@@ -7,6 +7,7 @@
 
 #include "control.h"
 #include "ending.h"
+#include "jailer.h"
 #include "start.h"
 #include "state.h"
 
@@ -54,6 +55,10 @@ static void read_start(struct keeper *keeper)
         failure = fail(keeper->kill_reason, "killed before it ran", ETIME);
     else if (size == 0 && !keeper->at_exec)
         failure = fail("clone", "somebody killed it before it ran", ECANCELED);
+    if (!failure.error && keeper->options->pid_file) {
+        keeper->phase = JAILING;
+        return;
+    }
     report_start(keeper, failure);
     if (failure.error)
         _exit(1); /* takes the child along; there is no ending to write, since nothing began */
@@ -75,18 +80,38 @@ static void drain_console(struct keeper *keeper)
     }
 }
 
-/* Reaps all that is dead; returns whether anybody is left. */
+/* The jailer has ended, and what it left as our child is the VMM; or the start has failed, whatever it left. */
+static void end_jailing(struct keeper *keeper, int status)
+{
+    struct failure failure = keeper->kill_reason ? fail(keeper->kill_reason, "killed before it ran", ETIME)
+                                                 : take_vmm(keeper, status);
+    if (failure.error) { /* why is in what the jailer printed; the tail is written before anybody hears of it */
+        drain_console(keeper);
+        (void)write_console_tail(&keeper->ring);
+    }
+    report_start(keeper, failure);
+    if (failure.error)
+        _exit(1);
+    keeper->phase = RUNNING;
+}
+
+/* Reaps all that is dead; returns whether anybody is left. Until the VMM runs only the child that we cloned: what a
+ * jailer leaves could be dead before we know it for the VMM, and its status would be lost. */
 static int reap(struct keeper *keeper)
 {
     struct signalfd_siginfo info;
     int status;
     pid_t pid;
     (void)!read(keeper->signal_fd, &info, sizeof info);
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+    while ((pid = waitpid(keeper->phase < RUNNING ? keeper->vmm : -1, &status, WNOHANG)) > 0) {
         if (pid != keeper->vmm)
             continue;
         if (keeper->phase == STARTING)
             read_start(keeper);
+        if (keeper->phase == JAILING) {
+            end_jailing(keeper, status);
+            continue;
+        }
         keeper->phase = ENDED;
         keeper->status = status;
     }

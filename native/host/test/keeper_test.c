@@ -29,7 +29,7 @@ static void test_commands(void)
         "",          "status",       "STATUS ",      "STATUS 1",    "DEADLINE",  "DEADLINE ",
         "DEADLINE -1", "DEADLINE 1x", "DEADLINE 9223372036854775807", "KILL", "KILL ",  "KILL a b",
         "KILL A",    "CONSOLE",      "CONSOLE x",    "CONSOLE 99999999999999999999", "\n",  "VERSION\n",
-        "KILL aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "KILL aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "LEASE", "LEASE ", "LEASE none", "LEASE -1",
     };
     struct command command;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -37,6 +37,7 @@ static void test_commands(void)
     expect(parse_text("STATUS", &command) == 0 && command.verb == VERB_STATUS, "STATUS");
     expect(parse_text("DEADLINE none", &command) == 0 && command.deadline_ns == NO_DEADLINE, "DEADLINE none");
     expect(parse_text("DEADLINE 17", &command) == 0 && command.deadline_ns == 17, "DEADLINE 17");
+    expect(parse_text("LEASE 17", &command) == 0 && command.verb == VERB_LEASE && command.deadline_ns == 17, "LEASE 17");
     expect(parse_text("KILL lease-lost_2", &command) == 0 && !strcmp(command.reason, "lease-lost_2"), "KILL reason");
     expect(parse_text("CONSOLE 0", &command) == 0 && command.offset == 0, "CONSOLE 0");
     expect(parse_command("KILL a\0b", 8, &command) == -EINVAL, "a NUL byte in a reason");
@@ -74,6 +75,11 @@ static void test_bad_options(void)
         (char *const[]){"keeper", NEEDED, "--rlimit", "nofile=-1", "--", "/x", NULL},
         (char *const[]){"keeper", NEEDED, "--rlimit", "files=1", "--", "/x", NULL},
         (char *const[]){"keeper", NEEDED, "--what", "1", "--", "/x", NULL},
+        (char *const[]){"keeper", NEEDED, "--proc", "--", "/x", NULL},
+        (char *const[]){"keeper", NEEDED, "--pid-file", "/p", "--", "/x", NULL},
+        (char *const[]){"keeper", NEEDED, "--uid", "0", "--pid-file", "p", "--", "/x", NULL},
+        (char *const[]){"keeper", NEEDED, "--uid", "0", "--pid-file", "/p", "--jail", "/j", "--", "/x", NULL},
+        (char *const[]){"keeper", NEEDED, "--uid", "0", "--pid-file", "/p", "--netns", "/n", "--", "/x", NULL},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         if (!parse_words(bad[i], &options)) {
@@ -85,15 +91,18 @@ static void test_bad_options(void)
 static void test_good_options(void)
 {
     static struct options options;
+    char *const jailer[] = {"keeper", NEEDED, "--uid", "0", "--pid-file", "/p", "--", "/bin/jailer", NULL};
     char *const argv[] = {"keeper",  NEEDED,    "--jail",     "/j",       "--bind",       "/a:/b..c:rw", "--dev",
                           "net/tun", "--rlimit", "nofile=64", "--rlimit", "memlock=max", "--keep-fd",   "7",
-                          "--",      "/bin/x",  "--",         NULL};
+                          "--proc", "--",      "/bin/x",  "--",         NULL};
     expect(parse_words(argv, &options) == NULL, "a full command line");
     expect(options.uid == 1 && options.gid == 2 && options.deadline_ns == NO_DEADLINE, "identity and deadline");
     expect(options.bind_count == 1 && options.binds[0].writable && options.binds[0].target.size == 5, "bind");
     expect(options.limit_count == 2 && options.limits[1].value == RLIM_INFINITY, "limits");
+    expect(options.proc && !options.pid_file, "a /proc, no jailer");
     expect(options.kept_count == 1 && options.kept_fds[0] == 7, "kept descriptor");
     expect(!strcmp(options.argv[0], "/bin/x") && !strcmp(options.argv[1], "--") && !options.argv[2], "the VMM's words");
+    expect(parse_words(jailer, &options) == NULL && !strcmp(options.pid_file, "/p") && !options.proc, "a jailer");
 }
 
 static void test_ring(void)

@@ -30,6 +30,7 @@ from nimbus.wire.keeper import (
     render_console,
     render_deadline,
     render_kill,
+    render_lease,
 )
 
 SPEC = KeeperSpec("/vms/1", "/cg/1", 200_001, 200_002, ("/usr/bin/vmm", "-x"), 17)
@@ -55,21 +56,31 @@ def test_everything_that_can_be_asked_is_in_the_command_line() -> None:
         SPEC,
         deadline_ns=None,
         netns="/run/netns/n",
-        jail=Jail("/j", (Bind("/a", "/b"), Bind("/c", "/d", writable=True)), ("kvm", "net/tun")),
+        jail=Jail("/j", (Bind("/a", "/b"), Bind("/c", "/d", writable=True)), ("kvm", "net/tun"), proc=True),
         rlimits={"nofile": 64, "memlock": None},
         keep_fds=(7,),
     )
     words = " ".join(render_argv(spec, keeper="/k", ready_fd=9, orphan_fd=8))
     assert words == (
         "/k --ready-fd 9 --dir /vms/1 --cgroup /cg/1 --uid 200001 --gid 200002 --deadline none --orphan-fd 8 "
-        "--netns /run/netns/n --jail /j --bind /a:/b:ro --bind /c:/d:rw --dev kvm --dev net/tun "
+        "--netns /run/netns/n --jail /j --bind /a:/b:ro --bind /c:/d:rw --dev kvm --dev net/tun --proc "
         "--rlimit nofile=64 --rlimit memlock=max --keep-fd 7 -- /usr/bin/vmm -x"
     )
+
+
+def test_a_jailer_leaves_the_vmms_pid_in_a_file() -> None:
+    spec = KeeperSpec("/vms/1", "/cg/1", 0, 0, ("/bin/jailer",), 17, pid_file="/jail/vmm.pid")
+    words = " ".join(render_argv(spec, keeper="/k", ready_fd=9))
+    assert words.endswith(" --deadline 17 --pid-file /jail/vmm.pid -- /bin/jailer")
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {"pid_file": "relative", "uid": 0},
+        {"pid_file": "/p"},
+        {"pid_file": "/p", "uid": 0, "jail": Jail("/j")},
+        {"pid_file": "/p", "uid": 0, "netns": "/n"},
         {"folder": "relative"},
         {"cgroup": "/a/../b"},
         {"netns": ""},
@@ -124,8 +135,8 @@ def test_no_ready_line_does_more_harm_than_a_named_error(line: bytes) -> None:
 
 
 def test_messages_are_rendered_as_the_keeper_reads_them() -> None:
-    rendered = (render_deadline(5), render_deadline(None), render_kill("lease-lost"), render_console(7))
-    assert rendered == (b"DEADLINE 5", b"DEADLINE none", b"KILL lease-lost", b"CONSOLE 7")
+    rendered = (render_deadline(5), render_deadline(None), render_lease(6), render_kill("lost"), render_console(7))
+    assert rendered == (b"DEADLINE 5", b"DEADLINE none", b"LEASE 6", b"KILL lost", b"CONSOLE 7")
 
 
 @pytest.mark.parametrize("reason", ["", "Big", "two words", "a" * 33, "a\n"])
@@ -164,11 +175,13 @@ def test_a_console_answer_without_its_head_is_a_fault(reply: bytes) -> None:
         parse_console(reply)
 
 
-def test_an_ending_is_read() -> None:
-    assert parse_exit(json.dumps(EXIT).encode()) == VmmExit("signaled", 9, "kill", "fenced", 5, 3)
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_ending_is_read_whether_this_version_wrote_it_or_the_last(version: int) -> None:
+    told = json.dumps(EXIT | {"version": version}).encode()
+    assert parse_exit(told) == VmmExit("signaled", 9, "kill", "fenced", 5, 3)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"kind": "vanished"}, {"code": None}, {"reason": 1}])
+@pytest.mark.parametrize("change", [{"version": 3}, {"kind": "vanished"}, {"code": None}, {"reason": 1}])
 def test_an_ending_of_another_make_counts_as_none(change: dict[str, object]) -> None:
     assert parse_exit(json.dumps(EXIT | change).encode()) == VANISHED
 
