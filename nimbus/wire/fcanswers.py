@@ -56,9 +56,12 @@ def parse_instance(body: bytes) -> InstanceInfo:
 
 
 def parse_fault(body: bytes) -> str:
-    """The fault_message of a refusal, as one printable line. HostFault where there is none."""
-    match _parse_json(body, "a refused call"):
-        case {"fault_message": str(text)}:
+    """Why a call was refused, as one printable line. HostFault where there is no word why.
+
+    What the HTTP server below the API refuses comes as `error`, with raw line ends that are no JSON.
+    """
+    match _parse_json(body, "a refused call", strict=False):
+        case {"fault_message": str(text)} | {"error": str(text)}:
             return tame(text[:MAX_FAULT_CHARS])
     raise HostFault("Firecracker refused a call without a word why")
 
@@ -82,8 +85,8 @@ def tame(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
-def _parse_json(body: bytes, what: str) -> object:
+def _parse_json(body: bytes, what: str, *, strict: bool = True) -> object:
     try:
-        return json.loads(body)
+        return json.loads(body, strict=strict)
     except (ValueError, RecursionError):
         raise HostFault(f"Firecracker's answer to {what} is not JSON") from None

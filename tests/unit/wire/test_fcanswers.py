@@ -64,6 +64,10 @@ def test_a_fault_is_surfaced_in_firecrackers_own_words() -> None:
     assert parse_fault(json.dumps({"fault_message": said}).encode()) == said
 
 
+def test_a_refusal_of_the_http_server_below_is_surfaced_too() -> None:
+    assert parse_fault(b'{ "error": "Too long.\nDropped." }') == "Too long.\\nDropped."
+
+
 def test_a_fault_cannot_write_on_a_terminal_nor_fill_a_log() -> None:
     fault = parse_fault(json.dumps({"fault_message": "\x1b[2Jhi\r\n\ud800" + "x" * 99_999}).encode())
     assert fault.startswith("\\x1b[2Jhi\\r\\n\\ud800x")
