@@ -66,7 +66,8 @@ async def serve_vm(
         life.heard = trio.CancelScope(deadline=trio.current_time() + limit_s)
         why = f"the guest never said hello in {limit_s:g} s"
         try:
-            ask_session = partial(_open_session, life, plan, ask_command, limit_s)
+            must_prepare = boot.memory is Memory.TEMPLATE
+            ask_session = partial(_open_session, life, plan, ask_command, limit_s, must_prepare)
             await _serve_once(host, plan, boot, lease, ask_session, sink, life)
         except RestoreFailed as error:
             why = str(error)
@@ -118,11 +119,14 @@ async def _serve_once(
         raise first_error(group) from None
 
 
-async def _open_session(life: Life, plan: VmPlan, ask_command: AskCommand, boot_limit_s: float) -> GuestSession:
+async def _open_session(
+    life: Life, plan: VmPlan, ask_command: AskCommand, boot_limit_s: float, must_prepare: bool
+) -> GuestSession:
     """This boot's session, in the record before the guest hears of it: from then on it can be adopted."""
     if life.command is None:
         life.command = await ask_command()
-    session = GuestSession(nonce=secrets.token_bytes(16), command=life.command, net=plan.net)
+    nonce = secrets.token_bytes(16)
+    session = GuestSession(nonce=nonce, command=life.command, net=plan.net, must_prepare=must_prepare)
     latest = latest_ns(boot_limit_s + longest_s(life.command))
     await in_thread(partial(life.record.change, session=render_session(session), latest_ns=latest))
     return session

@@ -29,7 +29,8 @@ from nimbus.model.template import TemplateKey, digest_recipe
 from nimbus.model.vm import Shape, Slot
 from nimbus.storage.content import hash_file
 from nimbus.storage.images import Image
-from nimbus.storage.templates import Template, TemplateStore, VerifiedTemplates
+from nimbus.storage.templates import DamagedTemplate, Template, TemplateStore
+from nimbus.storage.verified import VerifiedTemplates
 
 log = structlog.get_logger()
 
@@ -57,7 +58,7 @@ class Templates:
         self._layout, self._choice = layout, choice
         self.store = TemplateStore(layout.templates)
         self._verified = VerifiedTemplates(self.store)
-        self._sealed: dict[str, int] = {}
+        self._sealed: dict[str, int] = {}  # by generation
         self._vmm: tuple[str, str] | None = None
         self._turn = trio.Lock()
 
@@ -70,35 +71,36 @@ class Templates:
         """The template for exactly this, verified; None means a cold boot. Never raises for a template's sake."""
         if not self.is_usable:
             return None
+        outcome = "none"
         try:
             key = await self.key(image, shape)
-            template = await in_thread_or_left(partial(self.store.find, key.digest()), LIMITER)
-        except HostFault as error:
-            log.warning("template.not_found", image=image.name, error=str(error))
-            metrics.count_restore("unreadable")
-            return None
-        if template is None:
-            metrics.count_restore("none")
-            return None
-        try:
             async with self._turn:  # one boot hashes and copies, the others find it done
-                await in_thread_or_left(partial(self._verified.check, template), LIMITER)
-                return ReadyTemplate(template, await self._seal(template))
+                template = await in_thread_or_left(partial(self._verified.find, key.digest()), LIMITER)
+                if template is not None:
+                    ready = ReadyTemplate(template, await self._seal(template))
+                    metrics.count_restore("restored")
+                    return ready
+        except DamagedTemplate as error:  # set aside by whoever found it
+            outcome = "quarantined"
+            log.error("template.quarantined", image=image.name, error=str(error))
         except (HostFault, OSError) as error:
-            await self.distrust(template, str(error))
-            return None
+            outcome = "unreadable"
+            log.warning("template.not_used", image=image.name, error=str(error))
+        metrics.count_restore(outcome)
+        return None
 
     async def distrust(self, template: Template, why: str) -> None:
-        """Put it aside: the next boots are cold until a new one is built."""
+        """Set it aside: the next boots are cold until a new one is built."""
         metrics.count_restore("quarantined")
         log.error("template.quarantined", template=template.digest, why=why)
-        fd = self._sealed.pop(template.digest, None)
+        fd = self._sealed.pop(template.generation, None)
         if fd is not None:
             os.close(fd)
         try:
-            await in_thread_or_left(partial(self.store.quarantine, template.digest, why), LIMITER)
+            aside = partial(self.store.quarantine, template.digest, why, generation=template.generation)
+            await in_thread_or_left(aside, LIMITER)
         except (HostFault, OSError) as error:
-            log.warning("template.not_put_aside", template=template.digest, error=str(error))
+            log.warning("template.not_set_aside", template=template.digest, error=str(error))
 
     async def key(self, image: Image, shape: Shape) -> TemplateKey:
         """All that must match. Raises HostFault where this host, its VMM or the image cannot be told exactly."""
@@ -134,10 +136,10 @@ class Templates:
     async def _seal(self, template: Template) -> int | None:
         if self._choice.vmm.name != "qemu":
             return None  # Firecracker maps the file itself, read-only
-        if template.digest not in self._sealed:
+        if template.generation not in self._sealed:
             seal = partial(seal_file, template.memory, f"nimbus-{template.digest[:12]}")
-            self._sealed[template.digest] = await in_thread_or_left(seal, LIMITER)
-        return self._sealed[template.digest]
+            self._sealed[template.generation] = await in_thread_or_left(seal, LIMITER)
+        return self._sealed[template.generation]
 
     def _plan_recipe(self, image: Image, shape: Shape) -> tuple[str, ...]:
         """Pure: how such a VM is started, without what is one VM's own or differs from start to start."""
