@@ -119,12 +119,13 @@ def publish(staged: Path, target: Path) -> None:
     """fsync, then rename: after a crash the target is whole or absent. Readers of an older one keep theirs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staged.chmod(_BLOB_MODE)
-    _fsync(staged, os.O_RDONLY)
+    fsync_path(staged, os.O_RDONLY)
     staged.rename(target)
-    _fsync(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    fsync_path(target.parent, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _fsync(path: Path, flags: int) -> None:
+def fsync_path(path: Path, flags: int) -> None:
+    """Make what was written there outlive the host's crash; `flags` say how to open it."""
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(fd)
