@@ -131,7 +131,7 @@ int agent_run(struct agent *agent)
 			supervise_reap(&agent->job, now_ms);
 		now_ms = agent_clock_ms(agent);
 		if (link_serve(&agent->link, revents, now_ms))
-			agent->attached = false;
+			agent->attached = agent->want_look = false;
 		while (link_next(&agent->link, &frame))
 			hear(agent, &frame, now_ms);
 	}

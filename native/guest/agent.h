@@ -16,6 +16,7 @@ struct agent {
 	uint32_t init_ms;
 	bool has_nonce;
 	bool attached;
+	bool prepared; /* the last PREPARE was done, all of it */
 	uint8_t nonce[NONCE_BYTES];
 	uint32_t attach_id;
 	uint32_t round_trip_ms;
@@ -25,6 +26,9 @@ struct agent {
 	uint64_t exit_at;
 	uint64_t leave_at;
 	bool want_hello;
+	bool want_look; /* a hello to a host that only looks, and whom it goes to */
+	uint8_t look_nonce[NONCE_BYTES];
+	uint32_t look_id;
 	bool want_started;
 	bool want_bye;
 	enum refusal refusal;

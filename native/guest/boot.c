@@ -4,11 +4,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/random.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -214,33 +212,6 @@ int boot_find_port(const char *name, char *path, unsigned size)
 	}
 	say("there is no virtio port named %s", name);
 	return -1;
-}
-
-void boot_set_clock(unsigned long long wall_clock_ns)
-{
-	const struct timespec now = {(time_t)(wall_clock_ns / 1000000000ULL), (long)(wall_clock_ns % 1000000000ULL)};
-
-	if (wall_clock_ns != 0 && clock_settime(CLOCK_REALTIME, &now) != 0)
-		say("cannot set the clock: %s", strerror(errno));
-}
-
-void boot_add_entropy(const void *bytes, unsigned length)
-{
-	struct {
-		struct rand_pool_info head;
-		unsigned char bytes[64];
-	} pool = {.head = {.entropy_count = (int)length * 8, .buf_size = (int)length}};
-	int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-
-	if (fd < 0 || length > sizeof pool.bytes) {
-		say("no fresh randomness");
-	} else {
-		memcpy(pool.bytes, bytes, length);
-		if (ioctl(fd, RNDADDENTROPY, &pool) != 0 || ioctl(fd, RNDRESEEDCRNG) != 0)
-			say("no fresh randomness: %s", strerror(errno));
-	}
-	if (fd >= 0)
-		close(fd);
 }
 
 _Noreturn void boot_leave(void)

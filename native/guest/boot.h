@@ -7,9 +7,6 @@
 int boot_root(void);
 /* The device of the port named `name`, in `path`. 0 or -1. */
 int boot_find_port(const char *name, char *path, unsigned size);
-/* Clock and randomness, as the host told. */
-void boot_set_clock(unsigned long long wall_clock_ns);
-void boot_add_entropy(const void *bytes, unsigned length);
 /* Everything on disk, then out: the VMM takes the restart for an end. Does not return. */
 _Noreturn void boot_leave(void);
 

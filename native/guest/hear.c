@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "boot.h"
 #include "console.h"
+#include "identity.h"
 #include "network.h"
 
 #define BYE_MS 200 /* for the good-bye to get out before we go */
@@ -17,10 +17,14 @@ static void refuse(struct agent *agent, enum refusal why, uint32_t attach_id)
 	agent->refused_id = attach_id;
 }
 
-/* The first host sets the nonce; nobody with another one drives this guest any more. The newest attach wins. */
+/* The first host sets the nonce; nobody with another one drives this guest any more. The newest attach wins. One that
+ * only looks leaves no trace: a guest in a template belongs to nobody. */
 static void hear_attach(struct agent *agent, const struct attach *attach, uint64_t now_ms)
 {
-	agent->attached = false;
+	bool looks = attach->flags & ATTACH_LOOK;
+
+	if (!looks)
+		agent->attached = false;
 	if (attach->version != LINK_VERSION) {
 		refuse(agent, UNKNOWN_VERSION, attach->id);
 		return;
@@ -28,6 +32,12 @@ static void hear_attach(struct agent *agent, const struct attach *attach, uint64
 	if (agent->has_nonce && memcmp(agent->nonce, attach->nonce, NONCE_BYTES) != 0) {
 		say("a host with another session was refused");
 		refuse(agent, WRONG_NONCE, attach->id);
+		return;
+	}
+	if (looks) {
+		memcpy(agent->look_nonce, attach->nonce, NONCE_BYTES);
+		agent->look_id = attach->id;
+		agent->want_look = true;
 		return;
 	}
 	memcpy(agent->nonce, attach->nonce, NONCE_BYTES);
@@ -46,14 +56,14 @@ static void hear_attach(struct agent *agent, const struct attach *attach, uint64
 }
 
 /* What only a guest of our own may change. False where the job cannot have what it was promised. */
-static bool prepare_machine(struct agent *agent, const struct job *what)
+static bool configure_machine(struct agent *agent, const struct job *what)
 {
 	char why[128];
 	const char *step = "";
 	int error;
 
-	boot_set_clock(what->wall_clock_ns);
-	boot_add_entropy(what->entropy, sizeof what->entropy);
+	(void)identity_set_clock(what->wall_clock_ns);
+	(void)identity_add_entropy(what->entropy);
 	network_set_hostname(what->hostname);
 	if (!what->network.wanted)
 		return true;
@@ -72,7 +82,7 @@ static void start_job(struct agent *agent, uint64_t now_ms)
 	if (job_parse(agent->pieces, agent->pieces_total, &what) != 0) {
 		refuse(agent, BAD_JOB, agent->attach_id);
 	} else {
-		if (!agent->job.guest || prepare_machine(agent, &what))
+		if (!agent->job.guest || configure_machine(agent, &what))
 			supervise_start(&agent->job, &what, now_ms);
 		job_free(&what);
 	}
@@ -84,6 +94,17 @@ static void start_job(struct agent *agent, uint64_t now_ms)
 	agent->want_started = agent->job.state == RUNNING;
 	if (agent->job.state == EXITED)
 		agent->exit_at = now_ms;
+}
+
+/* A double is no machine of its own: it takes the host's word and leaves the real one alone. */
+static void hear_prepare(struct agent *agent, const struct frame *frame)
+{
+	struct prepare prepare;
+
+	if (agent->job.state != IDLE || !parse_prepare(frame, &prepare))
+		return;
+	agent->prepared = !agent->job.guest || identity_take(&prepare);
+	explicit_bzero(&prepare, sizeof prepare);
 }
 
 static void hear_piece(struct agent *agent, const struct frame *frame, uint64_t now_ms)
@@ -155,6 +176,8 @@ void hear(struct agent *agent, const struct frame *frame, uint64_t now_ms)
 			hear_attach(agent, &attach, now_ms);
 		return;
 	}
+	if (frame->type == PREPARE) /* comes before its attach, so that the hello can tell of it */
+		hear_prepare(agent, frame);
 	if (!agent->attached)
 		return;
 	if (frame->type == JOB)

@@ -7,8 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "message.h"
+
 #define JOB_MAX (1U << 20)
-#define ENTROPY_BYTES 32
 #define HOSTNAME_BYTES_MAX 64
 
 struct job_network {

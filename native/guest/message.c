@@ -4,6 +4,7 @@
 #include <string.h>
 
 #define ATTACH_BYTES 56
+#define PREPARE_BYTES (8 + ENTROPY_BYTES + MACHINE_ID_BYTES)
 #define HELLO_BYTES 64
 #define HEARTBEAT_BYTES 64
 #define EXIT_BYTES 24
@@ -26,6 +27,7 @@ bool parse_attach(const struct frame *frame, struct attach *attach)
 	if (frame->length != ATTACH_BYTES)
 		return false;
 	attach->version = get_u16(at);
+	attach->flags = get_u16(at + 2);
 	attach->id = get_u32(at + 4);
 	memcpy(attach->nonce, at + 8, NONCE_BYTES);
 	for (int n = 0; n < STREAMS; n++) {
@@ -33,6 +35,16 @@ bool parse_attach(const struct frame *frame, struct attach *attach)
 		attach->limit[n] = get_u64(at + 40 + 8 * n);
 	}
 	return true;
+}
+
+bool parse_prepare(const struct frame *frame, struct prepare *prepare)
+{
+	if (frame->length != PREPARE_BYTES)
+		return false;
+	prepare->wall_clock_ns = get_u64(frame->payload);
+	memcpy(prepare->entropy, frame->payload + 8, ENTROPY_BYTES);
+	memcpy(prepare->machine_id, frame->payload + 8 + ENTROPY_BYTES, MACHINE_ID_BYTES);
+	return prepare->wall_clock_ns != 0;
 }
 
 bool parse_offset(const struct frame *frame, unsigned *stream, uint64_t *offset)
@@ -69,7 +81,7 @@ size_t render_hello(uint8_t *out, const struct hello *hello)
 
 	put_u16(at, LINK_VERSION);
 	at[2] = (uint8_t)hello->state;
-	at[3] = 0;
+	at[3] = hello->flags;
 	put_u32(at + 4, hello->attach_id);
 	memcpy(at + 8, hello->nonce, NONCE_BYTES);
 	put_u32(at + 24, hello->kernel_ms);

@@ -14,6 +14,8 @@
 
 #define LINK_VERSION 1
 #define NONCE_BYTES 16
+#define ENTROPY_BYTES 32
+#define MACHINE_ID_BYTES 16
 #define OUTPUT_MAX 65536
 #define MESSAGE_MAX 1024
 #define STREAMS 2 /* stdout, stderr: stream number - 1 */
@@ -33,22 +35,35 @@ enum message_type {
 	EXIT_ACK = 12,
 	REFUSED = 13,
 	BYE = 14,
+	PREPARE = 15,
 };
 
 enum guest_state { IDLE = 0, RUNNING = 1, STOPPING = 2, EXITED = 3 };
 enum exit_reason { REASON_EXITED = 0, REASON_TIMEOUT = 1, REASON_STOPPED = 2, REASON_NOT_STARTED = 3 };
 enum refusal { NOT_REFUSED = 0, WRONG_NONCE = 1, UNKNOWN_VERSION = 2, BAD_JOB = 3 };
 
+/* Flags. A guest of before them reads zeros there and says none. */
+enum attach_flag { ATTACH_LOOK = 1 };                     /* only say hello: nothing is taken over */
+enum hello_flag { HELLO_PREPARED = 1, HELLO_LOOKED = 2 }; /* all of a PREPARE was done; it answers a look */
+
 struct attach {
 	uint16_t version;
+	uint16_t flags;
 	uint32_t id;
 	uint8_t nonce[NONCE_BYTES];
 	uint64_t next[STREAMS];
 	uint64_t limit[STREAMS];
 };
 
+struct prepare {
+	uint64_t wall_clock_ns; /* never 0 */
+	uint8_t entropy[ENTROPY_BYTES];
+	uint8_t machine_id[MACHINE_ID_BYTES];
+};
+
 struct hello {
 	enum guest_state state;
+	uint8_t flags;
 	uint32_t attach_id;
 	uint8_t nonce[NONCE_BYTES];
 	uint32_t kernel_ms;
@@ -80,6 +95,7 @@ struct exit_report {
 };
 
 bool parse_attach(const struct frame *frame, struct attach *attach);
+bool parse_prepare(const struct frame *frame, struct prepare *prepare);
 /* ACK and CREDIT: `stream` is 0 or 1. */
 bool parse_offset(const struct frame *frame, unsigned *stream, uint64_t *offset);
 /* STOP and ECHO. */

@@ -18,24 +18,24 @@ static const char *refusal_text(enum refusal why)
 	return "the job cannot be read";
 }
 
-static size_t say_hello(struct agent *agent, uint8_t *out)
+static size_t say_hello(const struct agent *agent, uint8_t *out, uint32_t attach_id, const uint8_t *nonce, bool looked)
 {
 	struct utsname kernel = {.release = ""};
 	struct hello hello = {
 		.state = agent->job.state,
-		.attach_id = agent->attach_id,
+		.flags = (uint8_t)((agent->prepared ? HELLO_PREPARED : 0) | (looked ? HELLO_LOOKED : 0)),
+		.attach_id = attach_id,
 		.kernel_ms = agent->kernel_ms,
 		.init_ms = agent->init_ms,
 	};
 
 	(void)uname(&kernel);
 	hello.kernel_release = kernel.release;
-	memcpy(hello.nonce, agent->nonce, NONCE_BYTES);
+	memcpy(hello.nonce, nonce, NONCE_BYTES);
 	for (int n = 0; n < STREAMS; n++) {
 		hello.first[n] = agent->job.streams[n].acked;
 		hello.end[n] = agent->job.streams[n].end;
 	}
-	agent->want_hello = false;
 	return render_hello(out, &hello);
 }
 
@@ -111,10 +111,18 @@ static size_t compose(struct agent *agent, uint8_t *out, uint64_t now_ms)
 		agent->refusal = NOT_REFUSED;
 		return length;
 	}
+	if (agent->want_look) {
+		length = say_hello(agent, out, agent->look_id, agent->look_nonce, true);
+		agent->want_look = false;
+		memset(agent->look_nonce, 0, NONCE_BYTES);
+		return length;
+	}
 	if (!agent->attached)
 		return 0;
-	if (agent->want_hello)
-		return say_hello(agent, out);
+	if (agent->want_hello) {
+		agent->want_hello = false;
+		return say_hello(agent, out, agent->attach_id, agent->nonce, false);
+	}
 	if (agent->want_started) {
 		agent->want_started = false;
 		return render_job_started(out, (uint32_t)agent->job.pid, (uint32_t)agent->job.started_ms);

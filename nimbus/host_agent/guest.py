@@ -2,11 +2,12 @@
 
 Reconnects whenever the stream breaks and goes on by byte offset, so that nothing is lost or told twice. Output is
 acknowledged only after the sink has it safely, an exit only after `on_exit` has. Never decides that a guest is dead:
-that is for the caller, who sees every heartbeat. Called by serve.py.
+that is for the caller, who sees every heartbeat. Called by attend.py; the builder of templates only looks.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -20,9 +21,10 @@ from nimbus.host_agent.guestsession import (
     parse_session,
     render_session,
 )
-from nimbus.host_agent.guesttalk import Talk
-from nimbus.model.errors import NimbusError
+from nimbus.host_agent.guesttalk import HELLO_S, RECEIVE_BYTES, RETRY_FIRST_S, Talk, connect_patiently
+from nimbus.model.errors import GuestFault, NimbusError
 from nimbus.model.vm import GuestExit
+from nimbus.wire.guestlink import NONCE_BYTES, GuestReader, Refused, render_look
 from nimbus.wire.guestlink import Heartbeat as GuestHeartbeat
 from nimbus.wire.guestlink import Hello as GuestHello
 from nimbus.wire.guestlink import JobStarted as GuestJobStarted
@@ -36,6 +38,7 @@ __all__ = [
     "GuestSession",
     "OutputGap",
     "OutputSink",
+    "look_at_guest",
     "parse_session",
     "render_session",
     "run_guest",
@@ -73,6 +76,50 @@ async def run_guest(
     except ExceptionGroup as group:
         raise _only_fault(group) from None
     return told
+
+
+async def look_at_guest(connect: Callable[[], Awaitable[trio.abc.Stream]]) -> GuestHello:
+    """The hello of a guest that waits for its host, and goes on to wait: nothing in it remembers the look.
+
+    Retries until the caller's scope ends. GuestFault for a guest that has a host, or whose image knows no looks.
+    """
+    while True:
+        stream = await connect_patiently(connect)
+        async with stream:
+            hello = await _look(stream)
+        if hello is not None:
+            return hello
+        await trio.sleep(RETRY_FIRST_S)
+
+
+async def _look(stream: trio.abc.Stream) -> GuestHello | None:
+    """Ask on this connection, again and again, for a guest that boots reads late. None where it broke."""
+    reader, attach_id, nonce = GuestReader(), secrets.randbits(32), secrets.token_bytes(NONCE_BYTES)
+    try:
+        while True:
+            await stream.send_all(render_look(attach_id, nonce))
+            with trio.move_on_after(HELLO_S):
+                return await _hear_look(stream, reader, attach_id, nonce)
+            reader.reset()
+    except trio.BrokenResourceError:
+        return None
+
+
+async def _hear_look(stream: trio.abc.Stream, reader: GuestReader, attach_id: int, nonce: bytes) -> GuestHello | None:
+    while data := await stream.receive_some(RECEIVE_BYTES):
+        for message in reader.feed(data):
+            match message:
+                case GuestHello() if (message.attach_id, message.nonce) == (attach_id, nonce):
+                    return _check_looked(message)
+                case Refused() if message.attach_id == attach_id:
+                    raise GuestFault(f"the guest cannot be looked at: {message.message}")
+    return None
+
+
+def _check_looked(hello: GuestHello) -> GuestHello:
+    if not hello.looked:
+        raise GuestFault("the guest took a look for its host: its image is too old for templates, build it anew")
+    return hello
 
 
 def _only_fault(group: ExceptionGroup[Exception]) -> Exception:

@@ -23,6 +23,7 @@ class GuestSession:
     hostname: str = "nimbus"
     next_offsets: tuple[int, int] = (0, 0)  # of stdout and stderr: all below is safe with the sink
     stop_grace_s: float = DEFAULT_GRACE_S  # used when there is no command to ask
+    must_prepare: bool = False  # restored from a template: without fresh randomness it would be its clones' twin
 
 
 def render_session(session: GuestSession) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
 import trio
@@ -38,6 +39,7 @@ from nimbus.wire.guestlink import (
     render_echo,
     render_exit_ack,
     render_job_frames,
+    render_prepare,
     render_stop,
 )
 
@@ -47,7 +49,8 @@ HELLO_S = 2.0  # a guest that boots reads the first attach late; one that lost h
 REPEAT_S = 3.0  # a job or stop that a heartbeat shows as unheard is said again after this
 OFFSET_MAX = 2**62  # no guest prints that much; beyond 2**64 an offset could not be answered
 RESYNCS_MAX = 20  # without one new byte of output in between
-_RETRY_FIRST_S, _RETRY_MOST_S = 0.01, 0.1
+PREPARES_MAX = 3  # answers without `prepared` of a guest that must be: one may have lost the word, not three
+RETRY_FIRST_S, _RETRY_MOST_S = 0.01, 0.1
 _NAMES = {Stream.STDOUT: "stdout", Stream.STDERR: "stderr"}
 
 
@@ -63,6 +66,9 @@ class Talk:
         self._attach_id = secrets.randbits(32)
         self._greeted = False  # in this attach
         self._has_greeted = False  # in any
+        self._prepared = session.command is None  # an adopted guest has its job, and was prepared before it
+        self._unprepared = 0  # hellos that should have told so, and did not
+        self._machine_id = uuid.uuid4().bytes  # one for the whole session, however often it is told
         self._resyncs = 0
         self._received = dict(zip(Stream, session.next_offsets, strict=True))
         self._safe = dict(self._received)
@@ -79,7 +85,7 @@ class Talk:
     async def follow(self, connect: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
         """Connect, converse, and again, until the guest has gone."""
         while not self._gone.is_set():
-            stream = await _connect(connect)
+            stream = await connect_patiently(connect)
             async with stream:
                 self._stream = stream
                 self._on_event(GuestConnected())
@@ -91,7 +97,7 @@ class Talk:
                     self._stream, self._greeted = None, False
             if self._heard_us:
                 self._gone.set()
-            await trio.sleep(_RETRY_FIRST_S)
+            await trio.sleep(RETRY_FIRST_S)
 
     async def _converse(self, stream: trio.abc.Stream) -> None:
         reader = GuestReader()
@@ -113,9 +119,14 @@ class Talk:
         self._greeted = False
         self._attach_id = (self._attach_id + 1) % 2**32
         self._limits = {stream: offset + WINDOW_BYTES for stream, offset in self._safe.items()}
-        await self._send(
-            render_attach(self._attach_id, self._session.nonce, _pair(self._received), _pair(self._limits))
-        )
+        attach = render_attach(self._attach_id, self._session.nonce, _pair(self._received), _pair(self._limits))
+        await self._send(self._render_prepare() + attach)
+
+    def _render_prepare(self) -> bytes:
+        """Goes before each attach until a hello told that it was done."""
+        if self._prepared:
+            return b""
+        return render_prepare(time.time_ns(), secrets.token_bytes(ENTROPY_BYTES), self._machine_id)
 
     async def _resync(self, why: str) -> None:
         """Something went missing on the way: attach anew, so that the guest goes on from what was received."""
@@ -148,6 +159,9 @@ class Talk:
     async def _hear_hello(self, hello: Hello) -> None:
         if hello.version != VERSION or not secrets.compare_digest(hello.nonce, self._session.nonce):
             raise ProtocolError(f"the guest said hello in version {hello.version} or to somebody else")
+        if self._session.must_prepare and not (self._prepared or hello.prepared):
+            await self._prepare_again()
+            return
         for stream, first, end in zip(Stream, hello.first_offsets, hello.end_offsets, strict=True):
             if max(first, end) > OFFSET_MAX:
                 raise ProtocolError(f"the guest claims {max(first, end)} bytes of output, which cannot be")
@@ -160,11 +174,21 @@ class Talk:
                 self._received[stream] = self._safe[stream] = first
                 await self._send(render_credit(stream, self._raise_limit(stream)))
         self._greeted = self._has_greeted = True
+        self._prepared = self._prepared or hello.prepared
         self._on_event(hello)
         if hello.state is GuestState.IDLE:
             await self._send_job()
         if self._stop.is_set():
             await self._send_stop()
+
+    async def _prepare_again(self) -> None:
+        self._unprepared += 1
+        if self._unprepared == PREPARES_MAX:
+            raise GuestFault(
+                "the restored guest does not say that its randomness and clock are fresh: its console tells which "
+                "failed, or its image is too old to be restored; build image and template anew"
+            )
+        await self._attach()
 
     async def _hear_output(self, output: Output) -> None:
         received = self._received[output.stream]
@@ -282,8 +306,9 @@ class Talk:
             return True
 
 
-async def _connect(connect: Callable[[], Awaitable[trio.abc.Stream]]) -> trio.abc.Stream:
-    wait_s = _RETRY_FIRST_S
+async def connect_patiently(connect: Callable[[], Awaitable[trio.abc.Stream]]) -> trio.abc.Stream:
+    """A connection, once there is one to be had."""
+    wait_s = RETRY_FIRST_S
     while True:
         try:
             return await connect()

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from nimbus.model.errors import GuestFault
 from nimbus.model.vm import ExitReason, GuestExit
 from nimbus.wire.guestframe import Frame, FrameCounts, FrameSplitter, render_frame
-from nimbus.wire.guestjob import Job, cut_job, render_job
+from nimbus.wire.guestjob import ENTROPY_BYTES, Job, cut_job, render_job
 
 VERSION = 1
 NONCE_BYTES = 16
+MACHINE_ID_BYTES = 16
 MAX_OUTPUT_BYTES = 65536  # of one OUT frame
 MAX_MESSAGE_BYTES = 1024
 
@@ -44,6 +45,20 @@ class Kind(enum.IntEnum):
     EXIT_ACK = 12
     REFUSED = 13
     BYE = 14
+    PREPARE = 15
+
+
+class AttachFlag(enum.IntFlag):
+    """What an attach asks for beside; a guest of before them does not look."""
+
+    LOOK = 1  # only say hello: nothing is taken over
+
+
+class HelloFlag(enum.IntFlag):
+    """What a hello tells beside; a guest of before them tells none."""
+
+    PREPARED = 1
+    LOOKED = 2
 
 
 class Stream(enum.IntEnum):
@@ -83,6 +98,8 @@ class Hello:
     first_offsets: tuple[int, int]  # the oldest byte the guest still holds, stdout and stderr
     end_offsets: tuple[int, int]
     kernel_release: str
+    prepared: bool = False  # randomness, clock and machine id are fresh: all of a PREPARE was done
+    looked: bool = False  # it answers a look, and has forgotten it
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +159,7 @@ class Bye:
 FromGuest = Hello | JobStarted | Output | Heartbeat | Exit | Refused | Bye
 
 _ATTACH = struct.Struct("<HHI16sQQQQ")
+_PREPARE = struct.Struct(f"<Q{ENTROPY_BYTES}s{MACHINE_ID_BYTES}s")
 _HELLO = struct.Struct("<HBBI16sIIQQQQ")
 _STARTED = struct.Struct("<II")
 _OFFSET = struct.Struct("<B7xQ")
@@ -154,6 +172,18 @@ _REASONS = (ExitReason.EXITED, ExitReason.TIMEOUT, ExitReason.STOPPED, ExitReaso
 def render_attach(attach_id: int, nonce: bytes, next_offsets: tuple[int, int], limits: tuple[int, int]) -> bytes:
     """Take the guest over: where to go on sending, and up to which offset."""
     return render_frame(Kind.ATTACH, _ATTACH.pack(VERSION, 0, attach_id, nonce, *next_offsets, *limits))
+
+
+def render_look(attach_id: int, nonce: bytes) -> bytes:
+    """Ask for a hello, and take nothing over."""
+    return render_frame(Kind.ATTACH, _ATTACH.pack(VERSION, AttachFlag.LOOK, attach_id, nonce, 0, 0, 0, 0))
+
+
+def render_prepare(wall_clock_ns: int, entropy: bytes, machine_id: bytes) -> bytes:
+    """Be a machine of your own from now on; `wall_clock_ns` is Unix time as of sending."""
+    if (len(entropy), len(machine_id)) != (ENTROPY_BYTES, MACHINE_ID_BYTES) or wall_clock_ns <= 0:
+        raise ValueError("a guest is prepared with a time, 32 bytes of entropy and 16 of machine id")
+    return render_frame(Kind.PREPARE, _PREPARE.pack(wall_clock_ns, entropy, machine_id))
 
 
 def render_job_frames(job: Job) -> bytes:
@@ -187,10 +217,13 @@ def render_exit_ack() -> bytes:
 
 
 def _parse_hello(data: bytes) -> Hello:
-    version, state, _, attach_id, nonce, kernel_ms, init_ms, *offsets = _HELLO.unpack_from(data)
+    version, state, flags, attach_id, nonce, kernel_ms, init_ms, *offsets = _HELLO.unpack_from(data)
     release = _text(data[_HELLO.size :])
     first, end = (offsets[0], offsets[1]), (offsets[2], offsets[3])
-    return Hello(version, GuestState(state), attach_id, nonce, kernel_ms, init_ms, first, end, release)
+    prepared, looked = bool(flags & HelloFlag.PREPARED), bool(flags & HelloFlag.LOOKED)
+    return Hello(
+        version, GuestState(state), attach_id, nonce, kernel_ms, init_ms, first, end, release, prepared, looked
+    )
 
 
 def _parse_started(data: bytes) -> JobStarted:

@@ -13,6 +13,7 @@ static struct frame_reader reader;
 static void look(const struct frame *frame)
 {
 	struct attach attach;
+	struct prepare prepare;
 	unsigned stream;
 	uint64_t number;
 	uint32_t total;
@@ -23,6 +24,8 @@ static void look(const struct frame *frame)
 	if (frame->length > FRAME_PAYLOAD_MAX)
 		abort();
 	(void)parse_attach(frame, &attach);
+	if (parse_prepare(frame, &prepare) && prepare.wall_clock_ns == 0)
+		abort();
 	if (parse_offset(frame, &stream, &number) && stream >= STREAMS)
 		abort();
 	(void)parse_number(frame, &number);

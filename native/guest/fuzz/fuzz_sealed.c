@@ -29,6 +29,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct frame frame;
 	struct attach attach;
+	struct prepare prepare;
 	unsigned stream;
 	uint64_t number;
 	size_t room;
@@ -45,6 +46,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!frame_reader_next(&reader, &frame) || frame.type != data[0] || frame.length != size - 1)
 		abort();
 	(void)parse_attach(&frame, &attach);
+	if (parse_prepare(&frame, &prepare) && prepare.wall_clock_ns == 0)
+		abort();
 	(void)parse_number(&frame, &number);
 	if (parse_offset(&frame, &stream, &number) && stream >= STREAMS)
 		abort();

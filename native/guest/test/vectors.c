@@ -76,6 +76,7 @@ static void print_job(size_t length)
 static void print_frame(const struct frame *frame)
 {
 	struct attach attach;
+	struct prepare prepare;
 	unsigned stream;
 	uint64_t number;
 	uint32_t total;
@@ -88,6 +89,13 @@ static void print_frame(const struct frame *frame)
 		print_hex(attach.nonce, NONCE_BYTES);
 		printf(" %llu %llu %llu %llu", (unsigned long long)attach.next[0], (unsigned long long)attach.next[1],
 		       (unsigned long long)attach.limit[0], (unsigned long long)attach.limit[1]);
+		if (attach.flags)
+			printf(" flags=%u", attach.flags);
+	} else if (frame->type == PREPARE && parse_prepare(frame, &prepare)) {
+		printf("prepare %llu ", (unsigned long long)prepare.wall_clock_ns);
+		print_hex(prepare.entropy, ENTROPY_BYTES);
+		printf(" ");
+		print_hex(prepare.machine_id, MACHINE_ID_BYTES);
 	} else if ((frame->type == ACK || frame->type == CREDIT) && parse_offset(frame, &stream, &number)) {
 		printf("%s %u %llu", frame->type == ACK ? "ack" : "credit", stream + 1, (unsigned long long)number);
 	} else if ((frame->type == STOP || frame->type == ECHO) && parse_number(frame, &number)) {
@@ -135,7 +143,8 @@ static size_t render(char **words, uint8_t *out)
 				      .init_ms = (uint32_t)number(words[5]),
 				      .first = {number(words[6]), number(words[7])},
 				      .end = {number(words[8]), number(words[9])},
-				      .kernel_release = words[10]};
+				      .kernel_release = words[10],
+				      .flags = (uint8_t)number(words[11])};
 		read_hex(words[3], hello.nonce);
 		return render_hello(out, &hello);
 	}

@@ -28,6 +28,7 @@ class Guest:
     stream: trio.abc.Stream
     splitter: FrameSplitter = field(default_factory=FrameSplitter)
     heard: list[Frame] = field(default_factory=list)
+    flags: int = 0  # of its hellos; those of a guest of before there were any
 
     async def hear(self, kind: Kind) -> Frame:
         """The next frame of that kind; others are dropped."""
@@ -53,7 +54,7 @@ class Guest:
     ) -> None:
         """Say hello to that attach."""
         ident, told = struct.unpack_from("<4xI16s", attach.payload)
-        head = struct.pack("<HBBI16sII", 1, state, 0, ident, nonce or told, 1, 2)
+        head = struct.pack("<HBBI16sII", 1, state, self.flags, ident, nonce or told, 1, 2)
         await self.say(Kind.HELLO, head + struct.pack("<QQQQ", first, first, end, end))
 
     async def print(self, offset: int, data: bytes, stream: Stream = Stream.STDOUT) -> None:

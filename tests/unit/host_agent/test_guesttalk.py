@@ -12,12 +12,11 @@ import trio.testing
 from nimbus.host_agent.guest import GuestSession, run_guest
 from nimbus.model.errors import GuestFault
 from nimbus.model.vm import Command, GuestExit
-from nimbus.wire.guestframe import HEADER_BYTES, render_frame
+from nimbus.wire.guestframe import FrameSplitter, render_frame
 from nimbus.wire.guestlink import Kind
 from tests.hosts import Collected
 
 NONCE = b"n" * 16
-ATTACH_ID_AT = HEADER_BYTES + 4
 MOST = 2**64 - 1
 
 
@@ -34,8 +33,9 @@ async def converse(answer: Callable[[int], bytes]) -> None:
         return ours
 
     async def guest() -> None:
-        attach = await theirs.receive_some(4096)
-        await theirs.send_all(answer(int.from_bytes(attach[ATTACH_ID_AT : ATTACH_ID_AT + 4], "little")))
+        frames = FrameSplitter().feed(await theirs.receive_some(4096))
+        (attach,) = (frame for frame in frames if frame.kind == Kind.ATTACH)
+        await theirs.send_all(answer(int.from_bytes(attach.payload[4:8], "little")))
         await trio.sleep_forever()
 
     async def persist(_: GuestExit) -> None:

@@ -45,12 +45,15 @@ from nimbus.wire.guestlink import (
     render_echo,
     render_exit_ack,
     render_job_frames,
+    render_look,
+    render_prepare,
     render_stop,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "guestlink_vectors.json").read_text())
 NONCE = bytes(range(16))
 ENTROPY = bytes(range(100, 132))
+MACHINE_ID = bytes(range(200, 216))
 NETWORK = GuestNetwork(IPv4Interface("172.16.0.2/30"), IPv4Address("172.16.0.1"), IPv4Address("9.9.9.9"))
 FULL_COMMAND = Command(
     ("sh", "-c", 'echo "a b"\n', "żółw", ""), {"A": "1 2", "EMPTY": "", "É": "=x="}, "/work", "runner:1001", 1.5, 0.25
@@ -61,6 +64,8 @@ SMALL_JOB = Job(Command(("true",)), "h", None, 0, ENTROPY)
 TO_GUEST: dict[str, bytes] = {
     "attach": render_attach(7, NONCE, (10, 20), (524298, 524308)),
     "attach at the far end": render_attach(2**32 - 1, b"\xff" * 16, (2**64 - 1, 0), (2**64 - 1, 1)),
+    "a look": render_look(8, NONCE),
+    "prepare": render_prepare(1_800_000_000_123_456_789, ENTROPY, MACHINE_ID),
     "ack": render_ack(Stream.STDOUT, 4096),
     "credit": render_credit(Stream.STDERR, 2**40),
     "echo": render_echo(12345),
@@ -71,6 +76,10 @@ TO_GUEST: dict[str, bytes] = {
 }
 FROM_GUEST: dict[str, FromGuest] = {
     "hello": Hello(1, GuestState.RUNNING, 7, NONCE, 747, 240, (0, 5), (99, 6), "6.1.0-56-cloud-amd64"),
+    "hello of a guest that is prepared": Hello(
+        1, GuestState.IDLE, 7, NONCE, 747, 240, (0, 0), (0, 0), "6.1", prepared=True
+    ),
+    "hello to a look": Hello(1, GuestState.IDLE, 8, NONCE, 747, 240, (0, 0), (0, 0), "6.1", looked=True),
     "heartbeat": Heartbeat(61000, GuestState.STOPPING, 1.37, 3, 249856, 181248, 1, (4096, 0), (70000, 12)),
     "job started": JobStarted(83, 1001),
     "exit with a code": Exit(GuestExit(7, None), (100, 0)),
