@@ -2,7 +2,7 @@
 
 Kill, populated and freeze need no controller, so a leaf works on a hybrid host too; a limit whose
 controller is absent is a named degradation, never silence. The keeper lives beside the leaf that it kills.
-Never moves a process by itself. Called by host_agent (build, serve, teardown, reaper) and host/inventory.py.
+Never moves a process by itself. Called by host_agent (claims, serve, reaper, sight) and host/inventory.py.
 """
 
 from __future__ import annotations
@@ -21,31 +21,39 @@ from typing import Literal
 from nimbus.host.mountinfo import parse_mountinfo
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import parse_object_name
+from nimbus.model.placement import render_cpus
 
 PARENT = "nimbus"
 LEAVES = ("keeper", "vmm")
-CONTROLLERS = ("cpu", "memory", "pids")
+CONTROLLERS = ("cpu", "memory", "pids")  # what NIMBUS_REQUIRE_LIMITS insists on
+LIMIT_FILES = (
+    *("cpuset.cpus", "cpuset.cpus.effective", "cpuset.mems", "cpuset.mems.effective", "cpu.max"),
+    *("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "io.max"),
+)
 _CPU_PERIOD_US = 100_000
+_SWAPS = Path("/proc/swaps")
 _RETRY_S = 0.01  # rmdir says EBUSY for a moment after the last process has gone; nothing signals its end
 
 
 @dataclass(frozen=True)
+class IoLimit:
+    """What a VM may read, and as much what it may write, on the disk below the state folder. None: no limit."""
+
+    device: str  # `major:minor` of the whole disk
+    bytes_per_s: int | None = None
+    operations_per_s: int | None = None
+
+
+@dataclass(frozen=True)
 class Limits:
-    """What the VMM of one VM may use at most."""
+    """What the VMM of one VM may use at most. Empty tuples: any CPU, memory of any node."""
 
     cpus: int
     mem_mib: int
     pids: int
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a VM used; None where the controller that counts it is absent."""
-
-    cpu_us: int | None
-    memory_peak_bytes: int | None
-    oom_kills: int | None
-    pids_peak: int | None
+    cpuset: tuple[int, ...] = ()
+    mems: tuple[int, ...] = ()
+    io: IoLimit | None = None
 
 
 def find_cgroup2(mountinfo: str) -> str | None:
@@ -69,34 +77,69 @@ def cgroup_dir(name: str) -> Path:
     return cgroup_mount() / PARENT / name
 
 
-def ensure_leaf(name: str, limits: Limits) -> list[str]:
-    """Make the VM's cgroups and set the limits; returns one sentence for each limit that cannot be kept."""
-    folder = cgroup_dir(name)
-    wanted = {
-        "cpu": [("cpu.max", f"{limits.cpus * _CPU_PERIOD_US} {_CPU_PERIOD_US}")],
-        "memory": [("memory.max", str(limits.mem_mib << 20)), ("memory.oom.group", "1")],
-        "pids": [("pids.max", str(limits.pids))],
+def render_limits(limits: Limits) -> dict[str, dict[str, str]]:
+    """Pure: by controller, each file of the leaf and what is written to it, in that order."""
+    wanted = {}
+    if limits.cpuset:  # the nodes first: who comes in later finds its memory there
+        mems = {"cpuset.mems": render_cpus(limits.mems)} if limits.mems else {}
+        wanted["cpuset"] = {**mems, "cpuset.cpus": render_cpus(limits.cpuset)}
+    wanted["cpu"] = {"cpu.max": f"{limits.cpus * _CPU_PERIOD_US} {_CPU_PERIOD_US}"}
+    wanted["memory"] = {
+        "memory.max": str(limits.mem_mib << 20),
+        "memory.oom.group": "1",
+        "memory.swap.max": "0",  # the last: a kernel that knows no swap has no such file
     }
+    wanted["pids"] = {"pids.max": str(limits.pids)}
+    if limits.io is not None:
+        wanted["io"] = {"io.max": _render_io(limits.io)}
+    return wanted
+
+
+def ensure_leaf(name: str, limits: Limits) -> dict[str, str]:
+    """Make the VM's cgroups and set the limits; returns a sentence for each controller whose limit cannot be kept."""
+    folder = cgroup_dir(name)
     try:
         for leaf in LEAVES:
             (folder / leaf).mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise HostFault(f"cgroup {folder} could not be made ({error.strerror}): Nimbus needs root") from error
-    degraded = []
-    for controller, knobs in wanted.items():
+    degraded = {}
+    for controller, knobs in render_limits(limits).items():
         try:
             _enable(controller, folder)
-            for knob, value in knobs:
-                (folder / "vmm" / knob).write_text(value)
+            for knob, value in knobs.items():
+                _write(folder / "vmm" / knob, value)
         except OSError as error:
-            degraded.append(f"{controller} is not limited: the cgroup v2 controller is not usable ({error.strerror})")
+            degraded[controller] = (
+                f"{controller} is not limited: the cgroup v2 controller is not usable ({error.strerror})"
+            )
+    if limits.cpuset and "cpuset" not in degraded:
+        effective = _read(folder / "vmm" / "cpuset.cpus.effective")
+        if effective != render_cpus(limits.cpuset):  # an ancestor has fewer: the kernel takes what it can, and says so
+            degraded["cpuset"] = f"cpuset is not limited: its CPUs are {effective} and not what was asked for"
     return degraded
+
+
+def read_limits(name: str) -> dict[str, str | None]:
+    """What the kernel holds the VMM's leaf to, by file; None where the controller is absent, or the cgroup."""
+    return {knob: _read(cgroup_dir(name) / "vmm" / knob) for knob in LIMIT_FILES}
+
+
+def list_threads(name: str) -> frozenset[int]:
+    """Every thread in the VMM's leaf, as the kernel lists them: no VMM can name a stranger's here."""
+    text = _read(cgroup_dir(name) / "vmm" / "cgroup.threads")
+    return frozenset(map(int, text.split())) if text else frozenset()
 
 
 def missing_controllers() -> tuple[str, ...]:
     """Controllers that a VM's limits need and this host's cgroup v2 lacks. Raises HostFault where there is no v2."""
     found = (cgroup_mount() / "cgroup.controllers").read_text().split()
     return tuple(name for name in CONTROLLERS if name not in found)
+
+
+def has_controller(controller: str) -> bool:
+    """Whether this host's cgroup v2 has it at all. Raises HostFault where there is no v2."""
+    return controller in (cgroup_mount() / "cgroup.controllers").read_text().split()
 
 
 def kill_cgroup(name: str, leaf: Literal["keeper", "vmm"] | None = None) -> None:
@@ -151,17 +194,6 @@ def remove_cgroup(name: str, limit_s: float) -> None:
         _remove_folder(folder, deadline)
 
 
-def read_usage(name: str) -> Usage:
-    """What the VM used so far, as far as this host counts it."""
-    folder = cgroup_dir(name) / "vmm"
-    return Usage(
-        cpu_us=_counter(folder / "cpu.stat", "usage_usec"),
-        memory_peak_bytes=_counter(folder / "memory.peak"),
-        oom_kills=_counter(folder / "memory.events", "oom_kill"),
-        pids_peak=_counter(folder / "pids.peak"),
-    )
-
-
 def list_cgroups(prefix: str) -> tuple[str, ...]:
     """Names below `nimbus/` that begin with `prefix`."""
     try:
@@ -180,6 +212,28 @@ def _enable(controller: str, folder: Path) -> None:
     for level in (mount, mount / PARENT, folder):
         if controller not in (level / "cgroup.subtree_control").read_text().split():
             (level / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def _write(knob: Path, value: str) -> None:
+    """Without swap in the kernel there is nothing to forbid."""
+    if knob.name == "memory.swap.max" and not knob.exists() and not _SWAPS.exists():
+        return
+    knob.write_text(value)
+
+
+def _read(knob: Path) -> str | None:
+    try:
+        return knob.read_text().strip()
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENODEV, errno.ENOTDIR}:  # absent, or removed meanwhile
+            return None
+        raise
+
+
+def _render_io(limit: IoLimit) -> str:
+    wanted = {"bps": limit.bytes_per_s, "iops": limit.operations_per_s}
+    words = [f"{way}{unit}={value}" for unit, value in wanted.items() if value is not None for way in "rw"]
+    return " ".join((limit.device, *words))
 
 
 def _kill_one_by_one(folder: Path) -> None:
@@ -222,13 +276,3 @@ def _remove_folder(folder: str, deadline: float) -> None:
             time.sleep(_RETRY_S)
         else:
             return
-
-
-def _counter(path: Path, key: str | None = None) -> int | None:
-    try:
-        text = path.read_text()
-    except OSError:
-        return None
-    if key is None:
-        return int(text)
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key} ")), None)

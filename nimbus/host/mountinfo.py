@@ -1,4 +1,4 @@
-"""/proc/self/mountinfo as values. Pure; called by host/cgroup.py and host/inventory.py."""
+"""/proc/self/mountinfo as values. Pure; called by host/{cgroup,inventory,blockdevice}.py."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class Mount:
 
     point: str
     filesystem: str
+    source: str = ""  # a device's path, for a filesystem that lies on one
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
@@ -22,7 +23,11 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
 
 def _parse_line(line: str) -> Mount:
     before, _, after = line.partition(" - ")
-    point = before.split(" ")[4]
+    filesystem, source = after.split(" ")[:2]
+    return Mount(_unescape(before.split(" ")[4]), filesystem, _unescape(source))
+
+
+def _unescape(word: str) -> str:
     for code, character in _ESCAPES:  # the backslash last: it begins the other three
-        point = point.replace(code, character)
-    return Mount(point, after.split(" ")[0])
+        word = word.replace(code, character)
+    return word

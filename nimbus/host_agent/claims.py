@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ from nimbus.host_agent.network import acquire_network, plan_uplink, release_netw
 from nimbus.host_agent.plan import HostLayout, VmPaths, VmPlan
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import object_name
+from nimbus.model.placement import Placement
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Claim, Shape, Slot
 from nimbus.storage.content import ImageStore
@@ -100,9 +101,10 @@ async def settle(target: Target) -> None:
         log.warning("claim.still_acquired", vm=str(target.record.vm))
 
 
-def plan_limits(shape: Shape) -> cgroup.Limits:
-    """Pure: the cgroup limits of a VM of this shape: its vCPUs, its memory and what the VMM itself needs."""
-    return cgroup.Limits(cpus=shape.cpus, mem_mib=shape.mem_mib + VMM_OVERHEAD_MIB, pids=256)
+def plan_limits(shape: Shape, placement: Placement | None = None, io: cgroup.IoLimit | None = None) -> cgroup.Limits:
+    """Pure: the cgroup limits of a VM of this shape: its vCPUs and CPUs, its memory and what the VMM itself needs."""
+    limits = cgroup.Limits(cpus=shape.cpus, mem_mib=shape.mem_mib + VMM_OVERHEAD_MIB, pids=256, io=io)
+    return limits if placement is None else replace(limits, cpuset=placement.cpus, mems=placement.mems)
 
 
 def _act(verb: Verb, claim: Claim, target: Target, turn: _Turn) -> Slot | None:
@@ -236,11 +238,15 @@ def _release_jail(target: Target) -> None:
 
 
 def _acquire_cgroup(target: Target) -> None:
-    degraded = cgroup.ensure_leaf(target.object, plan_limits(target.planned.shape))
-    if degraded and target.layout.require_limits:
-        raise HostFault(f"{'; '.join(degraded)}, and NIMBUS_REQUIRE_LIMITS wants every VM limited")
+    plan, layout = target.planned, target.layout
+    degraded = cgroup.ensure_leaf(target.object, plan_limits(plan.shape, plan.placement, layout.io))
+    lacking = [degraded[controller] for controller in cgroup.CONTROLLERS if controller in degraded]
+    if lacking and layout.require_limits:
+        raise HostFault(f"{'; '.join(lacking)}, and NIMBUS_REQUIRE_LIMITS wants every VM limited")
+    if "io" in degraded:
+        raise HostFault(f"{degraded['io']}, and this host's VMs are to have a limit of it")
     if degraded:
-        log.debug("vm.not_limited", vm=str(target.record.vm), why=degraded)
+        log.debug("vm.not_limited", vm=str(target.record.vm), why=list(degraded.values()))
 
 
 def _release_cgroup(target: Target) -> None:

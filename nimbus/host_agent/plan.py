@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from nimbus.host.cgroup import IoLimit
 from nimbus.host_agent.network import plan_network
 from nimbus.model.ids import VmId, object_name, state_root_id
 from nimbus.model.placement import Placement
@@ -49,6 +50,7 @@ class HostLayout:
     uid_base: int = 200_000
     slot_limit: int = 64
     require_limits: bool = False  # no VM without limits of its CPU, memory and processes
+    io: IoLimit | None = None  # what each VM may read and write on the disk below `state`
     limits: ActLimits = ActLimits()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -9,17 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from nimbus.host.blockdevice import find_disk
 from nimbus.host.cgroup import (
+    LIMIT_FILES,
+    IoLimit,
     Limits,
     cgroup_dir,
-    cgroup_mount,
     ensure_leaf,
+    has_controller,
     is_populated,
     kill_cgroup,
     list_cgroups,
+    list_threads,
     missing_controllers,
-    read_usage,
+    read_limits,
     remove_cgroup,
+    render_limits,
     wait_empty,
 )
 from nimbus.model.errors import HostFault
@@ -62,14 +68,60 @@ def test_a_leaf_has_a_place_for_the_keeper_and_one_for_the_vmm(name: str) -> Non
     assert (cgroup_dir(name) / "vmm" / "cgroup.procs").exists()
 
 
-def test_each_controller_is_set_or_named_as_not_limited(name: str) -> None:
-    degraded = ensure_leaf(name, LIMITS)
-    usable = (cgroup_mount() / "cgroup.controllers").read_text().split()
-    for controller, knob in (("cpu", "cpu.max"), ("memory", "memory.max"), ("pids", "pids.max")):
-        limited = (cgroup_dir(name) / "vmm" / knob).exists()
-        named = any(sentence.startswith(f"{controller} is not limited") for sentence in degraded)
-        assert limited != named
-        assert limited <= (controller in usable)
+def test_each_limit_is_held_by_the_kernel_or_named_as_missing(name: str) -> None:
+    wanted = everything()
+    degraded = ensure_leaf(name, wanted)
+    held = read_limits(name)
+    for controller, knobs in render_limits(wanted).items():
+        sentence = degraded.get(controller)
+        if sentence is None:
+            assert {knob: reads_as(controller, value, held[knob]) for knob, value in knobs.items()} == knobs
+        else:
+            assert sentence.startswith(f"{controller} is not limited: ")
+            assert set(knobs) & {knob for knob, value in held.items() if value is not None} == set()
+
+
+def everything() -> Limits:
+    """Every limit that there is, on the first CPU and node of this host and the disk below its /tmp, if any."""
+    disk = find_disk(Path("/tmp"))
+    io = IoLimit(disk, bytes_per_s=64 << 20, operations_per_s=2000) if disk else None
+    cpu = min(os.sched_getaffinity(0))
+    return Limits(cpus=1, mem_mib=64, pids=16, cpuset=(cpu,), mems=(0,), io=io)
+
+
+def reads_as(controller: str, written: str, held: str | None) -> str | None:
+    """The kernel tells the four limits of a disk in an order of its own."""
+    same = controller == "io" and held is not None and sorted(written.split()) == sorted(held.split())
+    return written if same else held
+
+
+def test_only_what_a_vm_is_to_be_kept_from_is_written() -> None:
+    assert set(render_limits(LIMITS)) == {"cpu", "memory", "pids"}
+    assert next(iter(render_limits(everything()))) == "cpuset"
+
+
+def test_the_disk_of_an_io_limit_is_named_with_what_is_limited_only() -> None:
+    slow = Limits(cpus=1, mem_mib=64, pids=16, io=IoLimit("8:0", operations_per_s=500))
+    assert render_limits(slow)["io"] == {"io.max": "8:0 riops=500 wiops=500"}
+
+
+def test_cpus_that_the_host_has_not_are_no_fence(name: str) -> None:
+    degraded = ensure_leaf(name, Limits(cpus=1, mem_mib=64, pids=16, cpuset=(8191,), mems=(0,)))
+    assert degraded["cpuset"].startswith("cpuset is not limited: ")
+
+
+def test_nothing_is_held_where_there_is_no_cgroup(name: str) -> None:
+    assert read_limits(name) == dict.fromkeys(LIMIT_FILES)
+    assert list_threads(name) == frozenset()
+
+
+def test_the_threads_of_a_vmm_are_those_that_the_kernel_lists_in_its_leaf(name: str) -> None:
+    ensure_leaf(name, LIMITS)
+    keeper, vmm = start_in(name, "keeper", "sleep 600"), start_in(name, "vmm", "sleep 600")
+    assert vmm.pid in list_threads(name)
+    assert keeper.pid not in list_threads(name)
+    kill_cgroup(name)
+    assert (end(keeper), end(vmm)) == (-9, -9)
 
 
 def test_killing_the_vmm_spares_its_keeper(name: str) -> None:
@@ -131,14 +183,6 @@ def test_a_half_made_cgroup_with_more_below_it_is_removed(name: str) -> None:
     assert not cgroup_dir(name).exists()
 
 
-def test_use_is_read_where_it_is_counted_and_none_elsewhere(name: str) -> None:
-    ensure_leaf(name, LIMITS)
-    usage = read_usage(name)
-    assert (usage.memory_peak_bytes is None) == (not Path(cgroup_dir(name) / "vmm" / "memory.peak").exists())
-    assert usage.cpu_us is not None
-    assert usage.cpu_us >= 0
-
-
 def test_names_are_listed_by_prefix_only(name: str) -> None:
     ensure_leaf(name, LIMITS)
     assert list_cgroups(name) == (name,)
@@ -151,5 +195,5 @@ def test_a_name_that_is_not_ours_is_refused() -> None:
 
 
 def test_a_controller_that_is_missing_is_one_whose_limit_is_not_kept(name: str) -> None:
-    degraded = ensure_leaf(name, LIMITS)
-    assert {sentence.split()[0] for sentence in degraded} >= set(missing_controllers())
+    assert set(ensure_leaf(name, LIMITS)) >= set(missing_controllers())
+    assert missing_controllers() == tuple(name for name in ("cpu", "memory", "pids") if not has_controller(name))

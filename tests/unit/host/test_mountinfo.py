@@ -22,4 +22,4 @@ def test_a_host_with_cgroup_v1_only_has_none() -> None:
 
 def test_a_mount_point_with_a_space_and_a_backslash_is_read_as_it_is() -> None:
     line = r"50 23 0:40 / /srv/a\040jail\134040 rw - tmpfs none rw"
-    assert parse_mountinfo(line) == (Mount("/srv/a jail\\040", "tmpfs"),)
+    assert parse_mountinfo(line) == (Mount("/srv/a jail\\040", "tmpfs", "none"),)

@@ -28,6 +28,7 @@ from nimbus.host_agent.plan import ActLimits, HostLayout, plan_vm
 from nimbus.host_agent.teardown import teardown
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import new_vm_id
+from nimbus.model.placement import Placement
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Claim, Shape, Slot
 from tests.hosts import needs_root
@@ -208,6 +209,20 @@ async def test_a_host_that_must_limit_its_vms_and_cannot_gives_none(layout: Host
     with pytest.raises(HostFault, match="NIMBUS_REQUIRE_LIMITS"):
         await claims.acquire(Claim.CGROUP, target)
     await claims.release(Claim.CGROUP, target)
+
+
+async def test_a_host_that_was_told_to_limit_input_and_output_and_cannot_gives_no_vm(layout: HostLayout) -> None:
+    io = cgroup.IoLimit("0:0", bytes_per_s=1 << 20)  # no disk of any host has that number
+    target = broken_target(replace(layout, io=io, limits=ActLimits()))
+    with pytest.raises(HostFault, match="io is not limited"):
+        await claims.acquire(Claim.CGROUP, target)
+    await claims.release(Claim.CGROUP, target)
+
+
+def test_a_vm_that_was_placed_is_fenced_in_by_its_own_cpus_and_nodes() -> None:
+    limits = claims.plan_limits(Shape(cpus=1), Placement(vcpus=(2,), cpus=(2, 6), mems=(1,)))
+    assert (limits.cpus, limits.cpuset, limits.mems) == (1, (2, 6), (1,))
+    assert claims.plan_limits(Shape(cpus=1)).cpuset == ()
 
 
 async def test_an_overlay_that_came_after_its_vms_folder_was_removed_goes_with_its_folder(layout: HostLayout) -> None:
