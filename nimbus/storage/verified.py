@@ -32,7 +32,8 @@ class VerifiedTemplates:
                     self._read(template, on_read)
         except DamagedTemplate as damage:
             self._seen.pop(digest, None)
-            self._store.quarantine(digest, damage.what, generation=damage.generation)
+            if not self._store.quarantine(digest, damage.what, generation=damage.generation):
+                return None  # removed, or built again, while we looked: no damage
             raise
         return template
 
