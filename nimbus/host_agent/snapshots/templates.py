@@ -71,31 +71,32 @@ class Templates:
         """The template for exactly this, verified; None means a cold boot. Never raises for a template's sake."""
         if not self.is_usable:
             return None
-        outcome = "none"
         try:
             key = await self.key(image, shape)
             async with self._turn:  # one boot hashes and copies, the others find it done
-                template = await in_thread_or_left(partial(self._verified.find, key.digest()), LIMITER)
-                if template is not None:
-                    ready = ReadyTemplate(template, await self._seal(template))
-                    metrics.count_restore("restored")
-                    return ready
+                ready = await self._open(key.digest())
         except DamagedTemplate as error:  # set aside by whoever found it
-            outcome = "quarantined"
+            metrics.count_restore("quarantined")
             log.error("template.quarantined", image=image.name, error=str(error))
+            return None
         except (HostFault, OSError) as error:
-            outcome = "unreadable"
             log.warning("template.not_used", image=image.name, error=str(error))
-        metrics.count_restore(outcome)
-        return None
+            metrics.count_restore("unreadable")
+            return None
+        metrics.count_restore("none" if ready is None else "restored")
+        return ready
+
+    async def _open(self, digest: str) -> ReadyTemplate | None:
+        template = await in_thread_or_left(partial(self._verified.find, digest), LIMITER)
+        return None if template is None else ReadyTemplate(template, await self._seal(template))
 
     async def distrust(self, template: Template, why: str) -> None:
         """Set it aside: the next boots are cold until a new one is built."""
-        metrics.count_restore("quarantined")
-        log.error("template.quarantined", template=template.digest, why=why)
         fd = self._sealed.pop(template.generation, None)
         if fd is not None:
             os.close(fd)
+        metrics.count_restore("quarantined")
+        log.error("template.quarantined", template=template.digest, why=why)
         try:
             aside = partial(self.store.quarantine, template.digest, why, generation=template.generation)
             await in_thread_or_left(aside, LIMITER)
