@@ -184,7 +184,7 @@ start_timer:
 	jmp	1b
 2:	ret
 
-/* Interrupts come out of that hlt alone, so their frames are dropped in place of an iret: not every KVM emulates one. */
+/* Interrupts come out of that hlt alone, so their frames are dropped without an iret: not every KVM emulates it. */
 on_timer:
 	incl	beats
 	mov	$PIC_DONE, %al
@@ -222,7 +222,7 @@ no_idt:
 	.word	0
 	.long	0
 
-/* Both PICs: begin, first vector, who sits where, 8086 mode, masks (the timer alone). Then the PIT: mode 2, its rate. */
+/* Both PICs: begin, first vector, who sits where, 8086 mode, masks (the timer alone). The PIT: mode 2, its rate. */
 pic_words:
 	.byte	PIC, 0x11, PIC_SECOND, 0x11
 	.byte	PIC + 1, TIMER, PIC_SECOND + 1, TIMER + 8
