@@ -1,4 +1,4 @@
-"""`nimbus assets`: build, list and verify what guests boot from. Decides nothing; `rootfs/` builds, `storage/` keeps.
+"""`nimbus assets`: build, fetch, list and verify what guests boot from. Decides nothing: `rootfs/`, `storage/` do.
 
 Also `python -m nimbus.cli.assets`.
 """
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,11 @@ from nimbus.model.errors import NimbusError
 from nimbus.storage.content import ImageStore
 from nimbus.storage.images import DEFAULT_IMAGE, Manifest, list_images, read_manifest, verify_image
 
+if TYPE_CHECKING:
+    from nimbus.rootfs.fetch import Fetched
+
 _MIB = 1 << 20
+_VARIABLES = {"firecracker": "NIMBUS_FC_BIN", "jailer": "NIMBUS_JAILER_BIN"}  # where the agent looks for them
 _SHORT_DIGEST = 12
 
 EPILOG = """\
@@ -30,19 +34,21 @@ Examples:
   nimbus assets build --force    make everything anew: repairs a damaged store
   nimbus assets list
   nimbus assets verify base      read every byte and compare it with the manifest
+  nimbus assets fetch --from releases.toml    pinned Firecracker, jailer, kernel and rootfs
 \b
 Environment:
   NIMBUS_STATE_DIR    the images lie in its folder images/ (/var/lib/nimbus for root,
-                      ~/.local/share/nimbus otherwise)
+                      ~/.local/share/nimbus otherwise), fetched programs in releases/
 """
 
 
 @click.group(epilog=EPILOG)
 def assets() -> None:
-    """Build, list and verify what guests boot from: kernel, initramfs and root file system.
+    """Build, fetch, list and verify what guests boot from: kernel, initramfs and root file system.
 
-    Everything comes from the distribution's own packages, through apt, and from Nimbus itself. Images are
-    stored by the sha256 of their content; a build with nothing new to do does nothing.
+    What is built comes from the distribution's own packages, through apt, and from Nimbus itself; what is fetched,
+    from a release list of yours. Images are stored by the sha256 of their content; with nothing new to do, nothing
+    is done.
     """
 
 
@@ -69,6 +75,52 @@ def build(name: str, as_json: bool, force: bool) -> None:
     what = "built" if built.changed else same
     print(f"image {name}: {what} in {time.monotonic() - started:.2f} s")
     _print_files(built.manifest)
+
+
+@assets.command()
+@click.option(
+    "--from", "place", required=True, metavar="FILE|URL", help="The release list: what to fetch, and its sha256."
+)
+@click.option(
+    "--sha256", "list_sha256", default=None, metavar="HEX", help="The list's own; needed where it comes by http."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what is there now as one JSON object.")
+@click.option("--force", is_flag=True, help="Fetch everything anew, and replace a release that holds other bytes.")
+def fetch(place: str, list_sha256: str | None, as_json: bool, force: bool) -> None:
+    """Fetch the Firecracker, jailer, kernel and root file system that a release list names.
+
+    \b
+    nimbus assets fetch --from releases.toml
+    nimbus assets fetch --from https://example.org/releases.toml --json
+
+    Every file is checked against its sha256 before any of them is installed. A download that broke goes on where
+    it stopped. The list is yours to write: deploy/assets.example.toml shows the format. Nothing of this asks a
+    proxy; on a host without a way out, name a mirror in the list.
+    """
+    import trio
+
+    from nimbus.rootfs.fetch import Fetch, fetch_releases  # both late, as above
+
+    say = _say_since(time.monotonic())
+    fetched = trio.run(
+        fetch_releases, Fetch(place, _store(), _state_dir().absolute() / "releases", say, list_sha256, force)
+    )
+    if as_json:
+        print(json.dumps(_describe_fetched(fetched)))
+        return
+    for program in fetched.programs:
+        done = "installed" if program.changed else "up to date"
+        print(f"{program.name} {program.release}: {done} in {program.folder}")
+        for role, blob in sorted(program.files.items()):
+            print(f"  {role:<12} {blob.bytes / _MIB:8.2f} MiB  sha256:{blob.sha256[:_SHORT_DIGEST]}")
+            print(f"  {_VARIABLES[role]}={program.folder / role}")
+    if fetched.programs and os.geteuid() != 0:
+        click.echo(
+            "nimbus: these programs are not root's: an agent that runs as root should run none but root's", err=True
+        )
+    if fetched.image:
+        print(f"image {fetched.image.name}: {'published' if fetched.image_changed else 'up to date'}")
+        _print_files(fetched.image)
 
 
 @assets.command("list")
@@ -99,6 +151,12 @@ def verify(name: str, as_json: bool) -> None:
         return
     print(f"image {name}: every byte is as its manifest says")
     _print_files(manifest)
+
+
+def _describe_fetched(fetched: Fetched) -> dict[str, Any]:
+    programs = [asdict(program) | {"folder": str(program.folder)} for program in fetched.programs]
+    image = fetched.image and _describe(fetched.image) | {"changed": fetched.image_changed}
+    return {"list_sha256": fetched.list_sha256, "programs": programs, "image": image}
 
 
 def _store() -> ImageStore:

@@ -15,6 +15,8 @@ from nimbus.cli.assets import assets
 from nimbus.model.errors import NotFound
 from nimbus.storage.content import ImageStore, put_bytes
 from nimbus.storage.images import ROLES, Manifest, Package, Provenance, put_manifest
+from tests.unit.rootfs.releaseserver import open_site
+from tests.unit.rootfs.releaseshop import Shop
 
 ROOT = Path(__file__).parents[3]
 
@@ -74,3 +76,21 @@ def test_alone_the_module_ends_an_error_with_one_line_and_its_exit_code(state: P
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nimbus: no image 'other'")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_fetch_says_where_the_programs_are_and_which_variables_name_them(state: Path, tmp_path: Path) -> None:
+    with open_site() as site:
+        shop = Shop(site, tmp_path, b"")
+        place = shop.order(shop.programs()).place
+        folder = tmp_path / "releases" / "firecracker-v1"
+        told = ask("fetch", "--from", place)
+        assert f"firecracker v1: installed in {folder}" in told
+        assert f"NIMBUS_JAILER_BIN={folder}/jailer" in told
+        (described,) = json.loads(ask("fetch", "--from", place, "--json"))["programs"]
+    assert (described["folder"], described["changed"]) == (str(folder), False)
+
+
+def test_a_fetch_without_a_list_names_the_option() -> None:
+    result = CliRunner().invoke(assets, ["fetch"])
+    assert result.exit_code == 2
+    assert "--from" in result.output
