@@ -17,12 +17,12 @@ ROUNDS ?=
 AT_ONCE ?=
 LINTED := nimbus tests bench native docs
 
-.PHONY: help setup setup-run build check format test test-pythons demo up run soak-run faults model storm storm-qemu lock clean
+.PHONY: help setup setup-run build check format test test-pythons test-controllers demo up run soak-run faults model storm storm-qemu lock clean
 
 help: ## show this list
 	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  make demo WORKFLOW=my.yml      the same with a workflow of yours"
 	@echo "  make run ARGS='-- uname -r'    one command in a fresh microVM"
@@ -56,6 +56,10 @@ test: setup ## all tests; guests really boot
 
 test-pythons: setup ## the unit tests on every newer Python that is installed here
 	@deploy/test-pythons.sh
+
+test-controllers: ## the host's tests as root in a Debian guest that has every cgroup controller (some ten minutes)
+	@deploy/setup.sh controllers
+	@$(BIN)/python -m tests.controllers.run $(ARGS)
 
 demo: setup-run ## from nothing to a GitHub-style job in a microVM, with a fake GitHub (WORKFLOW=file takes yours)
 	@$(BIN)/nimbus demo $(if $(WORKFLOW),--workflow '$(WORKFLOW)') $(ARGS)
