@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("nimbus.cli.doctor:doctor", "Whether this host can run microVMs, and what mends it."),
     "vms": ("nimbus.cli.vms:vms", "This host's microVMs: list, inspect, console; purge what a crash left."),
     "assets": ("nimbus.cli.assets:assets", "Build, list and verify what guests boot from."),
+    "snapshots": ("nimbus.cli.snapshots:snapshots", "The templates that machines boot from: build, list, verify, gc."),
     "agent": ("nimbus.cli.agent:agent", "Run this host's agent, look at it, drain it."),
     "auth": ("nimbus.cli.auth:auth", "Mint the token with which an agent enrols."),
 }

@@ -13,14 +13,14 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nimbus.host.disk import free_bytes, remove_tree, write_atomically
 from nimbus.model.errors import HostFault, Refused
-from nimbus.model.template import TemplateKey, is_digest
+from nimbus.model.template import TemplateKey, is_digest, plan_gc
 from nimbus.storage.content import fsync_path
 from nimbus.storage.templatefolder import (
     BUILD_COMMAND,
@@ -40,6 +40,7 @@ __all__ = [
     "BUILD_COMMAND",
     "FILES",
     "DamagedTemplate",
+    "Garbage",
     "OnRead",
     "Quarantined",
     "Template",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 RESERVE_BYTES = 256 << 20  # a template only saves time: it never takes the disk's last room
+QUARANTINE_S = 7 * 86400.0  # long enough for somebody to look at what was set aside
 _FOLDER_MODE = 0o700  # even of a guest without secrets, memory is nobody's to look at
 _WHY = "why.json"
 
@@ -59,6 +61,15 @@ class Quarantined:
     digest: str
     why: str
     at: float  # Unix seconds
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What a gc removed, or would remove."""
+
+    templates: tuple[Template, ...]
+    quarantined: tuple[Quarantined, ...]
+    unfinished: int  # folders of builders that were killed
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,27 @@ class TemplateStore:
         """Remove what was set aside under that digest. False when there was none."""
         with self._changing():
             return self._discard(self.aside / digest)
+
+    def gc(
+        self, *, keep: int, in_use: Collection[str] = (), oldest: float | None = None, dry_run: bool = False
+    ) -> Garbage:
+        """Remove what `plan_gc` gives up, what was set aside long ago, and what killed builders left.
+
+        `oldest` is a Unix time. With `dry_run` nothing is removed, and killed builders' folders are not counted.
+        """
+        aside_before = max(time.time() - QUARANTINE_S, oldest or 0.0)
+        garbage = Garbage(
+            plan_gc(self.list_templates(), keep=keep, in_use=in_use, oldest=oldest),
+            tuple(one for one in self.quarantined() if one.at < aside_before),
+            0,
+        )
+        if dry_run:
+            return garbage
+        for template in garbage.templates:
+            self.remove(template.digest)
+        for wreck in garbage.quarantined:
+            self.remove_quarantined(wreck.digest)
+        return replace(garbage, unfinished=self.sweep())
 
     def sweep(self) -> int:
         """Remove what killed builders left; returns how many. A living builder holds the lock of its folder."""

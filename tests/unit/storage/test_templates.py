@@ -371,3 +371,24 @@ def test_reading_can_be_stopped_and_tells_how_far_it_came(store: TemplateStore, 
 def test_two_keys_that_differ_in_one_thing_are_two_templates(store: TemplateStore, tmp_path: Path) -> None:
     publish(store, tmp_path)
     assert store.find(replace(KEY, host_kernel="6.2.0").digest()) is None
+
+
+def test_gc_removes_the_older_ones_and_what_killed_builders_left(store: TemplateStore, tmp_path: Path) -> None:
+    old = publish(store, tmp_path)
+    new = publish(store, tmp_path, host_kernel="6.2.0")
+    (store.staging / "left").mkdir()
+    planned = store.gc(keep=1, dry_run=True)
+    assert (planned.templates, len(store.list_templates())) == ((old,), 2)
+    done = store.gc(keep=1)
+    assert (done.templates, done.unfinished) == ((old,), 1)
+    assert store.list_templates() == (new,)
+
+
+def test_gc_leaves_what_was_set_aside_just_now_and_takes_it_when_asked_for_all_that_is_older(
+    store: TemplateStore, tmp_path: Path
+) -> None:
+    store.quarantine(publish(store, tmp_path).digest, "a test")
+    (aside,) = store.quarantined()
+    assert store.gc(keep=1).quarantined == ()
+    assert store.gc(keep=1, oldest=aside.at + 1).quarantined == (aside,)
+    assert store.quarantined() == ()
