@@ -13,8 +13,11 @@
 #include "hear.h"
 #include "speak.h"
 
-#define BEAT_MS 1000
-#define QUIET_MS 20       /* how often a port without a host is looked at */
+#ifndef WAKE_MS /* tests set it to show that no host waits for it */
+#define WAKE_MS 1000 /* the longest wait: then half a frame is given up, and a port looked at whose watch failed */
+#endif
+#define SIGNALS_AT (LINK_FDS + STREAMS)
+#define POLLED (SIGNALS_AT + 1)
 #define SILENCE_MS 30000  /* without an answer to a heartbeat: worth a line on the console */
 
 uint64_t boot_clock_ms(void)
@@ -50,11 +53,11 @@ static uint64_t sooner(uint64_t one, uint64_t other)
 	return other != 0 && other < one ? other : one;
 }
 
-static int wait_ms(const struct agent *agent, bool quiet, uint64_t now_ms)
+static int wait_ms(const struct agent *agent, uint64_t now_ms)
 {
 	uint64_t due = supervise_due(&agent->job, now_ms);
 
-	due = sooner(due, now_ms + (quiet ? QUIET_MS : BEAT_MS));
+	due = sooner(due, now_ms + WAKE_MS);
 	if (agent->attached && link_idle(&agent->link)) { /* else nothing can be said before the host takes more */
 		due = sooner(due, agent->beat_at);
 		due = sooner(due, agent->exit_at);
@@ -63,26 +66,25 @@ static int wait_ms(const struct agent *agent, bool quiet, uint64_t now_ms)
 	return due > now_ms ? (int)(due - now_ms) : 0;
 }
 
-/* Wait for whatever comes first. What the link's poll said is in `revents`; true when a child ended. */
-static bool wait_for_events(const struct agent *agent, int signal_fd, uint64_t now_ms, short *revents)
+/* Wait for whatever comes first: what the link said is in its first descriptors. True when a child ended. */
+static bool wait_for_events(const struct agent *agent, int signal_fd, uint64_t now_ms, struct pollfd fds[POLLED])
 {
-	struct pollfd fds[2 + STREAMS] = {{.fd = signal_fd, .events = POLLIN}, {.fd = -1}, {.fd = -1}, {.fd = -1}};
 	struct signalfd_siginfo info;
-	bool listens = link_poll_target(&agent->link, &fds[1].fd, &fds[1].events);
 
-	if (!listens)
-		fds[1].fd = -1;
+	link_poll_targets(&agent->link, fds);
 	for (int n = 0; n < STREAMS; n++) {
 		const struct stream *stream = &agent->job.streams[n];
+		bool wanted = stream->fd >= 0 && stream_has_room(stream);
 
-		if (stream->fd >= 0 && stream_has_room(stream))
-			fds[2 + n] = (struct pollfd){.fd = stream->fd, .events = POLLIN};
+		fds[LINK_FDS + n] = (struct pollfd){.fd = wanted ? stream->fd : -1, .events = POLLIN};
 	}
-	*revents = 0;
-	if (poll(fds, 2 + STREAMS, wait_ms(agent, !listens, now_ms)) <= 0)
+	fds[SIGNALS_AT] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
+	if (poll(fds, POLLED, wait_ms(agent, now_ms)) <= 0) {
+		for (int n = 0; n < POLLED; n++)
+			fds[n].revents = 0;
 		return false;
-	*revents = fds[1].revents;
-	return (fds[0].revents & POLLIN) && read(signal_fd, &info, sizeof info) > 0;
+	}
+	return (fds[SIGNALS_AT].revents & POLLIN) && read(signal_fd, &info, sizeof info) > 0;
 }
 
 static int open_child_signals(void)
@@ -119,7 +121,7 @@ int agent_run(struct agent *agent)
 	for (;;) {
 		uint64_t now_ms = agent_clock_ms(agent);
 		struct frame frame;
-		short revents;
+		struct pollfd fds[POLLED];
 
 		if (supervise_tick(&agent->job, now_ms) && agent->job.state == EXITED)
 			agent->exit_at = now_ms;
@@ -127,10 +129,10 @@ int agent_run(struct agent *agent)
 		speak(agent, now_ms);
 		if (may_leave(agent, now_ms))
 			break;
-		if (wait_for_events(agent, signal_fd, now_ms, &revents))
+		if (wait_for_events(agent, signal_fd, now_ms, fds))
 			supervise_reap(&agent->job, now_ms);
 		now_ms = agent_clock_ms(agent);
-		if (link_serve(&agent->link, revents, now_ms))
+		if (link_serve(&agent->link, fds, now_ms))
 			agent->attached = agent->want_look = false;
 		while (link_next(&agent->link, &frame))
 			hear(agent, &frame, now_ms);

@@ -4,8 +4,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
@@ -60,15 +60,48 @@ static void load_module(const char *name)
 		close(fd);
 }
 
+static unsigned long device_type(const char *device)
+{
+	char path[300];
+	char told[16] = "";
+	FILE *file;
+
+	(void)snprintf(path, sizeof path, "/sys/bus/virtio/devices/%s/device", device);
+	file = fopen(path, "re");
+	if (file == NULL)
+		return 0;
+	if (fgets(told, sizeof told, file) == NULL)
+		told[0] = 0;
+	(void)fclose(file);
+	return strtoul(told, NULL, 16);
+}
+
+bool boot_has_device(unsigned long type)
+{
+	DIR *devices = opendir("/sys/bus/virtio/devices");
+	struct dirent *device;
+	bool found = false;
+
+	while (devices && !found && (device = readdir(devices)) != NULL)
+		found = device->d_name[0] != '.' && device_type(device->d_name) == type;
+	if (devices)
+		closedir(devices);
+	return found;
+}
+
+/* Each line is a file's name, and for some the type of the one virtio device that they are for. */
 static void load_modules(void)
 {
 	char line[256];
 	FILE *list = fopen("/modules.list", "re");
 
 	while (list && fgets(line, sizeof line, list)) {
-		line[strcspn(line, "\n")] = 0;
-		if (line[0])
-			load_module(line);
+		char *rest = NULL;
+		const char *name = strtok_r(line, " \n", &rest);
+		const char *type = strtok_r(NULL, " \n", &rest);
+
+		if (name && (type == NULL || boot_has_device(strtoul(type, NULL, 10))))
+			load_module(name);
 	}
 	if (list)
 		(void)fclose(list);

@@ -82,7 +82,7 @@ def _build_locked(build: Build, init: bytes, e2fsprogs: str) -> Built:
 
 def _make_files(build: Build, packages: Packages, init: bytes, e2fsprogs: str) -> tuple[Outputs, Outputs, Outputs]:
     store, force = build.store, build.force
-    kernel_step = Step("kernel", 1, {"package": packages.kernel.sha256, "modules": ",".join(modules.WANTED)})
+    kernel_step = Step("kernel", 2, {"package": packages.kernel.sha256, "modules": ",".join(modules.WANTED)})
     from_kernel = run_step(store, kernel_step, partial(_make_kernel, build, packages), force=force)
     module_archive = from_kernel.blobs["modules"]
     init_step = Step("initramfs", 2, {"modules": module_archive.sha256, "init": _sha256(init)})

@@ -10,6 +10,7 @@ import posixpath
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nimbus.model.errors import HostFault
@@ -22,11 +23,22 @@ _MERGED = ("bin", "sbin", "lib", "lib64")  # links into /usr, as every current d
 _TOP = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 _LEFT_OUT = frozenset({"linuxrc", "busybox"})
 _STICKY = 0o1777
+# What only one machine may have: each makes its own, after the host has prepared it (docs/guest-link.md).
+_OF_ONE_MACHINE = ("etc/ssh/ssh_host_*", "var/lib/systemd/random-seed", "var/lib/dbus/machine-id", "var/lib/urandom/*")
+_MACHINE_ID = "etc/machine-id"  # there, and empty: nimbus-init fills it
 
 
 def plan_base(busybox: bytes, files: Path = FILES) -> tuple[Entry, ...]:
     """The whole tree of the base root file system."""
-    return plan_tree((*_folders(), *_busybox(busybox), *read_files(files)))
+    return _refuse_identities(plan_tree((*_folders(), *_busybox(busybox), *read_files(files))))
+
+
+def _refuse_identities(tree: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    for entry in tree:
+        shared = any(fnmatchcase(entry.path, pattern) for pattern in _OF_ONE_MACHINE)
+        if shared or (entry.path == _MACHINE_ID and entry.content):
+            raise HostFault(f"{entry.path} belongs to one machine: in an image every VM would have the same")
+    return tree
 
 
 def read_files(root: Path) -> tuple[Entry, ...]:

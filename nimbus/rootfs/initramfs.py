@@ -13,7 +13,7 @@ from nimbus.rootfs.modules import Module
 from nimbus.rootfs.tree import Entry, Kind, character_device, file, folder, plan_tree
 
 MODULES_FOLDER = "lib/modules"
-MODULES_LIST = "modules.list"  # one file name a line; nimbus-init loads them in this order
+MODULES_LIST = "modules.list"  # a file name a line, for some a device type too; nimbus-init loads in this order
 _ALIGN = 4
 _TRAILER = "TRAILER!!!"
 
@@ -21,9 +21,13 @@ _TRAILER = "TRAILER!!!"
 def plan_modules(modules: Iterable[Module]) -> tuple[Entry, ...]:
     """The kernel's part: modules in one flat folder and their order."""
     ordered = tuple(modules)
-    names = "".join(f"{module.file_name}\n" for module in ordered)
+    names = "".join(f"{_render_line(module)}\n" for module in ordered)
     files = (file(f"{MODULES_FOLDER}/{module.file_name}", module.content) for module in ordered)
     return plan_tree((*files, file(MODULES_LIST, names.encode())))
+
+
+def _render_line(module: Module) -> str:
+    return module.file_name if module.device is None else f"{module.file_name} {module.device}"
 
 
 def plan_init(init: bytes) -> tuple[Entry, ...]:

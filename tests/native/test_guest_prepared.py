@@ -71,7 +71,7 @@ async def test_once_a_job_runs_nothing_is_prepared_any_more(tmp_path: Path) -> N
         with trio.fail_after(10):
             host = await attached(double)
             await host.hear(Hello)
-            await host.stream.send_all(job_frames("read x"))
+            await host.stream.send_all(job_frames("sleep 1000"))
             await host.hear(JobStarted)
             await host.stream.send_all(render_prepare(10**18, bytes(32), ID) + render_attach(2, NONCE, (0, 0), FAR))
             hello = await host.hear(Hello)
@@ -97,7 +97,7 @@ async def test_a_look_on_a_hosts_own_connection_changes_nothing_for_it(tmp_path:
             first = await host.hear(Hello)
             await host.stream.send_all(render_look(77, NONCE))
             looked = await host.hear(Hello)
-            await host.stream.send_all(job_frames("read x"))  # without another attach
+            await host.stream.send_all(job_frames("sleep 1000"))  # without another attach
             await host.hear(JobStarted)
 
     assert (first.attach_id, first.looked) == (1, False)

@@ -55,6 +55,21 @@ def test_the_runner_program_is_there_and_may_be_run(tree: dict[str, Entry]) -> N
     assert tree["usr/local/bin/nimbus-runner"].mode == 0o755
 
 
+def test_the_machine_id_is_there_and_empty_for_each_vm_gets_its_own(tree: dict[str, Entry]) -> None:
+    assert (tree["etc/machine-id"].kind, tree["etc/machine-id"].content) == (Kind.FILE, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["etc/ssh/ssh_host_ed25519_key", "var/lib/systemd/random-seed", "var/lib/urandom/seed", "etc/machine-id"]
+)
+def test_an_image_holds_nothing_that_only_one_machine_may_have(tmp_path: Path, path: str) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_bytes(b"0123")
+
+    with pytest.raises(HostFault, match="belongs to one machine"):
+        plan_base(BUSYBOX.read_bytes(), tmp_path)
+
+
 def test_what_the_guest_mounts_upon_is_there(tree: dict[str, Entry]) -> None:
     assert all(tree[path].kind is Kind.FOLDER for path in ("dev", "proc", "sys", "run", "tmp"))
 

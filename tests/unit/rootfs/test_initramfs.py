@@ -39,6 +39,11 @@ def test_the_list_of_modules_keeps_the_order_of_loading() -> None:
     assert listed.content == b"zeta.ko\nalpha.ko\n"
 
 
+def test_a_module_for_one_kind_of_device_is_listed_with_that_devices_type() -> None:
+    (listed,) = (entry for entry in plan_modules([*MODULES, Module("vsock", b"third")]) if entry.path == "modules.list")
+    assert listed.content == b"zeta.ko\nalpha.ko\nvsock.ko 19\n"
+
+
 def test_each_listed_module_lies_in_the_one_flat_folder() -> None:
     contents = {entry.path: entry.content for entry in plan_modules(MODULES)}
     assert contents["lib/modules/zeta.ko"] == b"first"
