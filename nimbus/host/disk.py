@@ -33,7 +33,7 @@ def clone_file(source: Path, target: Path) -> None:
     try:
         writing = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            _clone(reading, writing)
+            clone_open_file(reading, writing)
         except BaseException:
             target.unlink(missing_ok=True)
             raise
@@ -88,7 +88,8 @@ def free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _clone(reading: int, writing: int) -> None:
+def clone_open_file(reading: int, writing: int) -> None:
+    """The same between open files: the empty one becomes a copy of the other."""
     try:
         fcntl.ioctl(writing, _FICLONE, reading)
     except OSError as error:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from nimbus.host import cgroup, link, netns, nft, slots
+from nimbus.host import cgroup, chroots, link, netns, nft, slots
 from nimbus.host.mountinfo import parse_mountinfo
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import state_root_id
@@ -35,10 +35,16 @@ class Territory:
     state_root: Path
     runtime_dir: Path
     uid_base: int = slots.UID_BASE
+    jailer_base: Path | None = None  # None: where an agent of that state root has its chroots by default
 
     def __post_init__(self) -> None:
         if not self.state_root.is_absolute():  # names are made of the path's text: another text, another owner
             raise HostFault(f"state root {self.state_root} must be an absolute path, as the agent was given it")
+
+    @property
+    def jails(self) -> Path:
+        """Where jailers make the chroots of its VMs."""
+        return self.jailer_base or self.state_root / "jailer"
 
     @property
     def prefix(self) -> str:
@@ -107,7 +113,7 @@ def read_inventory(territory: Territory) -> Inventory:
         mounts=frozenset(_mounts(territory)),
         loop_devices=frozenset(_loop_devices(territory.state_root)),
         sockets=frozenset(_sockets(territory)),
-        files=frozenset(_files(territory.state_root / "vms")),
+        files=frozenset((*_files(territory.state_root / "vms"), *_chroots(territory))),
         ledger=frozenset(_files(territory.state_root / "ledger")),
         slots=frozenset(
             f"{slot.index} held by {slot.owner}"
@@ -276,6 +282,13 @@ def _files(folder: Path) -> Iterator[str]:
     """Every file and folder below `folder`; symlinks are named, not followed."""
     for place, folders, names in os.walk(folder):
         yield from (os.path.join(place, name) for name in (*folders, *names))
+
+
+def _chroots(territory: Territory) -> Iterator[str]:
+    for name in chroots.list_chroots(territory.jails, territory.prefix):
+        for folder in territory.jails.glob(f"*/{name}"):
+            yield str(folder)
+            yield from _files(folder)
 
 
 def _is_below(path: str, folder: Path) -> bool:

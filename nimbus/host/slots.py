@@ -28,7 +28,9 @@ class HeldSlot:
     owner: str
 
 
-def claim_slot(runtime_dir: Path, owner: str, limit: int, *, uid_base: int = UID_BASE) -> Slot:
+def claim_slot(
+    runtime_dir: Path, owner: str, limit: int, *, uid_base: int = UID_BASE, gid_base: int | None = None
+) -> Slot:
     """The lowest free slot below `limit`, now held by `owner`; the one it holds already where there is one.
 
     A slot whose uid still has a live process is passed over: two tenants must never share a uid. So is one that is in
@@ -38,7 +40,7 @@ def claim_slot(runtime_dir: Path, owner: str, limit: int, *, uid_base: int = UID
     held = {slot.index: slot.owner for slot in list_slots(runtime_dir)}
     for index, holder in held.items():
         if holder == owner:
-            return _slot(index, uid_base)
+            return _slot(index, uid_base, gid_base)
     apart = {slot.index for slot in list_quarantined(runtime_dir)}
     busy = _live_uids()
     unheld = [index for index in range(limit) if index not in held and index not in apart]
@@ -48,7 +50,7 @@ def claim_slot(runtime_dir: Path, owner: str, limit: int, *, uid_base: int = UID
     except OSError as error:
         raise HostFault(f"no slot could be claimed in {folder} ({error.strerror})") from error
     if taken is not None:
-        return _slot(taken, uid_base)
+        return _slot(taken, uid_base, gid_base)
     kept = f", {len(apart)} of them in quarantine" if apart else ""
     if clashing := len(unheld) - len(free):
         kept += f", {clashing} of them by processes that nobody's VM should have: their uid is a slot's"
@@ -93,8 +95,9 @@ def count_slots(runtime_dir: Path) -> int:
     return len(list_slots(runtime_dir))
 
 
-def _slot(index: int, uid_base: int) -> Slot:
-    return Slot(index, uid_base + index, uid_base + index, FIRST_CID + index)
+def _slot(index: int, uid_base: int, gid_base: int | None) -> Slot:
+    gid = (uid_base if gid_base is None else gid_base) + index
+    return Slot(index, uid_base + index, gid, FIRST_CID + index)
 
 
 def _ensure_folder(runtime_dir: Path) -> Path:

@@ -63,7 +63,10 @@ async def build_vm(
         accel=host.choice.accel,
         slot=slot,
     )
-    target = Target(host.layout, record.value, plan, ready.template.overlay if ready else None)
+    choice = host.choice
+    boot = Boot(image, choice.binary, host.tsc_khz, choice.jailer, choice.seccomp_filter)
+    boot = ready.boot(boot) if ready else boot
+    target = Target(host.layout, record.value, plan, ready.template.overlay if ready else None, boot)
     with phases.span("network"):
         await claims.acquire(Claim.NETWORK, target)
     with phases.span("disk"):
@@ -71,5 +74,4 @@ async def build_vm(
     with phases.span("jail"):
         await claims.acquire(Claim.JAIL, target)
         await claims.acquire(Claim.CGROUP, target)
-    boot = Boot(image, host.choice.binary, host.tsc_khz, host.choice.jailer)
-    return plan, ready.boot(boot) if ready else boot
+    return plan, boot

@@ -29,6 +29,7 @@ from nimbus.host_agent.lane import MAKE_LIMITER, UNDO_LIMITER, in_thread, in_thr
 from nimbus.host_agent.metrics import QUARANTINES
 from nimbus.host_agent.network import acquire_network, plan_uplink, release_network
 from nimbus.host_agent.plan import HostLayout, VmPaths, VmPlan
+from nimbus.host_agent.vmm.machine import Boot
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import object_name
 from nimbus.model.placement import Placement
@@ -51,6 +52,7 @@ class Target:
     record: Record
     plan: VmPlan | None = None  # once a slot is held; a release does without
     overlay: Path | None = None  # what the VM's disk begins as; None: an empty filesystem
+    boot: Boot | None = None  # what a jailer's chroot is filled with
 
     @property
     def object(self) -> str:
@@ -182,7 +184,9 @@ def _wait_acquired(name: str, limit_s: float) -> bool:
 
 def _claim_slot(target: Target) -> Slot:
     layout = target.layout
-    return slots.claim_slot(layout.runtime, target.object, limit=layout.slot_limit, uid_base=layout.uid_base)
+    return slots.claim_slot(
+        layout.runtime, target.object, limit=layout.slot_limit, uid_base=layout.uid_base, gid_base=layout.gid_base
+    )
 
 
 def _release_slot(target: Target) -> None:
@@ -225,16 +229,21 @@ def renew_disk(layout: HostLayout, plan: VmPlan) -> None:
     acquire_disk(plan, _empty_overlay(layout, plan))
 
 
+def renew_jail(plan: VmPlan, boot: Boot) -> None:
+    """The same for the jail: no jailer takes a chroot that another has used."""
+    acquire_jail(plan, boot)
+
+
 def _release_disk(target: Target) -> None:
     release_disk(target.paths.disk)
 
 
 def _acquire_jail(target: Target) -> None:
-    acquire_jail(target.planned)
+    acquire_jail(target.planned, target.boot)
 
 
 def _release_jail(target: Target) -> None:
-    release_jail(target.paths)
+    release_jail(target.layout.jails, target.object, target.paths)
 
 
 def _acquire_cgroup(target: Target) -> None:

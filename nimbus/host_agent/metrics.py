@@ -24,6 +24,11 @@ BOOT_SECONDS = Histogram("nimbus_host_agent_boot_seconds", "From the guest kerne
 
 RESTORES = Counter("nimbus_host_agent_restores_total", "Boots that could use a template, by what it was", ["outcome"])
 
+JAIL_COPIES = Counter(
+    "nimbus_host_agent_jail_copies_total", "Files that could not be shared with a VM's chroot and were copied", ["file"]
+)
+ALARMS = Counter("nimbus_host_agent_security_alarms_total", "VMMs that were not jailed as they were to be, and killed")
+
 REAPS = Counter("nimbus_host_agent_reaps_total", "VMs of dead supervisors that were cleared away")
 STUCK = Gauge("nimbus_host_agent_claims_stuck", "VMs whose teardown could not be completed")
 CLAIMS = Gauge("nimbus_host_agent_claims_held", "Claims in the ledger, by kind", ["claim"])
@@ -89,6 +94,16 @@ def count_round(done: Round) -> None:
 def count_restore(outcome: str) -> None:
     """One boot: restored, none (no template), unreadable (its key), or quarantined (and so cold)."""
     RESTORES.labels(outcome).inc()
+
+
+def count_jail_copy(file: str) -> None:
+    """One file that a jail holds a copy of: its disk and its time are the host's price."""
+    JAIL_COPIES.labels(file).inc()
+
+
+def count_alarm() -> None:
+    """One VMM that had more rights than it was to have."""
+    ALARMS.inc()
 
 
 def count_release(claim: Claim, took_s: float) -> None:

@@ -48,6 +48,8 @@ class HostLayout:
     host_ports: tuple[HostPort, ...] = ()
     nameserver: IPv4Address | None = None
     uid_base: int = 200_000
+    gid_base: int | None = None  # None: as the uids
+    jailer_base: Path | None = None  # where jailers make their chroots; None: below the state root
     slot_limit: int = 64
     require_limits: bool = False  # no VM without limits of its CPU, memory and processes
     io: IoLimit | None = None  # what each VM may read and write on the disk below `state`
@@ -64,6 +66,11 @@ class HostLayout:
     @property
     def images(self) -> Path:
         return self.state / "images"
+
+    @property
+    def jails(self) -> Path:
+        """On the images' own filesystem by default: what VMs share is linked into their chroots."""
+        return self.jailer_base or self.state / "jailer"
 
     @property
     def templates(self) -> Path:
@@ -122,6 +129,7 @@ class VmPlan:
     net: NetPlan
     paths: VmPaths
     placement: Placement | None = None  # the CPUs that are its own; None: it runs wherever the host lets it
+    jails: Path = Path("/srv/jailer")  # where a jailer makes its chroot
 
 
 def plan_vm(
@@ -146,7 +154,7 @@ def plan_vm(
         nameserver=layout.nameserver,
     )
     paths = VmPaths(layout.state / "vms" / str(vm))
-    return VmPlan(vm, name, shape, image, backend, accel, slot, net, paths, placement)
+    return VmPlan(vm, name, shape, image, backend, accel, slot, net, paths, placement, layout.jails)
 
 
 def render_plan(shape: Shape, image: str, accel: str, placement: Placement | None = None) -> dict[str, object]:

@@ -66,6 +66,16 @@ def plant_orphan_in_our_cgroup(territory: Territory) -> Iterator[Leak]:
 
 
 @contextmanager
+def plant_chroot(territory: Territory) -> Iterator[Leak]:
+    left = territory.jails / "firecracker" / (territory.prefix + VM)
+    left.mkdir(parents=True)
+    try:
+        yield Leak("files", str(left))
+    finally:
+        shutil.rmtree(territory.jails)
+
+
+@contextmanager
 def plant_fd(territory: Territory) -> Iterator[Leak]:
     path = territory.state_root / "open"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -232,6 +242,7 @@ PLANTS: list[Plant] = [
     plant_zombie,
     plant_orphan_in_our_cgroup,
     plant_fd,
+    plant_chroot,
     plant_thread,
     plant_netns,
     plant_mount_of_a_netns,

@@ -56,6 +56,7 @@ class Boot:
     binary: Path
     tsc_khz: int
     jailer: Path | None = None  # Firecracker's
+    seccomp_filter: Path | None = None  # in place of those that Firecracker brings along
     memory: Memory = Memory.FRESH
     template: Template | None = None  # with Memory.TEMPLATE
     memory_fd: int | None = None  # the template's memory, sealed, for VMMs that map it by a descriptor

@@ -26,6 +26,11 @@ def test_slots_are_given_out_from_the_lowest_and_decide_uid_gid_and_cid(tmp_path
     assert claim(tmp_path, "nb000-0000000b") == Slot(1, FREE_UIDS + 1, FREE_UIDS + 1, 4)
 
 
+def test_groups_are_counted_from_a_base_of_their_own_where_there_is_one(tmp_path: Path) -> None:
+    slot = claim_slot(tmp_path, "nb000-0000000a", 4, uid_base=FREE_UIDS, gid_base=90_000)
+    assert (slot.uid, slot.gid) == (FREE_UIDS, 90_000)
+
+
 def test_an_owner_that_asks_again_gets_the_slot_it_holds(tmp_path: Path) -> None:
     assert claim(tmp_path, "nb000-0000000a") == claim(tmp_path, "nb000-0000000a")
     assert count_slots(tmp_path) == 1
