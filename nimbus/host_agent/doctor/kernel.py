@@ -7,7 +7,6 @@ Called by rounds.py.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import resource
@@ -16,7 +15,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from nimbus.host import caps, cgroup, conntrack, nft, probes
+from nimbus.host import caps, cgroup, conntrack, kvm, nft, probes
+from nimbus.host.kvm import Kvm, KvmVerdict
 from nimbus.host_agent.doctor.finding import Finding, Patient, broken, degraded, ok
 from nimbus.host_agent.network import plan_network, render_host_rules, render_netns_rules
 from nimbus.host_agent.sight.presence import find_agent
@@ -27,11 +27,24 @@ from nimbus.model.vm import Slot
 OLDEST_KERNEL = (5, 14)  # cgroup.kill
 FDS_PER_MACHINE = 16  # keeper, guest link, record, spool and console, with room to spare
 FDS_OF_AGENT = 256
-_KVM_GET_API_VERSION = 0xAE00
-_KVM_API_VERSION = 12
+SLOW_CREATE_MS = 10.0  # a tenth of what a start may take in all; without the delay below it is well under one
 _NOBODYS = IPv4Address("192.0.2.1")  # of the range for documentation: no host's, so nothing real is forgotten
 _V2_ONLY = "boot with cgroup v2 alone (kernel parameter cgroup_no_v1=all, or systemd.unified_cgroup_hierarchy=1)"
 _OLDEST_CLOCK = 1_700_000_000  # Unix seconds of November 2023: before this release was made
+
+_UNSAFE = "guests run under software emulation: slow, and no security boundary"
+_SLOW_CREATE = (
+    "mount -o remount,favordynmods /sys/fs/cgroup (and so in fstab); where"
+    " /sys/devices/system/cpu/vulnerabilities/itlb_multihit says `Not affected`, the kernel parameter"
+    " kvm.nx_huge_pages=never too"
+)
+_KVM_REMEDIES = {
+    KvmVerdict.EMULATED: "take a host of bare metal, or a VM with nested virtualisation, and load kvm_intel or kvm_amd",
+    KvmVerdict.UNUSABLE: "see the kernel's log: dmesg | grep -i kvm; then modprobe kvm_intel || modprobe kvm_amd",
+    KvmVerdict.ABSENT: "turn virtualisation on in the firmware (or nested, in a VM), then: modprobe kvm_intel"
+    " || modprobe kvm_amd",
+    KvmVerdict.DENIED: "run as root, or let this container have the device /dev/kvm",
+}
 
 # What a VM does to its neighbours where the controller is missing; the last two limit nothing yet.
 _CONTROLLERS = {
@@ -138,39 +151,21 @@ def existing(folder: Path) -> Path:
 
 
 def check_kvm(patient: Patient) -> Iterator[Finding]:
-    yield judge_kvm(_try_kvm(), wanted=patient.accel == "kvm")
+    """Tried anew each time: what an agent remembers may be older than what an operator has just mended."""
+    yield judge_kvm(kvm.probe_kvm(), needed=patient.accel == "kvm" or patient.vmm == "firecracker")
 
 
-def _try_kvm() -> OSError | int:
-    """The API's version, or why it cannot be asked."""
-    try:
-        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        return error
-    try:
-        return fcntl.ioctl(fd, _KVM_GET_API_VERSION)
-    except OSError as error:
-        return error
-    finally:
-        os.close(fd)
-
-
-def judge_kvm(found: OSError | int, *, wanted: bool) -> Finding:
-    """Pure: what /dev/kvm said. That it opens does not prove that a guest runs on it, so nothing more is claimed."""
-    bad = broken if wanted else degraded
-    unsafe = "guests run under software emulation: slow, and no security boundary"
-    if isinstance(found, int):
-        if found == _KVM_API_VERSION:
-            return ok("kvm", "opens" if wanted else "opens; NIMBUS_ACCEL=tcg does not use it")
-        return bad("kvm", f"speaks API {found} instead of {_KVM_API_VERSION}; {unsafe}", "install another kernel")
-    if found.errno in {errno.ENOENT, errno.ENODEV, errno.ENXIO}:
-        remedy = (
-            "turn virtualisation on in the firmware (or nested, in a VM), then: modprobe kvm_intel || modprobe kvm_amd"
-        )
-        return bad("kvm", f"absent; {unsafe}", remedy)
-    if found.errno in {errno.EACCES, errno.EPERM}:
-        return bad("kvm", f"not permitted; {unsafe}", "run as root, or let this container have the device /dev/kvm")
-    return bad("kvm", f"does not open ({found.strerror}); {unsafe}", "see the kernel's log: dmesg | grep -i kvm")
+def judge_kvm(found: Kvm, *, needed: bool) -> Finding:
+    """Pure: what a guest that was booted on it proved. `needed`: the settings allow nothing else."""
+    told = f"{found.verdict}: {found.why}"
+    if found.create_vm_ms is not None:
+        told = f"{told}; KVM_CREATE_VM took {found.create_vm_ms:.1f} ms"
+    if found.verdict is KvmVerdict.HARDWARE:
+        if found.create_vm_ms is not None and found.create_vm_ms > SLOW_CREATE_MS:
+            return degraded("kvm", f"{told}, of which every boot and restore pays the whole", _SLOW_CREATE)
+        return ok("kvm", told)
+    bad = broken if needed else degraded
+    return bad("kvm", f"{told}; {_UNSAFE}", _KVM_REMEDIES[found.verdict])
 
 
 def check_descriptors(patient: Patient) -> Iterator[Finding]:

@@ -43,8 +43,10 @@ def check_vmm(patient: Patient) -> Iterator[Finding]:
         return
     version = _ask([str(choice.binary), "--version"]).partition("\n")[0]
     if choice.accel == "tcg":
-        remedy = "set NIMBUS_ACCEL=kvm on a host whose /dev/kvm runs guests; until then run trusted jobs only"
+        remedy = "run trusted jobs only, or take a host whose KVM is hardware (and do not set NIMBUS_ACCEL=tcg there)"
         yield degraded("vmm", f"{choice.label}; {version}", remedy)
+    elif choice.warning:
+        yield degraded("vmm", f"{choice.label}; {version}", "unset NIMBUS_VMM and NIMBUS_ACCEL")
     else:
         yield ok("vmm", f"{choice.label}; {version}")
 

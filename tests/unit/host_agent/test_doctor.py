@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nimbus.cli.doctor import render
+from nimbus.host.kvm import Kvm, KvmVerdict
 from nimbus.host.quarantine import Quarantined
 from nimbus.host_agent.doctor import kernel, stock
 from nimbus.host_agent.doctor.finding import Finding, Patient, Verdict, broken, degraded, ok
@@ -38,21 +38,33 @@ def test_a_kernel_without_cgroup_kill_is_broken(release: str, verdict: Verdict) 
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "verdict", "word"),
+    ("found", "needed", "verdict", "word"),
     [
-        (12, True, Verdict.OK, "opens"),
-        (12, False, Verdict.OK, "does not use it"),
-        (OSError(errno.ENOENT, "x"), False, Verdict.DEGRADED, "absent"),
-        (OSError(errno.ENOENT, "x"), True, Verdict.BROKEN, "absent"),
-        (OSError(errno.EACCES, "x"), True, Verdict.BROKEN, "not permitted"),
-        (11, True, Verdict.BROKEN, "API 11"),
+        (KvmVerdict.HARDWARE, True, Verdict.OK, "hardware: "),
+        (KvmVerdict.HARDWARE, False, Verdict.OK, "hardware: "),
+        (KvmVerdict.EMULATED, False, Verdict.DEGRADED, "emulated: "),
+        (KvmVerdict.EMULATED, True, Verdict.BROKEN, "emulated: "),
+        (KvmVerdict.ABSENT, False, Verdict.DEGRADED, "absent: "),
+        (KvmVerdict.ABSENT, True, Verdict.BROKEN, "absent: "),
+        (KvmVerdict.DENIED, True, Verdict.BROKEN, "denied: "),
+        (KvmVerdict.UNUSABLE, False, Verdict.DEGRADED, "unusable: "),
     ],
 )
 def test_kvm_is_demanded_only_where_it_was_asked_for(
-    found: OSError | int, wanted: bool, verdict: Verdict, word: str
+    found: KvmVerdict, needed: bool, verdict: Verdict, word: str
 ) -> None:
-    told = kernel.judge_kvm(found, wanted=wanted)
-    assert (told.verdict, word in told.detail) == (verdict, True)
+    told = kernel.judge_kvm(Kvm(found, "the reason"), needed=needed)
+    assert (told.verdict, told.detail.startswith(word)) == (verdict, True)
+    assert bool(told.remedy) == (verdict is not Verdict.OK)
+
+
+def test_a_slow_creation_of_vms_is_told_with_its_time_and_what_mends_it() -> None:
+    told = kernel.judge_kvm(Kvm(KvmVerdict.HARDWARE, "fast", create_vm_ms=27.4, loop_ratio=1.0), needed=True)
+    assert (told.verdict, "27.4 ms" in told.detail) == (Verdict.DEGRADED, True)
+    assert "favordynmods" in told.remedy
+    assert "nx_huge_pages=never" in told.remedy
+    quick = kernel.judge_kvm(Kvm(KvmVerdict.HARDWARE, "fast", create_vm_ms=0.35, loop_ratio=1.0), needed=True)
+    assert (quick.verdict, quick.remedy) == (Verdict.OK, "")
 
 
 def test_descriptors_must_do_for_every_slot() -> None:
