@@ -44,6 +44,17 @@ class HostSettings(BaseSettings):
     vm_subnet: IPv4Network = Field(IPv4Network("172.30.0.0/16"), description="a /30 of it links each VM's netns")
     vm_slots: int = Field(64, ge=1, le=4096, description="VMs at the same time at most")
     jailer_uid: int = Field(200_000, ge=1000, description="start of the range of uids, one for each VM")
+    jailer_gid: int | None = Field(
+        None, ge=1000, description="start of the range of gids, one for each VM; unset: that of the uids"
+    )
+    jailer_chroot_base: Path | None = Field(
+        None,
+        description="where Firecracker's jailer makes its chroots; unset: `jailer` below the state root, because"
+        " what VMs share is hard-linked into them, which needs one filesystem",
+    )
+    seccomp_filter: Path | None = Field(
+        None, description="a compiled filter in place of those in Firecracker's binary; leave it unset in production"
+    )
     guest_ports: str = Field("", description="host services guests may reach: PORT=ADDRESS:PORT, comma separated")
     guest_nameserver: IPv4Address | None = Field(
         None, description="DNS server that guests ask through their gateway; unset: the host's own first one"
@@ -131,6 +142,8 @@ def plan_layout(settings: HostSettings) -> HostLayout:
         host_ports=parse_guest_ports(settings.guest_ports),
         nameserver=settings.guest_nameserver or find_nameserver(Path("/etc/resolv.conf")),
         uid_base=settings.jailer_uid,
+        gid_base=settings.jailer_gid,
+        jailer_base=settings.jailer_chroot_base.absolute() if settings.jailer_chroot_base else None,
         slot_limit=settings.vm_slots,
         require_limits=settings.require_limits,
         limits=ActLimits.within(settings.host_act_limit),
