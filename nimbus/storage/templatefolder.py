@@ -5,7 +5,6 @@ Knows no store: templates.py beside it says where folders lie and moves them. No
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -13,14 +12,15 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nimbus.model.errors import HostFault, Refused
 from nimbus.model.template import TemplateKey, is_digest, parse_key, render_key
 from nimbus.model.vm import Shape
-from nimbus.storage.content import Blob, fsync_path, hash_file
-from nimbus.storage.overlays import copy_without_zeros
+from nimbus.storage.content import fsync_path
+from nimbus.storage.sparse import copy_without_zeros, digest_sparse
 
 MANIFEST_VERSION = 1
 BUILD_COMMAND = "nimbus snapshots build"
@@ -29,10 +29,9 @@ MEMORY, STATE, OVERLAY = FILES = ("memory", "state", "overlay.img")
 _MANIFEST = "manifest.json"
 _MANIFEST_BYTES_MAX = 1 << 20
 _FILE_MODE = 0o444  # a VMM reads them under its VM's own uid; nobody writes them
-_CHUNK_BYTES = 1 << 20
 _SHOWN_DIGITS = 12
 
-OnRead = Callable[[str, int], None]  # called with a file's name and how much of it was read; may raise to stop
+OnRead = Callable[[str, int], None]  # called with a file's name and how far it was read; may raise to stop
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,14 @@ class TemplateFiles:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One file of a template. Its digest says nothing about holes, and takes no time for them: see sparse.py."""
+
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Template:
     """A published template: its files exist with the sizes that its manifest promises."""
 
@@ -54,7 +61,7 @@ class Template:
     key: TemplateKey
     created_at: float  # Unix seconds
     touched_bytes: int  # of its memory, what is not zero
-    files: Mapping[str, Blob]
+    files: Mapping[str, Part]
 
     @property
     def memory(self) -> Path:
@@ -96,7 +103,7 @@ def fill_folder(folder: Path, key: TemplateKey, files: TemplateFiles) -> None:
         "created_at": time.time(),
         "key": render_key(key),
         "touched_bytes": written[MEMORY],
-        "files": {name: asdict(hash_file(folder / name)) for name in FILES},
+        "files": {name: asdict(_read_part(folder / name, name, None)) for name in FILES},
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     for name in (*FILES, _MANIFEST):
@@ -142,11 +149,11 @@ def verify_template(template: Template, on_read: OnRead | None = None) -> None:
     """Read every byte and compare. Raises DamagedTemplate naming the file that is not what it was."""
     for name, promised in template.files.items():
         try:
-            found = _hash(template.folder / name, name, on_read)
+            found = _read_part(template.folder / name, name, on_read)
         except OSError as error:
             raise _damaged(template, f"{name} cannot be read ({error.strerror})") from error
-        if found != promised.sha256:
-            shown = f"{found[:_SHOWN_DIGITS]}…, not {promised.sha256[:_SHOWN_DIGITS]}…"
+        if found != promised:
+            shown = f"{found.digest[:_SHOWN_DIGITS]}…, not {promised.digest[:_SHOWN_DIGITS]}…"
             raise _damaged(template, f"{name} hashes to {shown}")
 
 
@@ -177,11 +184,10 @@ def _parse_manifest(folder: Path, document: Any) -> Template:
     key = parse_key(document["key"])
     if key.digest() != folder.name:
         raise ValueError("it is the manifest of another key")
-    files = {
-        name: Blob(str(document["files"][name]["sha256"]), int(document["files"][name]["bytes"])) for name in FILES
-    }
-    if not all(is_digest(blob.sha256) for blob in files.values()):
-        raise ValueError("a sha256 is not 64 hex digits")
+    parts = {name: document["files"][name] for name in FILES}
+    files = {name: Part(str(part["digest"]), int(part["bytes"])) for name, part in parts.items()}
+    if not all(is_digest(part.digest) for part in files.values()):
+        raise ValueError("a digest is not 64 hex digits")
     return Template(
         digest=folder.name,
         generation=str(document["generation"]),
@@ -212,13 +218,9 @@ def _damaged(template: Template, what: str) -> DamagedTemplate:
     return DamagedTemplate(template.digest, what, template.generation)
 
 
-def _hash(path: Path, name: str, on_read: OnRead | None) -> str:
+def _read_part(path: Path, name: str, on_read: OnRead | None) -> Part:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    hashed, total = hashlib.sha256(), 0
-    with open(fd, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            hashed.update(chunk)
-            total += len(chunk)
-            if on_read is not None:
-                on_read(name, total)
-    return hashed.hexdigest()
+    try:
+        return Part(digest_sparse(fd, partial(on_read, name) if on_read else None), os.fstat(fd).st_size)
+    finally:
+        os.close(fd)

@@ -12,7 +12,7 @@ from nimbus.host.disk import clone_file
 from nimbus.model.errors import Refused
 from nimbus.storage.content import ImageStore, hash_file
 from nimbus.storage.ext4 import run_e2fs
-from nimbus.storage.overlays import copy_without_zeros, overlay_template
+from nimbus.storage.overlays import overlay_template
 
 
 def test_a_template_has_the_size_asked_for_and_a_sound_file_system(tmp_path: Path) -> None:
@@ -33,18 +33,6 @@ def test_a_vms_copy_of_a_template_takes_little_room(tmp_path: Path) -> None:
     for file in (path, tmp_path / "clone"):
         assert file.stat().st_blocks * 512 < 1 << 20
     run_e2fs("e2fsck", "-fn", str(tmp_path / "clone"))
-
-
-@pytest.mark.parametrize("where", [(), (0,), (5000,), (0, 1 << 20, (4 << 20) - 1)])
-def test_a_copy_without_zeros_holds_the_same_bytes(tmp_path: Path, where: tuple[int, ...]) -> None:
-    content = bytearray(4 << 20)
-    for at in where:
-        content[at] = 1
-    (tmp_path / "dense").write_bytes(content)
-    (tmp_path / "sparse").touch()
-    copy_without_zeros(tmp_path / "dense", tmp_path / "sparse")
-    assert (tmp_path / "sparse").read_bytes() == content
-    assert (tmp_path / "sparse").stat().st_blocks * 512 <= 4096 * len(where)
 
 
 def test_the_guest_has_nothing_left_to_initialise(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def change_the_key(document: dict[str, Any]) -> None:
 
 
 def point_outside(document: dict[str, Any]) -> None:
-    document["files"]["memory"]["sha256"] = "../../etc/shadow"
+    document["files"]["memory"]["digest"] = "../../etc/shadow"
 
 
 def drop_a_file(document: dict[str, Any]) -> None:
