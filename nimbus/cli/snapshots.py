@@ -73,7 +73,7 @@ def list_(as_json: bool) -> None:
         click.echo(f"no snapshot template on this host: every machine boots cold; `{BUILD_COMMAND}` makes one")
         return
     click.echo(render_table(HEAD, (cells(entry) for entry in entries)))
-    for line in advise(entry.state for entry in entries):
+    for line in advise(entries):
         click.echo(line)
 
 

@@ -115,15 +115,15 @@ def describe(entry: Entry) -> dict[str, object]:
     }
 
 
-def advise(states: Iterable[str]) -> list[str]:
+def advise(entries: Iterable[Entry]) -> list[str]:
     """What to do about the states that call for something."""
-    seen = set(states)
+    seen = {entry.digest: entry.state for entry in reversed(list(entries))}  # what was built again is no more aside
     advice = {
         "stale": f"stale: `{BUILD_COMMAND}` makes one that fits; `nimbus snapshots gc` removes the older ones",
         "damaged": f"damaged: `nimbus snapshots remove TEMPLATE`, then `{BUILD_COMMAND}`",
         "quarantined": f"quarantined: machines boot cold until `{BUILD_COMMAND}` has made another",
     }
-    return ["", *told] if (told := [line for state, line in advice.items() if state in seen]) else []
+    return ["", *told] if (told := [line for state, line in advice.items() if state in seen.values()]) else []
 
 
 def rebuild_command(template: Template | None) -> str:

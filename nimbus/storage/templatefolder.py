@@ -121,7 +121,8 @@ def read_template(folder: Path) -> Template:
     except OSError as error:
         raise DamagedTemplate(digest, f"its manifest cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Refused) as error:
-        raise DamagedTemplate(digest, f"its manifest cannot be understood ({error})") from None
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise DamagedTemplate(digest, f"its manifest cannot be understood ({what})") from None
     for name, promised in template.files.items():
         _check_file(template, name, promised.bytes, owner)
     return template

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nimbus.cli.command import cli
-from nimbus.cli.snapshottable import Entry, cells, find_entries, pick
+from nimbus.cli.snapshottable import Entry, advise, cells, find_entries, pick
 from nimbus.model.errors import NotFound, Refused
 from nimbus.model.vm import Shape
 from nimbus.storage.templates import Template, TemplateStore
@@ -108,6 +108,14 @@ def test_what_was_set_aside_is_listed_and_can_be_removed(store: TemplateStore, t
     assert "machines boot cold until `nimbus snapshots build`" in shown
     assert "which had been set aside" in nimbus(tmp_path, "remove", SHORT).output
     assert store.quarantined() == ()
+
+
+def test_a_template_that_was_built_again_calls_for_nothing(store: TemplateStore, tmp_path: Path) -> None:
+    store.quarantine(publish(store, tmp_path).digest, "damaged")
+    entries = list(find_entries(store, lambda _: ()))
+    assert "machines boot cold" in advise(entries)[1]
+    publish(store, tmp_path)
+    assert advise(find_entries(store, lambda _: ())) == []
 
 
 def test_gc_says_what_it_would_remove_before_it_does(store: TemplateStore, tmp_path: Path) -> None:
