@@ -28,6 +28,7 @@ SERVICE = "the control plane"
 DEFAULT_URL = "http://127.0.0.1:8000"
 POLL_S = 0.5
 ENDED = frozenset({"completed", "lost"})
+_SHORT_DIGEST = 12
 _MEMORY = re.compile(r"([0-9]{1,9})([MG]?)i?B?", re.IGNORECASE)
 T = TypeVar("T")
 Job = dict[str, Any]
@@ -116,6 +117,7 @@ def show(base_url: str, token: str | None, as_json: bool, job_id: int) -> None:
         click.echo("")
         lines = [(name, cell(machine[name])) for name in ("state", "fence", "agent_id", "ending", "exit_code", "cause")]
         lines.append(("used", describe_usage(machine.get("usage"))))
+        lines.append(("booted", describe_attestation(machine.get("attestation"))))
         click.echo(render_table(("MACHINE", str(machine["machine_id"])), lines))
 
 
@@ -276,6 +278,17 @@ def describe_usage(usage: Job | None) -> str:
     cpu = [f"{used['cpu_ms'] / 1000:.1f} s CPU"] if "cpu_ms" in used else []
     counted = [name for name in ("memory", "disk", "received", "sent") if f"{name}_bytes" in used]
     return ", ".join([*cpu, *(f"{used[f'{name}_bytes'] / 2**20:.1f} MiB {name}" for name in counted)])
+
+
+def describe_attestation(attested: Job | None) -> str:
+    """What a machine was booted from, as its host told it; whole digests are in the JSON."""
+    if not attested:
+        return ""
+    files = [f"{role} {attested[role][:_SHORT_DIGEST]}" for role in ("kernel", "initramfs", "rootfs")]
+    if attested["template"]:
+        files.append(f"template {attested['template'][:_SHORT_DIGEST]}")
+    own = f" ({' and '.join(attested['overridden'])} of the host's own)" if attested["overridden"] else ""
+    return f"image {attested['image']}: {', '.join(files)}{own}"
 
 
 def row(job: Job) -> tuple[str, ...]:

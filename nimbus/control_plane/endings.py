@@ -13,6 +13,7 @@ from nimbus.model.job import JobState
 from nimbus.model.lease import MachineEvent, MachineState, advance
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.leaseapi import FinishRequest, MachineKind
+from nimbus.wire.vmjson import Json, render_attestation
 
 _SQL = load_queries("nimbus.control_plane", "queries", "endings.sql")
 
@@ -52,15 +53,17 @@ async def end_lease(
     target = advance(MachineState(row["state"]), verdict.event)
     report: tuple[object, ...] = (None, None, None)
     phases: dict[str, float] | None = None
+    attested: Json | None = None
     if isinstance(told, str):
         cause = describe_cause(verdict, None, told)
     else:
         cause = describe_cause(verdict, told.ending, told.cause)
         report = (told.ending, told.exit_code, told.signal)
         phases = dict(told.phases_ms)
+        attested = None if told.attestation is None else render_attestation(told.attestation)
     silent = teller is not Teller.AGENT
     await transaction.execute(
-        _SQL["end_lease"], row["machine_id"], target, *report, cause, phases, silent, int(verdict.failed)
+        *(_SQL["end_lease"], row["machine_id"], target, *report, cause, phases, silent, int(verdict.failed), attested)
     )
     await note_event(transaction, row, target, verdict.event, cause, teller)
     if verdict.job is not None and row["job_id"] is not None:

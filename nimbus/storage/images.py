@@ -137,16 +137,15 @@ def read_manifest(store: ImageStore, name: str) -> Manifest:
 def verify_image(store: ImageStore, name: str) -> Manifest:
     """Re-hash every file of an image. HostFault names the first that is not what it was when published."""
     manifest = read_manifest(store, name)
-    for role, blob in manifest.files.items():
-        path = _check_blob(store, name, role, blob)
-        found = hash_file(path)
-        if found.sha256 != blob.sha256:
-            raise _damaged(name, role, path, f"its bytes hash to {found.sha256[:12]}…")
+    _check_content(store, manifest)
     return manifest
 
 
 def put_manifest(store: ImageStore, manifest: Manifest) -> bool:
-    """Publish; False when the same content under the same name is there already (its `created` is kept)."""
+    """Publish, once every file has been read; False when the same is there already (its `created` is kept).
+
+    HostFault where a file is not what the manifest says: an image that is activated is one that was whole.
+    """
     check_image_name(manifest.name)
     path = store.manifests / f"{manifest.name}.json"
     try:
@@ -155,11 +154,20 @@ def put_manifest(store: ImageStore, manifest: Manifest) -> bool:
         present = None
     if present is not None and asdict(present) | {"created": ""} == asdict(manifest) | {"created": ""}:
         return False
+    _check_content(store, manifest)
     text = json.dumps({"version": MANIFEST_VERSION} | asdict(manifest), indent=1, sort_keys=True)
     with staged_file(store) as staged:
         staged.write_text(text + "\n")
         publish(staged, path)
     return True
+
+
+def _check_content(store: ImageStore, manifest: Manifest) -> None:
+    for role, blob in manifest.files.items():
+        path = _check_blob(store, manifest.name, role, blob)
+        found = hash_file(path)
+        if found.sha256 != blob.sha256:
+            raise _damaged(manifest.name, role, path, f"its bytes hash to {found.sha256[:12]}…")
 
 
 def _read_manifest(store: ImageStore, name: str) -> tuple[bytes, Manifest]:

@@ -10,14 +10,17 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nimbus.model.attestation import Attestation
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.model.vm import Command, Ending, Shape, Usage
 from nimbus.wire.fields import Fields, parse_object
 from nimbus.wire.vmjson import (
     Json,
+    parse_attestation,
     parse_command,
     parse_shape,
     parse_usage,
+    render_attestation,
     render_command,
     render_shape,
     render_usage,
@@ -150,6 +153,7 @@ class FinishRequest:
     signal: int | None = None
     cause: str = ""
     phases_ms: Mapping[str, float] = field(default_factory=dict)
+    attestation: Attestation | None = None  # None: nothing was booted, or an agent that does not tell
 
 
 @dataclass(frozen=True)
@@ -320,6 +324,7 @@ def parse_runner_reply(body: bytes) -> RunnerReply:
 
 
 def render_finish_request(request: FinishRequest) -> Json:
+    attested = request.attestation
     return {
         **_render_key(request.key),
         "ending": request.ending.value,
@@ -327,6 +332,7 @@ def render_finish_request(request: FinishRequest) -> Json:
         "signal": request.signal,
         "cause": _storable(request.cause),
         "phases_ms": dict(request.phases_ms),
+        "attestation": None if attested is None else render_attestation(attested),
     }
 
 
@@ -344,6 +350,7 @@ def parse_finish_request(body: bytes, machine_id: int) -> FinishRequest:
         signal=fields.integer("signal", 1, 64) if fields.has("signal") else None,
         cause=fields.text("cause", MAX_CAUSE_CHARS, empty=True) if fields.has("cause") else "",
         phases_ms=fields.number_map("phases_ms") if fields.has("phases_ms") else {},
+        attestation=parse_attestation(fields.child("attestation")) if fields.has("attestation") else None,
     )
 
 

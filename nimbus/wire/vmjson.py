@@ -1,4 +1,4 @@
-"""What a microVM is, wants and has used, as JSON: one form for the agent API and for the database's columns.
+"""What a microVM is, wants, has used and was booted from, as JSON: one form for API and database.
 
 Never opens a connection. Called by leaseapi.py and by the control plane's rows. Unknown fields are ignored,
 and of a use of a VM missing ones too: no host can count everything.
@@ -6,6 +6,9 @@ and of a use of a VM missing ones too: no host can count everything.
 
 from __future__ import annotations
 
+from nimbus.model.attestation import Attestation
+from nimbus.model.errors import Refused
+from nimbus.model.template import is_digest
 from nimbus.model.vm import Command, Shape, Usage
 from nimbus.wire.fields import Fields
 
@@ -68,3 +71,36 @@ def parse_usage(fields: Fields) -> Usage:
 
 def _counted(fields: Fields, name: str) -> int | None:
     return fields.integer(name) if fields.has(name) else None
+
+
+def render_attestation(attestation: Attestation) -> Json:
+    return {
+        "image": attestation.image,
+        "manifest": attestation.manifest,
+        "kernel": attestation.kernel,
+        "initramfs": attestation.initramfs,
+        "rootfs": attestation.rootfs,
+        "verified_at": attestation.verified_at,
+        "overridden": list(attestation.overridden),
+        "template": attestation.template,
+    }
+
+
+def parse_attestation(fields: Fields) -> Attestation:
+    return Attestation(
+        image=fields.text("image", 64),
+        manifest=_digest(fields, "manifest"),
+        kernel=_digest(fields, "kernel"),
+        initramfs=_digest(fields, "initramfs"),
+        rootfs=_digest(fields, "rootfs"),
+        verified_at=fields.number("verified_at"),
+        overridden=fields.texts("overridden", 8, 16) if fields.has("overridden") else (),
+        template=_digest(fields, "template") if fields.has("template") else None,
+    )
+
+
+def _digest(fields: Fields, name: str) -> str:
+    text = fields.text(name, 64)
+    if not is_digest(text):
+        raise Refused(f"attestation: {name} must be 64 hex digits")
+    return text

@@ -3,7 +3,7 @@
 UPDATE machines
 SET state = $2,
     deadline = NULL,
-    ending = $3, exit_code = $4, signal = $5, cause = $6, phases = $7,
+    ending = $3, exit_code = $4, signal = $5, cause = $6, phases = $7, attestation = $10,
     failures = failures + $9::integer,
     lease_id = CASE WHEN $8 THEN NULL ELSE lease_id END,
     finished_at = CASE WHEN $2 = 'queued' THEN NULL ELSE clock_timestamp() END

@@ -42,7 +42,7 @@ LIMIT $2
 
 -- name: machines_of_jobs
 SELECT machine_id, job_id, state, fence, agent_id, image, shape, attempts, ending, exit_code, signal, cause, phases,
-       usage, failures, cancel_requested, webhook_at, created_at, leased_at, usage_at, finished_at
+       attestation, usage, failures, cancel_requested, webhook_at, created_at, leased_at, usage_at, finished_at
 FROM machines WHERE job_id = ANY ($1::bigint[]) ORDER BY machine_id
 
 -- name: leases_of_job

@@ -22,7 +22,7 @@ WITH chosen AS (
         answered = false,
         deadline = clock_timestamp() + make_interval(secs => $5::double precision),
         attempts = attempts + 1,
-        ending = NULL, exit_code = NULL, signal = NULL, cause = NULL, phases = NULL,
+        ending = NULL, exit_code = NULL, signal = NULL, cause = NULL, phases = NULL, attestation = NULL,
         usage = NULL, usage_at = NULL
     FROM chosen
     WHERE machines.machine_id = chosen.machine_id AND machines.state = 'queued'

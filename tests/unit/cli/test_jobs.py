@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nimbus.cli.jobs import describe_usage, exit_status, parse_mib, render_submission
+from nimbus.cli.jobs import describe_attestation, describe_usage, exit_status, parse_mib, render_submission
 from nimbus.model.errors import Refused
 from nimbus.wire.tokens import Audience, hmac_key, render_token, verify_token
 from tests.unit.control_plane.plane import ADMIN_SECRET, Plane, open_plane
@@ -183,3 +183,23 @@ def test_the_exit_status_is_the_commands_own(conclusion: str | None, machine: di
 )
 def test_what_a_vm_used_is_shown_as_far_as_its_host_counts_it(usage: dict[str, int] | None, shown: str) -> None:
     assert describe_usage(usage) == shown
+
+
+BOOTED = {
+    "image": "base", "manifest": "a" * 64, "kernel": "b" * 64, "initramfs": "c" * 64, "rootfs": "d" * 64,
+    "verified_at": 1.8e9, "overridden": [], "template": None,
+}  # fmt: skip
+DIGESTS = "image base: kernel bbbbbbbbbbbb, initramfs cccccccccccc, rootfs dddddddddddd"
+
+
+@pytest.mark.parametrize(
+    ("attested", "shown"),
+    [
+        (None, ""),
+        (BOOTED, DIGESTS),
+        (BOOTED | {"template": "e" * 64}, f"{DIGESTS}, template eeeeeeeeeeee"),
+        (BOOTED | {"overridden": ["kernel", "rootfs"]}, f"{DIGESTS} (kernel and rootfs of the host's own)"),
+    ],
+)
+def test_what_a_machine_was_booted_from_is_shown_in_a_line(attested: dict[str, object] | None, shown: str) -> None:
+    assert describe_attestation(attested) == shown

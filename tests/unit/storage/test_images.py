@@ -197,3 +197,17 @@ JSON = st.recursive(
 def test_no_json_document_makes_the_parser_fail_in_another_way(document: Any) -> None:
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError, Refused)):
         parse_manifest(document)
+
+
+@pytest.mark.parametrize("wreck", [b"", b"eval rootfX", b"eval rootf"])
+def test_an_image_with_a_file_that_is_not_what_its_manifest_says_is_not_activated(
+    store: ImageStore, wreck: bytes
+) -> None:
+    whole = publish(store)
+    damaged = {**whole.files, "rootfs": put_bytes(store, b"eval rootfs")}
+    rootfs = store.blob_path(damaged["rootfs"].sha256)
+    rootfs.unlink()
+    rootfs.write_bytes(wreck)
+    with pytest.raises(HostFault, match=r"'eval': rootfs at .* is damaged"):
+        put_manifest(store, replace(whole, name="eval", files=damaged))
+    assert list_images(store) == ("base",)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nimbus.model.attestation import Attestation
 from nimbus.model.errors import Refused
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.model.vm import Command, Ending, Shape, Usage
@@ -55,6 +57,32 @@ def test_writes_of_a_holder_carry_machine_lease_and_fence() -> None:
     assert api.parse_renew_request(body(api.render_renew_request(renew)), 7) == renew
     assert api.parse_finish_request(body(api.render_finish_request(finish)), 7) == finish
     assert api.parse_runner_request(body(api.render_runner_request(KEY)), 7) == KEY
+
+
+ATTESTED = Attestation("base", "a" * 64, "b" * 64, "c" * 64, "d" * 64, 1.8e9)
+
+
+@pytest.mark.parametrize("attested", [ATTESTED, replace(ATTESTED, overridden=("kernel", "rootfs"), template="e" * 64)])
+def test_a_finish_tells_what_was_booted(attested: Attestation) -> None:
+    finish = api.FinishRequest(KEY, Ending.DONE, 0, attestation=attested)
+    assert api.parse_finish_request(body(api.render_finish_request(finish)), 7) == finish
+
+
+def test_a_finish_of_an_older_agent_tells_nothing_of_what_was_booted() -> None:
+    older = api.render_finish_request(api.FinishRequest(KEY, Ending.DONE, 0))
+    del older["attestation"]
+    assert api.parse_finish_request(body(older), 7).attestation is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kernel": "x" * 64}, {"rootfs": "A" * 64}, {"manifest": None}, {"template": 7}, {"verified_at": -1}]
+)
+def test_a_finish_with_an_impossible_attestation_is_refused(wrong: dict[str, object]) -> None:
+    good = api.render_finish_request(api.FinishRequest(KEY, Ending.DONE, 0))
+    attested = api.render_finish_request(api.FinishRequest(KEY, Ending.DONE, 0, attestation=ATTESTED))["attestation"]
+    assert isinstance(attested, dict)
+    with pytest.raises(Refused):
+        api.parse_finish_request(body(good | {"attestation": attested | wrong}), 7)
 
 
 @pytest.mark.parametrize("usage", [None, Usage(), Usage(cpu_ms=5, sent_bytes=2**40), Usage(1, 2, 3, 4, 5)])
