@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from nimbus.host import cgroup, chroots, link, netns, nft, slots
+from nimbus.host import cgroup, chroots, cpus, link, netns, nft, slots
 from nimbus.host.mountinfo import parse_mountinfo
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import state_root_id
+from nimbus.model.placement import render_cpus
 
 # Folders below the state root whose content belongs to VMs; images, logs and databases live on.
 VM_FOLDERS = ("ledger", "vms")
@@ -71,6 +72,7 @@ class Inventory:
     files: Names = frozenset()
     ledger: Names = frozenset()
     slots: Names = frozenset()
+    cpus: Names = frozenset()
 
 
 @dataclass(frozen=True, order=True)
@@ -119,6 +121,11 @@ def read_inventory(territory: Territory) -> Inventory:
             f"{slot.index} held by {slot.owner}"
             for slot in slots.list_slots(territory.runtime_dir)
             if slot.owner.startswith(prefix)
+        ),
+        cpus=frozenset(
+            f"{render_cpus(ticket.cpus)} held by {ticket.owner}"
+            for ticket in cpus.list_cpus(territory.runtime_dir)
+            if ticket.owner.startswith(prefix)
         ),
     )
 

@@ -10,8 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from nimbus.host import native
-from nimbus.host.cgroup import cgroup_mount
+from nimbus.host import cgroup, native
 from nimbus.model.errors import HostFault
 from nimbus.model.placement import Core, Node, Topology, parse_cpus
 
@@ -37,7 +36,10 @@ def read_topology(allowed: frozenset[int], root: Path = SYSFS) -> Topology:
 def allowed_cpus() -> frozenset[int]:
     """CPUs on which this process may run, and which its cgroup v2 mount, perhaps a container's, has."""
     allowed = native.get_affinity(0)
-    effective = _read_list(cgroup_mount() / "cpuset.cpus.effective")  # a host's own root has no such file
+    try:
+        effective = _read_list(cgroup.cgroup_mount() / "cpuset.cpus.effective")  # a host's own root has no such file
+    except HostFault:  # no cgroup v2 at all: caps.py tells of it
+        return allowed
     return allowed & effective if effective else allowed
 
 

@@ -1,4 +1,4 @@
-"""What this host can still give: slots that nobody holds, disk that nobody was promised.
+"""What this host can still give: slots and CPUs that nobody holds, disk that nobody was promised.
 
 `read_supply` asks the host, in a thread; counting what is left is pure. Never takes or reserves anything: a room that
 is asked for twice at the same moment is refused to one of both by the claim itself. Called by poller.py.
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+from nimbus.host.cpus import list_cpus
 from nimbus.host.disk import free_bytes
 from nimbus.host.quarantine import list_quarantined
 from nimbus.host.slots import list_slots
@@ -37,6 +38,7 @@ class Supply:
     free_mib: int  # where the VMs' disks lie
     promised_mib: int  # what the VMs' disks may grow to
     written_mib: int  # what they hold by now: a part of what is not free any more
+    cpus_elsewhere: int = 0  # that VMs of other state roots have as their own
 
 
 def watch_supply(layout: HostLayout) -> Callable[[], Awaitable[Supply]]:
@@ -51,7 +53,7 @@ def read_supply(layout: HostLayout) -> Supply:
     for slot in list_slots(layout.runtime):
         if slot.index < layout.slot_limit:
             held.add(slot.index)
-            if slot.owner.startswith(f"nb{layout.root_id}-"):
+            if _is_own(slot.owner, layout):
                 mine += 1
             else:
                 elsewhere += 1
@@ -61,12 +63,21 @@ def read_supply(layout: HostLayout) -> Supply:
         free = free_bytes(layout.state)
     except OSError as error:
         raise HostFault(f"the free space of {layout.state} cannot be read ({error.strerror})") from error
-    return Supply(mine, elsewhere + len(apart - held), free >> 20, promised >> 20, written >> 20)
+    cpus = sum(len(ticket.cpus) for ticket in list_cpus(layout.runtime) if not _is_own(ticket.owner, layout))
+    return Supply(mine, elsewhere + len(apart - held), free >> 20, promised >> 20, written >> 20, cpus)
 
 
 def count_slots(supply: Supply, limit: int, taken: int) -> int:
     """Pure: slots left, when `taken` machines were accepted: some of them hold their slot already, the rest will."""
     return limit - supply.slots_elsewhere - max(taken, supply.slots_held)
+
+
+def count_cpus(supply: Supply, cpus: int, taken: int) -> int:
+    """Pure: CPUs left of those that VMs get as their own, when accepted machines cost `taken` of them.
+
+    What this agent's machines hold is not asked: one that waits in the pool gives its CPUs to a job, or is the job's.
+    """
+    return cpus - supply.cpus_elsewhere - taken
 
 
 def count_disk_mib(supply: Supply, policy: DiskPolicy, taken_mib: int) -> int:
@@ -77,6 +88,10 @@ def count_disk_mib(supply: Supply, policy: DiskPolicy, taken_mib: int) -> int:
     """
     growth_mib = max(taken_mib, supply.promised_mib) - supply.written_mib
     return int(supply.free_mib - policy.reserve_mib - max(0, growth_mib) / policy.overcommit)
+
+
+def _is_own(owner: str, layout: HostLayout) -> bool:
+    return owner.startswith(f"nb{layout.root_id}-")
 
 
 def _read_overlays(layout: HostLayout) -> tuple[int, int]:

@@ -15,7 +15,8 @@ from nimbus.host_agent.claims import CLAIMS, Target
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.phases import Phases
-from nimbus.host_agent.plan import HostLayout, VmPlan, plan_vm
+from nimbus.host_agent.placing import Places
+from nimbus.host_agent.plan import HostLayout, VmPlan, plan_vm, with_placement
 from nimbus.host_agent.vmm.choice import Choice
 from nimbus.host_agent.vmm.machine import Boot
 from nimbus.model.vm import Claim, Shape, Slot
@@ -23,6 +24,9 @@ from nimbus.storage.images import Image
 
 if TYPE_CHECKING:
     from nimbus.host_agent.snapshots.templates import Templates
+
+
+SHARED = Places(Path(), why="nobody asked for CPUs of its own")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Host:
     templates: Templates | None = None  # None: every boot is cold
     kernel_override: Path | None = None
     rootfs_override: Path | None = None
+    places: Places = SHARED
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -53,7 +58,9 @@ async def build_vm(
     with phases.span("slot"):
         slot = await claims.acquire(Claim.SLOT, Target(host.layout, record.value))
         assert isinstance(slot, Slot)  # noqa: S101 - the one claim that has a value
-        await in_thread(partial(record.change, slot=slot))
+        placement = await in_thread(partial(host.places.take, Target(host.layout, record.value).object, shape.cpus))
+        stored = with_placement(record.value.plan, placement)
+        await in_thread(partial(record.change, slot=slot, plan=stored))
     plan = plan_vm(
         host.layout,
         record.value.vm,
@@ -62,6 +69,7 @@ async def build_vm(
         backend=host.choice.vmm.name,
         accel=host.choice.accel,
         slot=slot,
+        placement=placement,
     )
     choice = host.choice
     boot = Boot(image, choice.binary, host.tsc_khz, choice.jailer, choice.seccomp_filter)

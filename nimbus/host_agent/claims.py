@@ -22,7 +22,7 @@ from typing import Literal
 import structlog
 import trio
 
-from nimbus.host import cgroup, native, process, quarantine, slots
+from nimbus.host import cgroup, cpus, native, process, quarantine, slots
 from nimbus.host_agent.disks import acquire_disk, release_disk
 from nimbus.host_agent.jail import acquire_jail, release_jail
 from nimbus.host_agent.lane import MAKE_LIMITER, UNDO_LIMITER, in_thread, in_thread_or_left
@@ -190,13 +190,14 @@ def _claim_slot(target: Target) -> Slot:
 
 
 def _release_slot(target: Target) -> None:
-    """The slot of the record, or the one that was claimed for it just before its supervisor died.
+    """The slot of the record, or the one that was claimed for it just before its supervisor died; and the VM's CPUs.
 
-    Its uid and addresses go to the next tenant, so never before the exit barrier and the network's end.
+    Its uid, CPUs and addresses go to the next tenant, so never before the exit barrier and the network's end.
     """
     held = {Claim.VMM, Claim.CGROUP, Claim.NETWORK} & set(target.record.claims)
     if held:
         raise HostFault(f"the slot is kept while {', '.join(sorted(held))} of VM {target.record.vm} is not released")
+    cpus.release_cpus(target.layout.runtime, target.object)
     if target.record.slot is None:
         slots.release_slots_of(target.layout.runtime, target.object)
     else:

@@ -30,7 +30,6 @@ from nimbus.host_agent.metrics import count_round, count_stragglers
 from nimbus.host_agent.metricspage import serve_metrics
 from nimbus.host_agent.orders import limit_leaving, obey_signals
 from nimbus.host_agent.output.stragglers import StragglerLimits, ship_stragglers
-from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, lease_retry
 from nimbus.host_agent.poller import Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
@@ -61,14 +60,14 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
         limits = StragglerLimits(sink_url=settings.log_sink_url)
         ship = partial(ship_stragglers, host.layout.spools, is_owned=is_owned, on_round=count_stragglers, limits=limits)
         agent.start_soon(guarded, ship)
-        control = open_control(settings, http, host.layout, estate, start)
+        control = open_control(settings, http, host, estate, start)
         place = Workplace(host, control, job_policy(settings, control), departure)
         log.info(
             "agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where, adopts=len(estate.machines)
         )
         with working:
             async with trio.open_nursery() as machines:
-                room = Room(host_capacity(settings), watch_supply(host.layout), disk_policy(settings))
+                room = Room(host_capacity(settings, host.places), watch_supply(host.layout), disk_policy(settings))
                 for foundling in estate.machines:
                     room.take(foundling.shape)
                     serve = partial(guarded, run_adopted, place, foundling)
@@ -94,10 +93,10 @@ async def lease_machines(
 
 
 def open_control(
-    settings: AgentSettings, http: httpx2.AsyncClient, layout: HostLayout, estate: Estate, start: int
+    settings: AgentSettings, http: httpx2.AsyncClient, host: Host, estate: Estate, start: int
 ) -> ControlPlane:
     """The door to the control plane, which hears at the enrolment what this agent still holds and gives up the rest."""
-    capacity, life = host_capacity(settings), f"{process.boot_id()} {layout.root_id}"
+    capacity, life = host_capacity(settings, host.places), f"{process.boot_id()} {host.layout.root_id}"
     who = EnrolRequest(__version__, life, capacity.cpus, capacity.mem_mib, estate.held, start)
     return ControlPlane(http, settings.control_plane_token.get_secret_value(), who)
 
@@ -113,6 +112,8 @@ def main() -> None:
         missing = caps.missing_for_vm(fake=not host.choice.vmm.needs_guest_files)
         if missing:
             raise HostFault("; ".join(missing))
+        host.places.confine()
+        log.info("agent.cpus", own=host.places.cpus, shared_because=host.places.why or None)
         for name in ("agent_state_database_url", "agent_redis_url"):
             if getattr(settings, name) is not None:
                 log.warning("setting.not_used_on_a_host", name=f"NIMBUS_{name.upper()}")

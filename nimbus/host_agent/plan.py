@@ -157,10 +157,14 @@ def plan_vm(
     return VmPlan(vm, name, shape, image, backend, accel, slot, net, paths, placement, layout.jails)
 
 
-def render_plan(shape: Shape, image: str, accel: str, placement: Placement | None = None) -> dict[str, object]:
+def render_plan(shape: Shape, image: str, accel: str) -> dict[str, object]:
     """What a record must hold so that `replan` gives the same plan again."""
-    stored: dict[str, object] = {"shape": asdict(shape), "image": image, "accel": accel}
-    return stored if placement is None else {**stored, "placement": asdict(placement)}
+    return {"shape": asdict(shape), "image": image, "accel": accel}
+
+
+def with_placement(stored: Mapping[str, object], placement: Placement | None) -> dict[str, object]:
+    """The same of a VM that was given CPUs since."""
+    return {**stored} if placement is None else {**stored, "placement": asdict(placement)}
 
 
 def replan(layout: HostLayout, vm: VmId, *, backend: str, stored: Mapping[str, Any], slot: Slot) -> VmPlan:

@@ -10,16 +10,21 @@ import os
 from nimbus.host_agent.admission import DiskPolicy
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.machines import JobPolicy
+from nimbus.host_agent.placing import Places
 from nimbus.host_agent.poller import Capacity, LeaseRetry
 from nimbus.host_agent.settings import AgentSettings
 from nimbus.model.lease import LeasePolicy
 
 
-def host_capacity(settings: AgentSettings) -> Capacity:
-    """What this host gives: all its CPUs and three quarters of its memory, within the slots."""
+def host_capacity(settings: AgentSettings, places: Places) -> Capacity:
+    """What this host gives: its CPUs, or the cores that are not kept back, and three quarters of its memory, within the
+    slots.
+    """
     memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    cpus = len(os.sched_getaffinity(0)) * settings.agent_cpu_overcommit
-    return Capacity(int(cpus), memory_mib * 3 // 4, settings.vm_slots)
+    cpus = places.cpus
+    if cpus is None:
+        cpus = int(len(os.sched_getaffinity(0)) * settings.agent_cpu_overcommit)
+    return Capacity(cpus, memory_mib * 3 // 4, settings.vm_slots, core_width=places.core_width)
 
 
 def disk_policy(settings: AgentSettings) -> DiskPolicy:

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from nimbus.host_agent import metrics
-from nimbus.host_agent.admission import DiskPolicy, Supply, count_disk_mib, count_slots
+from nimbus.host_agent.admission import DiskPolicy, Supply, count_cpus, count_disk_mib, count_slots
 from nimbus.model.errors import HostFault, NimbusError, Unavailable
 from nimbus.model.vm import Shape
 from nimbus.runtime.retry import Backoff
@@ -37,6 +37,7 @@ class Capacity:
     mem_mib: int
     slots: int
     disk_mib: int | None = None  # None: not counted
+    core_width: int = 0  # CPUs of a core, where each VM gets whole cores as its own; 0: VMs share the CPUs
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Room:
     def free(self) -> Capacity:
         """What is left now of what this agent gives."""
         return Capacity(
-            self._capacity.cpus - sum(s.cpus for s in self._used),
+            self._capacity.cpus - self._used_cpus(),
             self._capacity.mem_mib - sum(s.mem_mib for s in self._used),
             self._capacity.slots - len(self._used),
         )
@@ -86,8 +87,10 @@ class Room:
         supply = await self._supply()
         own = self.free()  # after the host was asked: what was taken meanwhile counts
         taken_mib = sum(shape.disk_mib for shape in self._used)
+        cpus = count_cpus(supply, self._capacity.cpus, self._used_cpus()) if self._capacity.core_width else own.cpus
         return replace(
             own,
+            cpus=cpus,
             slots=min(own.slots, count_slots(supply, self._capacity.slots, len(self._used))),
             disk_mib=count_disk_mib(supply, self._disk, taken_mib),
         )
@@ -110,6 +113,9 @@ class Room:
             with trio.move_on_after(LOOK_AGAIN_S):
                 await changed.wait()
 
+    def _used_cpus(self) -> int:
+        return sum(round_to_cores(shape.cpus, self._capacity.core_width) for shape in self._used)
+
     def take(self, shape: Shape) -> None:
         self._used.append(shape)
 
@@ -117,6 +123,11 @@ class Room:
         self._used.remove(shape)
         self._changed.set()
         self._changed = trio.Event()
+
+
+def round_to_cores(cpus: int, core_width: int) -> int:
+    """Pure: what a VM with so many vCPUs takes of a host whose cores have so many CPUs; 0: no more than them."""
+    return cpus if core_width == 0 else -(-cpus // core_width) * core_width
 
 
 def fits(left: Capacity) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 import structlog
 import trio
 
-from nimbus.host import cgroup, chroots, link, netns, nft, process, slots
+from nimbus.host import cgroup, chroots, cpus, link, netns, nft, process, slots
 from nimbus.host_agent.lane import in_thread, look
 from nimbus.host_agent.ledger import Ledger, OpenRecord, TornRecord
 from nimbus.host_agent.page import Page, open_page
@@ -162,6 +162,7 @@ def _plan_lists(layout: HostLayout) -> dict[str, Callable[[], Iterable[str]]]:
         "cgroups": partial(cgroup.list_cgroups, prefix),
         "chroots": partial(chroots.list_chroots, layout.jails, prefix),
         "slots": lambda: [slot.owner for slot in slots.list_slots(layout.runtime)],
+        "cpus": lambda: [ticket.owner for ticket in cpus.list_cpus(layout.runtime)],
         "folders": lambda: [f"{prefix}{folder.name}" for folder in (layout.state / "vms").glob("*")],
     }
 

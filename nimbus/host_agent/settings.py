@@ -15,11 +15,13 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nimbus.host import cgroup, native
+from nimbus.host.blockdevice import find_disk
 from nimbus.host.roots import claim_root
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.lane import limit_files
+from nimbus.host_agent.placing import AUTO_CORES_MIN, Pinning, Places, Wish, parse_housekeeping, read_places
 from nimbus.host_agent.plan import ActLimits, HostLayout
-from nimbus.host_agent.vmm.choice import choose_vmm
+from nimbus.host_agent.vmm.choice import Choice, choose_vmm
 from nimbus.model.errors import HostFault, Refused
 from nimbus.model.vm import HostPort
 
@@ -71,6 +73,19 @@ class HostSettings(BaseSettings):
     require_limits: bool = Field(
         False, description="refuse to start where cgroup v2 cannot limit a VM's CPU, memory and processes"
     )
+    cpu_pinning: Pinning = Field(
+        Pinning.AUTO,
+        description="whole cores for each VM and a CPU for each vCPU: on, off, or auto, where the host can and has"
+        f" {AUTO_CORES_MIN} cores",
+    )
+    housekeeping_cpus: str = Field(
+        "",
+        description="CPUs that pinned VMs never get, as 0-1,8: the agent's and the host's; empty: the first core;"
+        " `none`: no CPU",
+    )
+    vm_io_bps: int | None = Field(None, ge=1, description="bytes a second that a VM may read, and as many it may write")
+    vm_io_iops: int | None = Field(None, ge=1, description="the same in operations a second")
+    agent_cpu_overcommit: float = Field(1.0, gt=0, le=64, description="vCPUs given out for each CPU of the host")
 
 
 class KeptBackSettings(HostSettings):
@@ -98,7 +113,6 @@ class AgentSettings(KeptBackSettings):
     agent_lease_retries: int = Field(3, ge=0, description="quick retries of a lease request before the long wait")
     agent_lease_retry_base: float = Field(1.0, gt=0)
     agent_lease_retry_max: float = Field(15.0, gt=0)
-    agent_cpu_overcommit: float = Field(1.0, gt=0, le=64, description="vCPUs given out for each CPU of the host")
     agent_disk_overcommit: float = Field(
         1.0, gt=0, le=64, description="disk promised to VMs, which is sparse, for each MiB that is there for them"
     )
@@ -146,6 +160,7 @@ def plan_layout(settings: HostSettings) -> HostLayout:
         jailer_base=settings.jailer_chroot_base.absolute() if settings.jailer_chroot_base else None,
         slot_limit=settings.vm_slots,
         require_limits=settings.require_limits,
+        io=find_io_limit(settings),
         limits=ActLimits.within(settings.host_act_limit),
     )
 
@@ -172,12 +187,16 @@ def find_host(settings: HostSettings) -> Host:
     choice = choose_vmm(settings.vmm, settings.accel)
     if settings.require_limits:
         check_limits(cgroup.missing_controllers())
+    layout = find_layout(settings)
+    if settings.vm_io_bps or settings.vm_io_iops:
+        check_io(layout.io, offered=cgroup.has_controller("io"))
     return Host(
-        layout=find_layout(settings),
+        layout=layout,
         choice=choice,
         tsc_khz=native.tsc_khz() if choice.accel == "tcg" else 0,
         kernel_override=settings.kernel_image,
         rootfs_override=settings.rootfs_image,
+        places=find_places(settings, choice),
     )
 
 
@@ -188,6 +207,31 @@ def check_limits(lacking: tuple[str, ...]) -> None:
             f"NIMBUS_REQUIRE_LIMITS is set, and cgroup v2 lacks the controllers {', '.join(lacking)} here: "
             "boot the host with cgroup_no_v1=all"
         )
+
+
+def check_io(limit: cgroup.IoLimit | None, *, offered: bool) -> None:
+    """HostFault where VMs are to have a limit of input and output and this host cannot set one."""
+    why = "cgroup v2 lacks the controller io here: boot the host with cgroup_no_v1=all"
+    if limit is None:
+        why = "NIMBUS_STATE_DIR lies on no disk that a limit could be set for"
+    if limit is None or not offered:
+        raise HostFault(f"NIMBUS_VM_IO_BPS or NIMBUS_VM_IO_IOPS is set, and {why}")
+
+
+def find_io_limit(settings: HostSettings) -> cgroup.IoLimit | None:
+    """What each VM may read and write; None where that is not limited, or there is no disk to limit."""
+    if not settings.vm_io_bps and not settings.vm_io_iops:
+        return None
+    disk = find_disk(settings.state_dir.absolute())
+    return cgroup.IoLimit(disk, settings.vm_io_bps, settings.vm_io_iops) if disk else None
+
+
+def find_places(settings: HostSettings, choice: Choice) -> Places:
+    """Which CPUs VMs get as their own. Raises HostFault or Refused where the settings ask for what cannot be."""
+    if not choice.vmm.needs_guest_files:
+        return Places(settings.runtime_dir, why=f"the {choice.vmm.name} VMM has no vCPUs")
+    housekeeping = parse_housekeeping(settings.housekeeping_cpus)
+    return read_places(settings.runtime_dir, Wish(settings.cpu_pinning, housekeeping, settings.agent_cpu_overcommit))
 
 
 def parse_guest_ports(text: str) -> tuple[HostPort, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nimbus.host.quarantine import FAILURES, note_failure
-from nimbus.host_agent.admission import DiskPolicy, Supply, count_disk_mib, count_slots, read_supply
+from nimbus.host_agent.admission import DiskPolicy, Supply, count_cpus, count_disk_mib, count_slots, read_supply
 from nimbus.host_agent.plan import HostLayout
 from nimbus.model.errors import HostFault
 
@@ -52,6 +52,17 @@ def test_slots_beyond_our_own_limit_are_not_counted(layout: HostLayout) -> None:
 def test_a_machine_that_was_accepted_needs_its_slot_before_it_holds_one() -> None:
     assert count_slots(supply(held=1), limit=4, taken=3) == 1
     assert count_slots(supply(held=3), limit=4, taken=1) == 1  # two runs of `nimbus run` beside it
+
+
+def test_cpus_that_are_anothers_own_are_not_ours_to_give(layout: HostLayout) -> None:
+    (layout.runtime / "cpus").mkdir()
+    (layout.runtime / "cpus" / f"nb{layout.root_id}-00000001").write_text("2-3")
+    (layout.runtime / "cpus" / "nbfff-00000001").write_text("4,8")
+    (layout.runtime / "cpus" / "nbfff-00000002").write_text("5")
+    found = read_supply(layout)
+    assert found.cpus_elsewhere == 3
+    assert count_cpus(found, cpus=10, taken=4) == 3
+    assert count_cpus(found, cpus=10, taken=0) == 7  # ours waits in the pool
 
 
 def test_no_disk_is_promised_out_of_the_reserve() -> None:

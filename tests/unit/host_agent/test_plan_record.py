@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nimbus.host_agent.plan import HostLayout, plan_vm, render_plan, replan
+from nimbus.host_agent.plan import HostLayout, plan_vm, render_plan, replan, with_placement
 from nimbus.model.ids import VmId
 from nimbus.model.placement import Placement
 from nimbus.model.vm import Shape, Slot
@@ -22,7 +22,7 @@ def test_a_plan_is_the_same_again_from_its_record(placement: Placement | None) -
     plan = plan_vm(
         LAYOUT, VM, shape=Shape(cpus=2), image="base", backend="qemu", accel="tcg", slot=SLOT, placement=placement
     )
-    stored = json.loads(json.dumps(render_plan(plan.shape, plan.image, plan.accel, placement)))
+    stored = json.loads(json.dumps(with_placement(render_plan(plan.shape, plan.image, plan.accel), placement)))
     assert replan(LAYOUT, VM, backend="qemu", stored=stored, slot=SLOT) == plan
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 import trio.testing
@@ -152,3 +154,28 @@ async def test_a_machine_that_was_adopted_takes_its_room_too(autojump_clock: tri
     room.take(Shape())
     await poll(plane, room, [], busy_s=1, for_s=50)
     assert plane.requests == []
+
+
+async def test_where_each_vm_has_cores_of_its_own_one_of_one_cpu_costs_a_whole_core(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plane = Plane(make_grant(1, Shape(cpus=1)), make_grant(2, Shape(cpus=3)))
+    room = Room(Capacity(8, 65536, 8, core_width=2), Changing((0, ENOUGH)))
+    await poll(plane, room, [], busy_s=100, for_s=50)
+    assert [request.free_cpus for _, request in plane.requests[:3]] == [8, 6, 2]
+
+
+async def test_cores_that_others_have_taken_on_this_host_are_not_offered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plane, room = Plane(), Room(Capacity(8, 65536, 8, core_width=2), Changing((0, replace(ENOUGH, cpus_elsewhere=6))))
+    await poll(plane, room, [], busy_s=1, for_s=10)
+    assert [request.free_cpus for _, request in plane.requests] == [2]
+
+
+async def test_cores_that_are_anothers_own_do_not_matter_where_vms_share_the_cpus(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plane, room = Plane(), Room(Capacity(8, 65536, 8), Changing((0, replace(ENOUGH, cpus_elsewhere=6))))
+    await poll(plane, room, [], busy_s=1, for_s=10)
+    assert [request.free_cpus for _, request in plane.requests] == [8]

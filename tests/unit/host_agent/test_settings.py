@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from nimbus.host_agent.settings import check_limits, find_nameserver, parse_guest_ports, parse_labels
+from nimbus.host.blockdevice import find_disk
+from nimbus.host.cgroup import IoLimit
+from nimbus.host_agent.settings import (
+    HostSettings,
+    check_io,
+    check_limits,
+    find_io_limit,
+    find_nameserver,
+    parse_guest_ports,
+    parse_labels,
+)
 from nimbus.model.errors import HostFault, Refused
 from nimbus.model.vm import HostPort
 
@@ -58,3 +68,19 @@ def test_a_host_that_cannot_limit_its_vms_is_refused_where_limits_are_demanded()
     check_limits(())
     with pytest.raises(HostFault, match="NIMBUS_REQUIRE_LIMITS is set, and cgroup v2 lacks the controllers cpu, pids"):
         check_limits(("cpu", "pids"))
+
+
+def test_a_host_that_cannot_limit_input_and_output_is_refused_where_that_is_demanded() -> None:
+    check_io(IoLimit("8:0", 1 << 20), offered=True)
+    with pytest.raises(HostFault, match="lacks the controller io"):
+        check_io(IoLimit("8:0", 1 << 20), offered=False)
+    with pytest.raises(HostFault, match="lies on no disk"):
+        check_io(None, offered=True)
+
+
+def test_a_limit_of_input_and_output_is_one_of_the_disk_below_the_state_folder(tmp_path: Path) -> None:
+    assert find_io_limit(HostSettings(state_dir=tmp_path)) is None
+    assert find_io_limit(HostSettings(state_dir=Path("/proc/none"), vm_io_bps=1)) is None
+    found = find_io_limit(HostSettings(state_dir=tmp_path, vm_io_iops=500))
+    disk = find_disk(tmp_path)
+    assert found == (IoLimit(disk, operations_per_s=500) if disk else None)
