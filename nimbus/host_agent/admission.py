@@ -67,9 +67,12 @@ def read_supply(layout: HostLayout) -> Supply:
     return Supply(mine, elsewhere + len(apart - held), free >> 20, promised >> 20, written >> 20, cpus)
 
 
-def count_slots(supply: Supply, limit: int, taken: int) -> int:
-    """Pure: slots left, when `taken` machines were accepted: some of them hold their slot already, the rest will."""
-    return limit - supply.slots_elsewhere - max(taken, supply.slots_held)
+def count_slots(supply: Supply, limit: int, taken: int, idle: int = 0) -> int:
+    """Pure: slots left, when `taken` machines were accepted: some of them hold their slot already, the rest will.
+
+    `idle` machines wait in the pool: each is taken with its slot by a job, or gives it up to one.
+    """
+    return limit - supply.slots_elsewhere - max(taken, supply.slots_held - idle)
 
 
 def count_cpus(supply: Supply, cpus: int, taken: int) -> int:

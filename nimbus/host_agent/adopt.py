@@ -16,10 +16,10 @@ import trio
 
 from nimbus.host import process
 from nimbus.host_agent import metrics
+from nimbus.host_agent.causes import first_error
 from nimbus.host_agent.lane import Hung, look
 from nimbus.host_agent.lease import HeldLease, resume_lease
 from nimbus.host_agent.ledger import Ledger, OpenRecord
-from nimbus.host_agent.life import first_error
 from nimbus.host_agent.lifecycle import adopt_machine
 from nimbus.host_agent.logs import LogShipping, LogTarget
 from nimbus.host_agent.machines import Report, Workplace, note_lost, open_output

@@ -81,8 +81,9 @@ def _hear(life: Life, lease: Lease, event: GuestEvent) -> None:
 def _greet(life: Life, lease: Lease, hello: GuestHello, now: float) -> None:
     if not life.adopted:
         life.latest = now + longest_s(life.command)
-        life.phases.add("kernel", hello.kernel_ms)
-        life.phases.add("init", hello.init_ms)
+        if not life.restored:  # else these are its template's
+            life.phases.add("kernel", hello.kernel_ms)
+            life.phases.add("init", hello.init_ms)
     elif hello.state is GuestState.IDLE:
         # The command is nowhere on this host (it may hold secrets), and nothing of it has run.
         raise HostFault("its agent died before the job was handed to the guest")

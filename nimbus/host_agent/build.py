@@ -23,6 +23,7 @@ from nimbus.model.vm import Claim, Shape, Slot
 from nimbus.storage.images import Image
 
 if TYPE_CHECKING:
+    from nimbus.host_agent.pool.reserve import Reserve
     from nimbus.host_agent.snapshots.templates import Templates
 
 
@@ -37,6 +38,7 @@ class Host:
     choice: Choice
     tsc_khz: int
     templates: Templates | None = None  # None: every boot is cold
+    reserve: Reserve | None = None  # None: no machine waits for a job
     kernel_override: Path | None = None
     rootfs_override: Path | None = None
     places: Places = SHARED

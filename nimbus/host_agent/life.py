@@ -82,6 +82,7 @@ class Life:
     record: OpenRecord
     command: Command | None = None
     adopted: bool = False  # an earlier agent booted it
+    restored: bool = False  # its memory is a template's
     greeted: bool = False
     started: bool = False
     boots: int = 0
@@ -180,9 +181,3 @@ def _console_lines(life: Life) -> list[str]:
         "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
         for line in life.console.decode(errors="replace").splitlines()
     ]
-
-
-def first_error(group: BaseExceptionGroup[NimbusError]) -> NimbusError:
-    """The one that counts: errors of one VM that come together have one cause."""
-    inner = group.exceptions[0]
-    return first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner

@@ -24,7 +24,8 @@ from nimbus.host_agent.life import Lease, Life, Outcome
 from nimbus.host_agent.page import Page, open_page
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import render_plan
-from nimbus.host_agent.serve import AskCommand, ResumableSink, serve_adopted, serve_vm
+from nimbus.host_agent.pool.member import Member, take_over
+from nimbus.host_agent.serve import AskCommand, Ready, ResumableSink, serve_adopted, serve_vm
 from nimbus.host_agent.ties import Ties, see_through
 from nimbus.model.ids import VmId, new_vm_id
 from nimbus.model.record import Record
@@ -49,14 +50,18 @@ async def run_machine(host: Host, order: Order, lease: Lease) -> Outcome:
 
     Raises HostFault only where not even the record could be opened; any later fault is in the outcome.
     """
-    vm, phases = new_vm_id(), Phases()
-    structlog.contextvars.bind_contextvars(vm=str(vm))
-    async with open_record(host, order, lease, vm) as record:
+    phases = Phases()
+    async with open_start(host, order, lease) as (record, member):
+        structlog.contextvars.bind_contextvars(vm=str(record.value.vm))
         life = Life(phases, record)
 
         async def serve(sink: OutputSink) -> None:
-            plan, boot = await build_vm(host, record, order.shape, order.image, phases)
-            await serve_vm(host, plan, boot, lease, order.command, sink, life)
+            if member is None:
+                plan, boot = await build_vm(host, record, order.shape, order.image, phases)
+                ready = Ready(plan, boot)
+            else:
+                ready = await take_over(host, member, phases)
+            await serve_vm(host, ready, lease, order.command, sink, life)
 
         return await see_through(host.layout, order.ties, life, serve)
 
@@ -66,6 +71,23 @@ async def adopt_machine(host: Host, ties: Ties[ResumableT], lease: Lease, record
     structlog.contextvars.bind_contextvars(vm=str(record.value.vm))
     life = Life(Phases(), record, adopted=True, exit=record.value.exit)
     return await see_through(host.layout, ties, life, partial(serve_adopted, host, lease, life))
+
+
+@asynccontextmanager
+async def open_start(host: Host, order: Order, lease: Lease) -> AsyncIterator[tuple[OpenRecord, Member | None]]:
+    """A fresh VM's record, or that of one which waited for just such a job, now under this lease."""
+    member = host.reserve.claim(order.image, order.shape) if host.reserve is not None else None
+    if member is None:
+        if host.reserve is not None:
+            await host.reserve.make_room()
+        async with open_record(host, order, lease, new_vm_id()) as record:
+            yield record, None
+        return
+    try:
+        await member.enter(lease.key, lease.terms().deadline_ns)
+        yield member.record, member
+    finally:
+        await member.page.close()  # noqa: ASYNC102 - its shield and its limit are inside
 
 
 @asynccontextmanager

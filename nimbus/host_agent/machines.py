@@ -17,12 +17,13 @@ import trio
 
 from nimbus.host_agent import metrics
 from nimbus.host_agent.build import Host
+from nimbus.host_agent.causes import first_error
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.departure import Departure
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.lease import HeldLease, open_lease
 from nimbus.host_agent.ledger import OpenRecord
-from nimbus.host_agent.life import Outcome, first_error
+from nimbus.host_agent.life import Outcome
 from nimbus.host_agent.lifecycle import Order, run_machine
 from nimbus.host_agent.logs import FLUSH_S, LogShipping, LogTarget, open_log_shipping
 from nimbus.host_agent.output.masking import find_secrets

@@ -30,7 +30,7 @@ from nimbus.host_agent.metrics import count_round, count_stragglers
 from nimbus.host_agent.metricspage import serve_metrics
 from nimbus.host_agent.orders import limit_leaving, obey_signals
 from nimbus.host_agent.output.stragglers import StragglerLimits, ship_stragglers
-from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, lease_retry
+from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, lease_retry, with_pool
 from nimbus.host_agent.poller import Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
@@ -38,7 +38,7 @@ from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.runtime.http import open_http
 from nimbus.runtime.listening import run_room
 from nimbus.runtime.telemetry import configure_logging
-from nimbus.wire.leaseapi import EnrolRequest, Grant
+from nimbus.wire.leaseapi import EnrolRequest
 
 log = structlog.get_logger()
 
@@ -67,29 +67,32 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
         )
         with working:
             async with trio.open_nursery() as machines:
-                room = Room(host_capacity(settings, host.places), watch_supply(host.layout), disk_policy(settings))
+                room = open_room(settings, host)
                 for foundling in estate.machines:
                     room.take(foundling.shape)
                     serve = partial(guarded, run_adopted, place, foundling)
                     machines.start_soon(occupy, room, foundling.shape, serve)
-                lease = partial(lease_machines, leasing, control, room, settings)
-                machines.start_soon(guarded, lease, partial(guarded, run_leased, place), machines)
+                ask = partial(poll_leases, control, room, parse_labels(settings.job_labels), lease_retry(settings))
+                ask = partial(ask, partial(guarded, run_leased, place), machines)
+                machines.start_soon(guarded, work_until, leasing, ask, *([host.reserve.run] if host.reserve else []))
         log.info("agent.stopping", machines_left=departure.detaching)
         agent.cancel_scope.cancel()
     log.info("agent.stopped")
 
 
-async def lease_machines(
-    leasing: trio.CancelScope,
-    control: ControlPlane,
-    room: Room,
-    settings: AgentSettings,
-    serve: Callable[[Grant], Awaitable[None]],
-    machines: trio.Nursery,
-) -> None:
-    """Ask for work until `leasing` is cancelled."""
+async def work_until(leasing: trio.CancelScope, *tasks: Callable[[], Awaitable[None]]) -> None:
+    """Ask for work, and keep machines waiting for it, until `leasing` is cancelled."""
     with leasing:
-        await poll_leases(control, room, parse_labels(settings.job_labels), lease_retry(settings), serve, machines)
+        async with trio.open_nursery() as nursery:
+            for task in tasks:
+                nursery.start_soon(task)
+
+
+def open_room(settings: AgentSettings, host: Host) -> Room:
+    """What this host gives, less what it does not have; what waits in its pool is not lost to jobs."""
+    reserve = host.reserve
+    idle = (lambda: reserve.idle) if reserve is not None else (lambda: 0)
+    return Room(host_capacity(settings, host.places), watch_supply(host.layout), disk_policy(settings), idle)
 
 
 def open_control(
@@ -108,7 +111,7 @@ def main() -> None:
     try:
         settings = cast("AgentSettings", read_settings(AgentSettings))
         configure_logging(settings.log_level)
-        host = find_host(settings)
+        host = with_pool(find_host(settings), settings)
         missing = caps.missing_for_vm(fake=not host.choice.vmm.needs_guest_files)
         if missing:
             raise HostFault("; ".join(missing))

@@ -23,6 +23,9 @@ ADOPTIONS = Counter("nimbus_host_agent_adoptions_total", "Machines of an earlier
 BOOT_SECONDS = Histogram("nimbus_host_agent_boot_seconds", "From the guest kernel's start to the guest being ready")
 
 RESTORES = Counter("nimbus_host_agent_restores_total", "Boots that could use a template, by what it was", ["outcome"])
+POOL = Gauge("nimbus_host_agent_pool_machines", "Machines that wait for a job, by kind", ["kind"])
+POOL_CLAIMS = Counter("nimbus_host_agent_pool_claims_total", "Jobs of a pooled shape, by what they got", ["got"])
+POOL_FAILURES = Counter("nimbus_host_agent_pool_failures_total", "Machines for the pool that could not be made")
 
 JAIL_COPIES = Counter(
     "nimbus_host_agent_jail_copies_total", "Files that could not be shared with a VM's chroot and were copied", ["file"]
@@ -94,6 +97,16 @@ def count_round(done: Round) -> None:
 def count_restore(outcome: str) -> None:
     """One boot: restored, none (no template), unreadable (its key), or quarantined (and so cold)."""
     RESTORES.labels(outcome).inc()
+
+
+def count_pool_claim(got: str) -> None:
+    """One job whose shape the pool keeps: prespawned, warm, or missed."""
+    POOL_CLAIMS.labels(got).inc()
+
+
+def count_pool_failure() -> None:
+    """One machine of the pool that could not be made."""
+    POOL_FAILURES.inc()
 
 
 def count_jail_copy(file: str) -> None:

@@ -6,13 +6,18 @@ Called by main.py.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from nimbus.host_agent.admission import DiskPolicy
+from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.machines import JobPolicy
 from nimbus.host_agent.placing import Places
 from nimbus.host_agent.poller import Capacity, LeaseRetry
+from nimbus.host_agent.pool.reserve import Reserve
+from nimbus.host_agent.pool.sizes import PoolPolicy, parse_pool
 from nimbus.host_agent.settings import AgentSettings
+from nimbus.model.errors import Refused
 from nimbus.model.lease import LeasePolicy
 
 
@@ -46,3 +51,17 @@ def job_policy(settings: AgentSettings, control: ControlPlane) -> JobPolicy:
 def lease_retry(settings: AgentSettings) -> LeaseRetry:
     """Pure: how lease requests are retried."""
     return LeaseRetry(settings.agent_lease_retries, settings.agent_lease_retry_base, settings.agent_lease_retry_max)
+
+
+def with_pool(host: Host, settings: AgentSettings) -> Host:
+    """The host with the pool that was asked for. Raises Refused for a bad size, or where nothing could fill it."""
+    sizes = parse_pool(settings.pool)
+    if not sizes:
+        return host
+    if host.templates is None or not host.templates.is_usable:
+        raise Refused(
+            "NIMBUS_POOL is set, and this host boots from no templates: NIMBUS_SNAPSHOT_BOOT must be on, and "
+            f"NIMBUS_VMM={host.choice.vmm.name} does not save any"
+        )
+    policy = PoolPolicy(sizes, settings.pool_image, settings.pool_ttl)
+    return replace(host, reserve=Reserve(host, host.templates, policy))

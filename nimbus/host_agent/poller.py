@@ -58,17 +58,21 @@ class Lessor(Protocol):
 
 
 class Room:
-    """Free capacity, and a way to wait for it. With a `supply` the host itself is asked each time, too."""
+    """Free capacity, and a way to wait for it. With a `supply` the host itself is asked each time, too;
+    `idle` tells how many machines hold a slot in the pool.
+    """
 
     def __init__(
         self,
         capacity: Capacity,
         supply: Callable[[], Awaitable[Supply]] | None = None,
         disk: DiskPolicy = DiskPolicy(reserve_mib=0),  # noqa: B008 - a frozen value
+        idle: Callable[[], int] = lambda: 0,
     ) -> None:
         self._capacity = capacity
         self._supply = supply
         self._disk = disk
+        self._idle = idle
         self._used: list[Shape] = []
         self._changed = trio.Event()
 
@@ -91,7 +95,7 @@ class Room:
         return replace(
             own,
             cpus=cpus,
-            slots=min(own.slots, count_slots(supply, self._capacity.slots, len(self._used))),
+            slots=min(own.slots, count_slots(supply, self._capacity.slots, len(self._used), self._idle())),
             disk_mib=count_disk_mib(supply, self._disk, taken_mib),
         )
 

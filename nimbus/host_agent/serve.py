@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -19,16 +19,17 @@ import trio
 from nimbus.host import cgroup, process, slots
 from nimbus.host_agent.attend import CONSOLE_TAIL_BYTES, SILENCE_LIMIT_S, attend, latest_ns, longest_s, until
 from nimbus.host_agent.build import Host
-from nimbus.host_agent.claims import renew_disk
+from nimbus.host_agent.causes import first_error
+from nimbus.host_agent.claims import renew_disk, renew_jail
 from nimbus.host_agent.guest import GuestSession, OutputSink, parse_session, render_session
 from nimbus.host_agent.keeper import KeeperGone, read_exit
 from nimbus.host_agent.lane import in_thread
-from nimbus.host_agent.life import Lease, Life, Overtime, describe_end, first_error, judge_memory
+from nimbus.host_agent.life import Lease, Life, Overtime, describe_end, judge_memory
 from nimbus.host_agent.plan import HostLayout, VmPlan, replan
 from nimbus.host_agent.usage import find_memory_events, read_memory_events
 from nimbus.host_agent.vmm.choice import BACKENDS
-from nimbus.host_agent.vmm.launch import RestoreFailed, launch_machine
-from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, find_machine, read_console_file
+from nimbus.host_agent.vmm.launch import RestoreFailed, bring_up, launch_machine
+from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage, find_machine, read_console_file
 from nimbus.model.errors import GuestFault, HostFault, NimbusError, Refused, Unavailable
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Command, Slot
@@ -44,6 +45,15 @@ LAUNCH_LIMIT_S = 60.0  # until its VMM runs a keeper mounts and forks: milliseco
 AskCommand = Callable[[], Awaitable[Command]]
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A VM that has all it needs on this host. `stage` tells how far a pool has brought it up; None: not at all."""
+
+    plan: VmPlan
+    boot: Boot
+    stage: Stage | None = None
+
+
 class ResumableSink(OutputSink, Protocol):
     """A sink that an earlier agent has filled."""
 
@@ -57,37 +67,41 @@ class ResumableSink(OutputSink, Protocol):
 
 
 async def serve_vm(
-    host: Host, plan: VmPlan, boot: Boot, lease: Lease, ask_command: AskCommand, sink: OutputSink, life: Life
+    host: Host, ready: Ready, lease: Lease, ask_command: AskCommand, sink: OutputSink, life: Life
 ) -> None:
     """Run the command in the VM; `life.exit` is its end. HostFault before the guest said hello, GuestFault after it."""
+    plan = ready.plan
     for attempt in range(1, BOOT_ATTEMPTS + 1):
         life.boots = attempt
         limit_s = await _boot_limit_s(host.layout)
         life.heard = trio.CancelScope(deadline=trio.current_time() + limit_s)
-        why = f"the guest never said hello in {limit_s:g} s"
+        failed: RestoreFailed | None = RestoreFailed(f"the guest never said hello in {limit_s:g} s")
         try:
-            must_prepare = boot.memory is Memory.TEMPLATE
-            ask_session = partial(_open_session, life, plan, ask_command, limit_s, must_prepare)
-            await _serve_once(host, plan, boot, lease, ask_session, sink, life)
-        except RestoreFailed as error:
-            why = str(error)
+            life.restored = ready.boot.memory is Memory.TEMPLATE
+            ask_session = partial(_open_session, life, plan, ask_command, limit_s)
+            await _serve_once(host, ready, lease, ask_session, sink, life)
+        except (RestoreFailed, KeeperGone) as error:
+            failed = error if isinstance(error, RestoreFailed) else None
         if _has_ended(life, plan):
             return
-        log.warning("vm.boot_failed", vm=str(plan.vm), attempt=attempt, why=why)
+        log.warning("vm.boot_failed", vm=str(plan.vm), attempt=attempt, why=str(failed or "it died while it waited"))
         await in_thread(partial(_clear_cgroup, plan.object))
         await in_thread(partial(life.record.change, keeper=None, session=None))  # nothing of this boot can be adopted
-        boot = await _boot_cold(host, plan, boot, why)
+        ready = await _boot_cold(host, ready, failed)
     raise HostFault(describe_end(life, f"the guest never said hello in {BOOT_ATTEMPTS} boots{_advise(host)}"))
 
 
-async def _boot_cold(host: Host, plan: VmPlan, boot: Boot, why: str) -> Boot:
+async def _boot_cold(host: Host, ready: Ready, failed: RestoreFailed | None) -> Ready:
     """After a restore that failed: its template is not tried again, and the disk begins empty, as cold boots do."""
+    plan, boot = ready.plan, ready.boot
     if boot.memory is not Memory.TEMPLATE:
-        return boot
-    if host.templates is not None and boot.template is not None:
-        await host.templates.distrust(boot.template, why)
+        return Ready(plan, boot)
+    if failed is not None and host.templates is not None and boot.template is not None:
+        await host.templates.distrust(boot.template, str(failed))
+    cold = replace(boot, memory=Memory.FRESH, template=None, memory_fd=None)
     await in_thread(partial(renew_disk, host.layout, plan))
-    return replace(boot, memory=Memory.FRESH, template=None, memory_fd=None)
+    await in_thread(partial(renew_jail, plan, cold))
+    return Ready(plan, cold)
 
 
 async def _boot_limit_s(layout: HostLayout) -> float:
@@ -96,8 +110,7 @@ async def _boot_limit_s(layout: HostLayout) -> float:
 
 async def _serve_once(
     host: Host,
-    plan: VmPlan,
-    boot: Boot,
+    ready: Ready,
     lease: Lease,
     ask_session: Callable[[], Awaitable[GuestSession]],
     sink: OutputSink,
@@ -108,8 +121,8 @@ async def _serve_once(
         async with trio.open_nursery() as vm:
             machine: Machine | None = None
             with life.phases.span("vmm"), trio.move_on_after(LAUNCH_LIMIT_S):
-                launched = partial(_launch, host, plan, boot, lease.terms(), life, vm.cancel_scope)
-                machine = await vm.start(launched)
+                bring = _launch if ready.stage is None else _resume
+                machine = await vm.start(partial(bring, host, ready, lease.terms(), life, vm.cancel_scope))
             if machine is None:
                 raise HostFault(f"the VMM was not started in {LAUNCH_LIMIT_S:g} s: its keeper hangs")
             await in_thread(partial(life.record.change, keeper=machine.keeper.identity))
@@ -119,23 +132,20 @@ async def _serve_once(
         raise first_error(group) from None
 
 
-async def _open_session(
-    life: Life, plan: VmPlan, ask_command: AskCommand, boot_limit_s: float, must_prepare: bool
-) -> GuestSession:
+async def _open_session(life: Life, plan: VmPlan, ask_command: AskCommand, boot_limit_s: float) -> GuestSession:
     """This boot's session, in the record before the guest hears of it: from then on it can be adopted."""
     if life.command is None:
         life.command = await ask_command()
     nonce = secrets.token_bytes(16)
-    session = GuestSession(nonce=nonce, command=life.command, net=plan.net, must_prepare=must_prepare)
+    session = GuestSession(nonce=nonce, command=life.command, net=plan.net, must_prepare=life.restored)
     latest = latest_ns(boot_limit_s + longest_s(life.command))
     await in_thread(partial(life.record.change, session=render_session(session), latest_ns=latest))
     return session
 
 
-async def _launch(  # noqa: ASYNC128 - launch has the machine and says that it started
+async def _launch(  # noqa: ASYNC128 - launch_machine has the machine and says that it started
     host: Host,
-    plan: VmPlan,
-    boot: Boot,
+    ready: Ready,
     terms: KeeperTerms,
     life: Life,
     scope: trio.CancelScope,
@@ -144,9 +154,32 @@ async def _launch(  # noqa: ASYNC128 - launch has the machine and says that it s
 ) -> None:
     """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
     life.vmm_exit = None
-    life.vmm_exit = await launch_machine(host.choice.vmm, plan, boot, terms, task_status=task_status)
-    await _look_after_it(plan, life)
+    life.vmm_exit = await launch_machine(host.choice.vmm, ready.plan, ready.boot, terms, task_status=task_status)
+    await _look_after_it(ready.plan, life)
     scope.cancel()
+
+
+async def _resume(
+    host: Host,
+    ready: Ready,
+    terms: KeeperTerms,
+    life: Life,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[Machine],
+) -> None:
+    """The same for a machine that waited: its keeper takes the lease before its guest runs.
+
+    Raises KeeperGone where it died while it waited.
+    """
+    keeper = life.record.value.keeper
+    assert keeper is not None  # noqa: S101 - the pool hands over nothing else
+    async with find_machine(host.choice.vmm, ready.plan, keeper) as machine:
+        if terms.deadline_ns is not None:
+            await machine.keeper.lease(terms.deadline_ns)
+        await bring_up(machine, ready.boot, since=ready.stage)
+        task_status.started(machine)
+        await _wait_gone(machine, life, scope)
 
 
 # --- booted by an earlier agent --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from nimbus.host_agent.build import Host
 from nimbus.host_agent.lane import limit_files
 from nimbus.host_agent.placing import AUTO_CORES_MIN, Pinning, Places, Wish, parse_housekeeping, read_places
 from nimbus.host_agent.plan import ActLimits, HostLayout
+from nimbus.host_agent.snapshots.templates import Templates
 from nimbus.host_agent.vmm.choice import Choice, choose_vmm
 from nimbus.model.errors import HostFault, Refused
 from nimbus.model.vm import HostPort
@@ -70,6 +71,9 @@ class HostSettings(BaseSettings):
         description="seconds that an act on this host (a network, a disk, a record) may take; then it counts as hung",
     )
     vm_shutdown_grace: float = Field(30.0, ge=0, description="seconds between SIGTERM and SIGKILL in the guest")
+    snapshot_boot: bool = Field(
+        True, description="boot from a template where there is one for exactly this: `nimbus snapshots build` makes it"
+    )
     require_limits: bool = Field(
         False, description="refuse to start where cgroup v2 cannot limit a VM's CPU, memory and processes"
     )
@@ -110,6 +114,12 @@ class AgentSettings(KeptBackSettings):
     agent_metrics_port: int = Field(9460, ge=0, le=65535)
     job_timeout: float = Field(3600.0, gt=0, description="seconds a job may run at most")
     job_labels: str = Field("nimbus", description="labels whose GitHub jobs this host takes, comma separated")
+    pool: str = Field(
+        "",
+        description="machines kept waiting: CPUSxMEMORY[xDISK]=PRESPAWNED/WARM in MiB, as 1x256x2048=2/1, comma separated",
+    )
+    pool_image: str = Field("base", description="their image")
+    pool_ttl: float = Field(3600.0, gt=0, description="seconds that one of them waits at most; then it is made anew")
     agent_lease_retries: int = Field(3, ge=0, description="quick retries of a lease request before the long wait")
     agent_lease_retry_base: float = Field(1.0, gt=0)
     agent_lease_retry_max: float = Field(15.0, gt=0)
@@ -194,6 +204,7 @@ def find_host(settings: HostSettings) -> Host:
         layout=layout,
         choice=choice,
         tsc_khz=native.tsc_khz() if choice.accel == "tcg" else 0,
+        templates=Templates(layout, choice) if settings.snapshot_boot else None,
         kernel_override=settings.kernel_image,
         rootfs_override=settings.rootfs_image,
         places=find_places(settings, choice),

@@ -16,11 +16,12 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 import trio
 
+from nimbus.host_agent.causes import name_fault
 from nimbus.host_agent.departure import Departure
 from nimbus.host_agent.guest import OutputSink
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
-from nimbus.host_agent.life import Life, Outcome, describe_cause, first_error, judge
+from nimbus.host_agent.life import Life, Outcome, describe_cause, judge
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.postmortem import keep_console
 from nimbus.host_agent.teardown import teardown
@@ -70,7 +71,7 @@ async def see_through(
             async with ties.open_sink(record) as sink:
                 await _serve_and_come_off(layout, ties, life, partial(serve, sink))
         except* (NimbusError, OSError) as fault:  # the sink's own
-            life.error = life.error or _name_fault(fault)
+            life.error = life.error or name_fault(fault)
         await _undo_once(layout, ties, life)  # where the sink did not even open
         outcome = _render_outcome(life, ties.departure)
         log.info("vm.ended", ending=str(outcome.ending), cause=outcome.cause, clean=outcome.clean)
@@ -96,7 +97,7 @@ async def tell_untold(layout: HostLayout, ties: Ties[SinkT], record: OpenRecord)
             async with ties.open_sink(record):
                 pass  # opened to be ended
         except* (NimbusError, OSError) as fault:  # output that cannot be shipped must not keep an end from being told
-            log.warning("vm.output_lost", vm=str(record.value.vm), why=str(_name_fault(fault)))
+            log.warning("vm.output_lost", vm=str(record.value.vm), why=str(name_fault(fault)))
         if _is_ended(record) or report.get("exit_code") is not None or report.get("signal") is not None:
             await reporter.tell(report)
             await in_thread(record.forget_report)
@@ -113,7 +114,7 @@ async def _serve_and_come_off(
     try:
         await serve()
     except* (NimbusError, OSError) as fault:
-        life.error = _name_fault(fault)
+        life.error = name_fault(fault)
     finally:
         await _come_off(layout, ties, life)  # noqa: ASYNC102 - its shields and limits are inside
 
@@ -190,20 +191,3 @@ def _render_outcome(life: Life, departure: Departure) -> Outcome:
         ending = Ending.CANCELLED if departure.leaving else Ending.HOST_FAULT
         cause = "its agent was stopped" if departure.leaving else "its agent gave it up"
     return Outcome(life.record.value.vm, ending, life.exit, cause, life.phases.render(), life.clean, life.boots)
-
-
-def _name_fault(group: BaseExceptionGroup[NimbusError | OSError]) -> NimbusError:
-    """What counts of it: ours before the kernel's. Whatever a kernel would not do for this VM, its neighbours live."""
-    ours, rest = group.split(NimbusError)
-    if ours is not None:
-        return first_error(ours)
-    assert rest is not None  # noqa: S101 - a group holds something
-    log.error("vm.host_refused", exc_info=rest)
-    return HostFault(f"this host refused: {_only(rest)}")
-
-
-def _only(group: BaseExceptionGroup[NimbusError | OSError]) -> str:
-    inner = group.exceptions[0]
-    if isinstance(inner, BaseExceptionGroup):
-        return _only(inner)
-    return (inner.strerror if isinstance(inner, OSError) else None) or type(inner).__name__

@@ -103,6 +103,12 @@ class Templates:
         except (HostFault, OSError) as error:
             log.warning("template.not_set_aside", template=template.digest, error=str(error))
 
+    async def forget(self, image: Image, shape: Shape, why: str) -> None:
+        """Set aside what there is for exactly this: a clone of it did not come up."""
+        ready = await self.find(image, shape)
+        if ready is not None:
+            await self.distrust(ready.template, why)
+
     async def key(self, image: Image, shape: Shape) -> TemplateKey:
         """All that must match. Raises HostFault where this host, its VMM or the image cannot be told exactly."""
         if self._vmm is None:
