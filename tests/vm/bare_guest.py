@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import trio
 
@@ -42,6 +43,16 @@ NET = NetPlan(
 )
 
 
+class Differences(TypedDict, total=False):
+    """What one test's guest has otherwise than the others."""
+
+    network: bool
+    initramfs: Path
+    port: str  # the name of its one virtio port
+    console: Path  # else the test's own output
+    more: Sequence[str]  # for QEMU
+
+
 @dataclass
 class BareGuest:
     """A running QEMU and the way to its guest's link."""
@@ -58,13 +69,15 @@ def new_session(command: Command) -> GuestSession:
 
 
 @asynccontextmanager
-async def open_bare_guest(folder: Path, *, network: bool = True) -> AsyncIterator[BareGuest]:
+async def open_bare_guest(folder: Path, **differences: Unpack[Differences]) -> AsyncIterator[BareGuest]:
     """The guest while the block runs; killed when it has not gone by itself."""
     store = ImageStore(BUILT_IMAGES)
     overlay = folder / "overlay.img"
-    shutil.copyfile(overlay_template(store, OVERLAY_MIB), overlay)
+    if not overlay.exists():  # a restored guest brings its own
+        shutil.copyfile(overlay_template(store, OVERLAY_MIB), overlay)
     link = folder / "link.sock"
-    argv = _argv(resolve_image(store, "base"), overlay, link, network=network)
+    image = resolve_image(store, "base")
+    argv = _argv(image, overlay, link, differences)
     # The console goes to the test's own output: pytest shows it where a test fails.
     start = partial(trio.run_process, argv, stdin=subprocess.DEVNULL, check=False)
     count_boots("qemu", 1)
@@ -73,18 +86,20 @@ async def open_bare_guest(folder: Path, *, network: bool = True) -> AsyncIterato
         nursery.cancel_scope.cancel()
 
 
-def _argv(image: Image, overlay: Path, link: Path, *, network: bool) -> list[str]:
+def _argv(image: Image, overlay: Path, link: Path, differences: Differences) -> list[str]:
     line = "console=ttyS0 reboot=t panic=-1 quiet loglevel=1 random.trust_cpu=on cryptomgr.notests"
+    initramfs = differences.get("initramfs", image.initramfs)
+    console = f"file,path={differences['console']}" if "console" in differences else "stdio,signal=off"
     argv = [
         "qemu-system-x86_64",
         *("-M", "microvm,accel=tcg,acpi=on,rtc=on,pit=on,pic=on,x-option-roms=off,isa-serial=on"),
         *("-cpu", "max", "-smp", "1", "-m", f"{MEM_MIB}M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
+        *("-kernel", str(image.kernel), "-initrd", str(initramfs)),
         *("-append", f"{line} tsc_early_khz={native.tsc_khz()}"),
-        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-chardev", f"{console},id=console", "-serial", "chardev:console"),
         *("-device", "virtio-serial-device", "-chardev", f"socket,id=link,path={link},server=on,wait=off"),
-        *("-device", "virtserialport,chardev=link,name=nimbus.link"),
+        *("-device", f"virtserialport,chardev=link,name={differences.get('port', 'nimbus.link')}"),
         *(
             "-drive",
             f"if=none,id=root,file={image.rootfs},format=raw,readonly=on",
@@ -93,6 +108,6 @@ def _argv(image: Image, overlay: Path, link: Path, *, network: bool) -> list[str
         ),
         *("-drive", f"if=none,id=own,file={overlay},format=raw,cache=unsafe", "-device", "virtio-blk-device,drive=own"),
     ]
-    if network:
+    if differences.get("network", True):
         argv += ["-netdev", "user,id=net,restrict=on", "-device", f"virtio-net-device,netdev=net,mac={NET.mac}"]
-    return argv
+    return [*argv, *differences.get("more", ())]

@@ -28,6 +28,7 @@ echo "dev $(for name in fd stdin stdout stderr; do readlink /dev/$name; done | t
 echo "address $(ip -4 -o address show eth0 | awk '{print $4}') $(ip route | head -n1 | awk '{print $1,$2,$3}')"
 echo "lo $(ip -4 -o address show lo | awk '{print $4}')"
 echo "names $(cat /etc/resolv.conf) $(grep -c nimbus /etc/hosts)"
+echo "machine $(cat /etc/machine-id)"
 echo "files $(ulimit -n)"
 echo "policies $(cut -d' ' -f41 /proc/1/stat) $(cut -d' ' -f41 /proc/self/stat)"
 sh -c 'sleep 0.1' & sh -c '(sleep 0.05 &)'; wait; sleep 0.3
@@ -70,6 +71,8 @@ async def test_a_job_finds_a_root_of_its_own_with_all_that_programs_expect(tmp_p
     assert told["root"] == "/written 1777"
     assert told["dev"].split() == ["/proc/self/fd", *(f"/proc/self/fd/{n}" for n in range(3))]
     assert told["address"] == "172.16.0.2/30 default via 172.16.0.1"
+    assert len(told["machine"]) == 32
+    assert hello.prepared
     assert told["lo"] == "127.0.0.1/8"
     assert told["names"] == "nameserver 172.16.0.1 1"
     assert int(told["files"]) >= 65536
@@ -77,6 +80,19 @@ async def test_a_job_finds_a_root_of_its_own_with_all_that_programs_expect(tmp_p
     assert told["zombies"] == "0"
     assert hello.kernel_ms > 0
     assert started.boot_ms >= hello.kernel_ms + hello.init_ms
+
+
+async def test_two_guests_of_one_image_are_two_machines(tmp_path: Path) -> None:
+    command = shell("cat /etc/machine-id /proc/sys/kernel/random/boot_id")
+    hosts = (Host(), Host())
+
+    async with trio.open_nursery() as nursery:
+        for number, host in enumerate(hosts):
+            (tmp_path / str(number)).mkdir()
+            nursery.start_soon(run_once, tmp_path / str(number), command, host)
+
+    ids = [line for host in hosts for line in host.sink.out.splitlines()]
+    assert len(set(ids)) == len(ids) == 4
 
 
 async def test_without_the_network_that_it_was_promised_a_job_does_not_start(tmp_path: Path) -> None:
