@@ -70,6 +70,7 @@ def _hear(life: Life, lease: Lease, event: GuestEvent) -> None:
     match event:
         case GuestHello() if not life.greeted:
             life.greeted = True
+            life.phases.mark("ready")
             _greet(life, lease, event, now)
         case GuestJobStarted() if not life.started:
             _note_started(life, lease)

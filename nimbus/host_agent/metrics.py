@@ -100,7 +100,7 @@ def count_restore(outcome: str) -> None:
 
 
 def count_pool_claim(got: str) -> None:
-    """One job whose shape the pool keeps: prespawned, warm, or missed."""
+    """One job whose shape the pool keeps: built, prespawned, warm, or missed."""
     POOL_CLAIMS.labels(got).inc()
 
 

@@ -27,6 +27,10 @@ class Phases:
         finally:
             self.add(name, (time.monotonic() - started) * 1000)
 
+    def mark(self, name: str) -> None:
+        """The time from this object's making until now; the first mark of a name stays."""
+        self._ms.setdefault(name, (time.monotonic() - self._began) * 1000)
+
     def add(self, name: str, ms: float) -> None:
         """Add what somebody else measured."""
         self._ms[name] = self._ms.get(name, 0.0) + ms

@@ -154,7 +154,9 @@ async def _launch(  # noqa: ASYNC128 - launch_machine has the machine and says t
 ) -> None:
     """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
     life.vmm_exit = None
-    life.vmm_exit = await launch_machine(host.choice.vmm, ready.plan, ready.boot, terms, task_status=task_status)
+    life.vmm_exit = await launch_machine(
+        host.choice.vmm, ready.plan, ready.boot, terms, span=life.phases.span, task_status=task_status
+    )
     await _look_after_it(ready.plan, life)
     scope.cancel()
 
@@ -177,7 +179,7 @@ async def _resume(
     async with find_machine(host.choice.vmm, ready.plan, keeper) as machine:
         if terms.deadline_ns is not None:
             await machine.keeper.lease(terms.deadline_ns)
-        await bring_up(machine, ready.boot, since=ready.stage)
+        await bring_up(machine, ready.boot, since=ready.stage, span=life.phases.span)
         task_status.started(machine)
         await _wait_gone(machine, life, scope)
 

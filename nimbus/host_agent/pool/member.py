@@ -23,6 +23,7 @@ from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.page import Page
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import VmPlan, render_plan, with_placement
+from nimbus.host_agent.pool.sizes import KINDS
 from nimbus.host_agent.serve import Ready
 from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.vmm.launch import launch_machine
@@ -37,7 +38,6 @@ from nimbus.storage.images import Image
 log = structlog.get_logger()
 
 POOL_KEY = "pool"  # in a record's plan: the stage in which it waits
-STAGES = {"prespawned": Stage.SPAWNED, "warm": Stage.PAUSED}
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Member:
     record: OpenRecord
     plan: VmPlan
     boot: Boot
-    kind: str  # prespawned or warm
+    kind: str  # one of KINDS
     image: Image
     born: float  # trio's time
     is_claimed: bool = False
@@ -56,8 +56,9 @@ class Member:
     leave: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
-    def stage(self) -> Stage:
-        return STAGES[self.kind]
+    def stage(self) -> Stage | None:
+        """How far it is; None: no VMM was started yet."""
+        return KINDS[self.kind]
 
     def serves(self, image: Image, shape: Shape) -> bool:
         """Whether it was made of exactly this."""
@@ -125,13 +126,17 @@ async def _wait_claimed(
     host: Host, member: Member, leash_fd: int, ttl_s: float, on_ready: Callable[[Member], None]
 ) -> None:
     """Returns when it is claimed, too old or dead."""
-    terms = KeeperTerms(None, leash_fd)
+    terms, stage = KeeperTerms(None, leash_fd), member.stage
     with member.leave:
+        if stage is None:
+            on_ready(member)
+            await trio.sleep(ttl_s)
+            return
         async with trio.open_nursery() as nursery:
 
             async def live(task_status: trio.TaskStatus[Machine]) -> None:  # noqa: ASYNC128 - launch_machine says so
                 told = await launch_machine(
-                    host.choice.vmm, member.plan, member.boot, terms, until=member.stage, task_status=task_status
+                    host.choice.vmm, member.plan, member.boot, terms, until=stage, task_status=task_status
                 )
                 log.warning("pool.member_died", vm=str(member.plan.vm), how=told.kind, code=told.code)
                 member.leave.cancel()

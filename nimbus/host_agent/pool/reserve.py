@@ -57,7 +57,7 @@ class Reserve:
         if image is None or not any(size.shape == shape for size in self._policy.sizes):
             return None
         fitting = [member for member in self._members if member.serves(image, shape)]
-        fitting.sort(key=lambda member: (-member.stage, member.born))
+        fitting.sort(key=lambda member: (-(member.stage or 0), member.born))
         if not fitting:
             metrics.count_pool_claim("missed")
             return None
@@ -164,7 +164,7 @@ class Reserve:
 
     def _find_missing(self, image: Image) -> tuple[Shape, str] | None:
         for size in self._policy.sizes:
-            for kind, number in (("prespawned", size.prespawned), ("warm", size.warm)):
+            for kind, number in size.numbers.items():
                 if self._count(image, size, kind) < number:
                     return size.shape, kind
         return None

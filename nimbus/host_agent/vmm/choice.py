@@ -17,10 +17,11 @@ from pathlib import Path
 from nimbus.host.kvm import Kvm, KvmVerdict, probe_kvm
 from nimbus.host_agent.vmm import Vmm
 from nimbus.host_agent.vmm.fake import Fake
+from nimbus.host_agent.vmm.firecracker import Firecracker
 from nimbus.host_agent.vmm.qemu import Qemu
 from nimbus.model.errors import HostFault, Refused
 
-BACKENDS: dict[str, Vmm] = {"fake": Fake(), "qemu": Qemu()}
+BACKENDS: dict[str, Vmm] = {"fake": Fake(), "firecracker": Firecracker(), "qemu": Qemu()}
 ACCELERATORS = ("auto", "tcg", "kvm")
 GUEST_INIT = Path(__file__).parents[2] / "rootfs" / "bin" / "nimbus-init"
 USUAL_FOLDER = Path("/usr/local/bin")  # where the documents put Firecracker

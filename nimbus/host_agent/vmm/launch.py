@@ -6,16 +6,19 @@ launched it tears it down. Called by serve.py, the pool and the template builder
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 
 import trio
 
+from nimbus.host_agent.jailer import SecurityAlarm
 from nimbus.host_agent.plan import VmPlan
 from nimbus.host_agent.vmm import Vmm
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage, open_machine
 from nimbus.model.errors import HostFault
 from nimbus.wire.keeper import VmmExit
+
+Span = Callable[[str], AbstractContextManager[object]]
 
 LAST_WORDS_BYTES = 1024
 DEATH_S = 0.5  # between a VMM's last answer and its keeper's word that it is dead
@@ -32,27 +35,40 @@ async def launch_machine(
     terms: KeeperTerms,
     *,
     until: Stage = Stage.RUNNING,
+    span: Span = nullcontext,
     task_status: trio.TaskStatus[Machine],
 ) -> VmmExit:
-    """Start the VM, bring it up, hand it over, and return how it ended."""
-    async with open_machine(vmm, plan, boot, terms) as machine:
-        await bring_up(machine, boot, until=until)
+    """Start the VM, bring it up, hand it over, and return how it ended. `span` times each step by its name."""
+    async with AsyncExitStack() as stack:
+        with span("keeper"):
+            machine = await stack.enter_async_context(open_machine(vmm, plan, boot, terms))
+        await bring_up(machine, boot, until=until, span=span)
         task_status.started(machine)
         return await machine.wait_gone()
 
 
-async def bring_up(machine: Machine, boot: Boot, *, since: Stage | None = None, until: Stage = Stage.RUNNING) -> None:
+async def bring_up(
+    machine: Machine,
+    boot: Boot,
+    *,
+    since: Stage | None = None,
+    until: Stage = Stage.RUNNING,
+    span: Span = nullcontext,
+) -> None:
     """From one stage to a later one. Raises HostFault with the VMM's last words where it ends on the way, and
     RestoreFailed where it was a template's clone.
     """
     try:
         async with _while_it_lives(machine):
             if since is None:
-                await machine.vmm.spawn(machine, boot)
+                with span("spawn"):
+                    await machine.vmm.spawn(machine, boot)
             if (since or Stage.SPAWNED) < Stage.PAUSED <= until and boot.memory is Memory.TEMPLATE:
-                await machine.vmm.load(machine, boot)
+                with span("load"):
+                    await machine.vmm.load(machine, boot)
             if until is Stage.RUNNING:
-                await machine.vmm.run(machine, boot)
+                with span("run"):
+                    await machine.vmm.run(machine, boot)
     except HostFault as error:
         if boot.memory is Memory.TEMPLATE and type(error) is HostFault:
             raise RestoreFailed(str(error)) from error
@@ -78,6 +94,8 @@ async def _while_it_lives(machine: Machine) -> AsyncIterator[None]:
             nursery.cancel_scope.deadline = trio.current_time() + DEATH_S
             await trio.sleep_forever()
         nursery.cancel_scope.cancel()
+    if isinstance(failed, SecurityAlarm):  # its death was our answer to it
+        raise failed
     if ended:
         raise HostFault(await _describe_death(machine, ended[0], failed)) from failed
     if failed is not None:

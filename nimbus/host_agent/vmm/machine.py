@@ -19,17 +19,19 @@ import trio
 from nimbus.host.cgroup import cgroup_dir
 from nimbus.host.netns import netns_path
 from nimbus.host_agent.keeper import Keeper, KeeperGone, connect_keeper, spawn_keeper
+from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.plan import VmPlan
 from nimbus.host_agent.vmm import Vmm
 from nimbus.model.errors import Unavailable
 from nimbus.model.record import ProcessId
 from nimbus.storage.images import Image
-from nimbus.wire.keeper import Bind, Jail, KeeperSpec, VmmExit
+from nimbus.wire.keeper import Bind, Jail, KeeperFailed, KeeperSpec, VmmExit
 
 if TYPE_CHECKING:
     from nimbus.storage.templates import Template
 
 CONSOLE_TAIL = "console.tail"
+LAST_WORDS_BYTES = 1024
 
 
 class Stage(enum.IntEnum):
@@ -157,9 +159,21 @@ def render_keeper_spec(plan: VmPlan, spec: LaunchSpec, terms: KeeperTerms) -> Ke
 async def open_machine(vmm: Vmm, plan: VmPlan, boot: Boot, terms: KeeperTerms) -> AsyncIterator[Machine]:
     """The VM while the block runs. Leaving closes the agent's ends only: teardown is what ends a VM."""
     spec = render_keeper_spec(plan, vmm.describe(plan, boot), terms)
-    keeper = await spawn_keeper(spec, orphan_fd=terms.orphan_fd)
+    try:
+        keeper = await spawn_keeper(spec, orphan_fd=terms.orphan_fd)
+    except KeeperFailed as error:
+        raise await in_thread(partial(_with_last_words, plan, error)) from error
     async with keeper:
         yield Machine(plan, keeper, vmm)
+
+
+def _with_last_words(plan: VmPlan, error: KeeperFailed) -> KeeperFailed:
+    """A jailer that failed has said why; nobody else could."""
+    if error.step != "pid-file":
+        return error
+    tail = read_console_file(plan, LAST_WORDS_BYTES).decode(errors="replace").strip()
+    words = "".join(char if char.isprintable() else " " for char in tail)
+    return KeeperFailed(f"{error}: {words}", error.step, error.errno)
 
 
 @asynccontextmanager
