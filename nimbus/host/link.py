@@ -204,17 +204,18 @@ def ensure_default_route(route: Netlink, gateway: IPv4Address, index: int) -> No
 
 
 def uplinks(route: Netlink, targets: tuple[IPv4Address, ...] = ()) -> tuple[str, ...]:
-    """Names of the links by which this host reaches the world and each of `targets`; loopback left out."""
+    """Names of the links by which this host reaches the world and each of `targets`, as far as it does now.
+
+    Loopback is left out. A host without a network runs VMs all the same: they reach what it reaches.
+    """
     indexes: set[int] = set()
     with _told("the host's routes could not be read"):
         for message in route.get_routes(family=socket.AF_INET, table=254):
             if message["dst_len"] == 0:
                 indexes |= set(_outputs(message))
-        for target in targets:
-            for message in route.route("get", dst=str(target)):
-                indexes |= set(_outputs(message))
-        found = (route.link("get", index=index)[0].get_attr("IFLA_IFNAME") for index in indexes)
-        return tuple(sorted(name for name in found if name != "lo"))
+        found = {str(route.link("get", index=index)[0].get_attr("IFLA_IFNAME")) for index in indexes}
+    found |= {name for target in targets if (name := find_output(route, target)) is not None}
+    return tuple(sorted(found - {"lo"}))
 
 
 def find_output(route: Netlink, address: IPv4Address) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,12 @@ def test_a_link_that_is_absent_is_lowered_and_removed_with_success() -> None:
         assert link.find_address("nbfff-absent") is None
         with pytest.raises(HostFault, match="not found"):
             link.link_index(route, "nbfff-absent")
+
+
+def test_a_host_that_has_no_way_to_its_nameserver_has_no_uplink_by_it(name: str) -> None:
+    netns.ensure_netns(name)
+    with netns.open_netns(name) as fd, link.open_netlink(fd) as route:
+        assert link.uplinks(route, (IPv4Address("192.0.2.1"),)) == ()
 
 
 def test_a_leftover_tap_goes_to_the_new_owner(name: str) -> None:
