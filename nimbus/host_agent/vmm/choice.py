@@ -84,6 +84,7 @@ def choose_vmm(
     *,
     firecracker: Path | None = None,
     jailer: Path | None = None,
+    seccomp_filter: Path | None = None,
     ask_kvm: Callable[[], Kvm] = probe_kvm,
 ) -> Choice:
     """The backend for the settings of these names. Raises Refused for a bad one, HostFault where this host has it not.
@@ -100,7 +101,7 @@ def choose_vmm(
     vmm = BACKENDS[decision.name]
     if decision.name == "firecracker" and facts.firecracker is not None:
         binary = facts.firecracker.resolve()
-        return Choice(vmm, decision.accel, binary, facts.jailer, warning=decision.warning)
+        return Choice(vmm, decision.accel, binary, facts.jailer, decision.warning, seccomp_filter)
     if decision.name == "qemu" and facts.qemu is not None:
         return Choice(vmm, decision.accel, facts.qemu.resolve(), warning=decision.warning)
     return Choice(vmm, decision.accel, GUEST_INIT)
