@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "vms": ("nimbus.cli.vms:vms", "This host's microVMs: list, inspect, console; purge what a crash left."),
     "assets": ("nimbus.cli.assets:assets", "Build, list and verify what guests boot from."),
     "snapshots": ("nimbus.cli.snapshots:snapshots", "The templates that machines boot from: build, list, verify, gc."),
+    "pool": ("nimbus.cli.pool:pool", "The machines that wait for jobs on this host."),
     "agent": ("nimbus.cli.agent:agent", "Run this host's agent, look at it, drain it."),
     "auth": ("nimbus.cli.auth:auth", "Mint the token with which an agent enrols."),
 }

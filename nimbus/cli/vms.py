@@ -46,6 +46,7 @@ def vms() -> None:
             orphan        nobody supervises it and nobody will: purge it
             ended-untold  it is over; the next agent tells the control plane how
             unreadable    its record was written by a newer release, or torn by a crash
+    Leases: a number is the control plane's, local a `nimbus run`, else it waits in the pool
     """
 
 
@@ -120,7 +121,7 @@ def _row(sight: Sight) -> dict[str, object]:
     return {
         **head,
         "backend": value.backend,
-        "lease": str(value.lease.machine_id) if value.lease else "local",
+        "lease": str(value.lease.machine_id) if value.lease else value.waits_as or "local",
         "age_s": int(time.time() - value.created_at),
         "claims": ",".join(value.claims),
         "failures": list(value.failures),

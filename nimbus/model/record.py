@@ -16,6 +16,8 @@ from nimbus.model.vm import Claim, GuestExit, Slot
 RECORD_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # of the previous release too: its machines are torn down, since 1 holds no session
 
+POOL_KEY = "pool"  # in the plan of a machine that waits in a pool: its kind
+
 
 @dataclass(frozen=True)
 class ProcessId:
@@ -51,6 +53,12 @@ class Record:
     def is_adoptable(self) -> bool:
         """Whether a next agent can go on with it: work of the control plane's, by a release that knows how."""
         return self.lease is not None and self.version >= 2
+
+    @property
+    def waits_as(self) -> str:
+        """The kind of machine that waits in a pool for a job; nothing for all that have one."""
+        kind = self.plan.get(POOL_KEY, "")
+        return kind if isinstance(kind, str) else ""
 
     @property
     def has_end(self) -> bool:

@@ -31,13 +31,11 @@ from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, St
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import new_vm_id
 from nimbus.model.lease import LeaseKey
-from nimbus.model.record import Record
+from nimbus.model.record import POOL_KEY, Record
 from nimbus.model.vm import Claim, Shape
 from nimbus.storage.images import Image
 
 log = structlog.get_logger()
-
-POOL_KEY = "pool"  # in a record's plan: the stage in which it waits
 
 
 @dataclass
@@ -152,7 +150,7 @@ async def take_over(host: Host, member: Member, phases: Phases) -> Ready:
     """What a job needs of the machine that it claimed, with CPUs of its own where this host gives them."""
     record, plan = member.record, member.plan
     with phases.span("claim"):
-        placement = await in_thread(partial(host.places.take, plan.object, plan.shape.cpus))
+        placement = await in_thread(partial(host.places.take, host.layout.runtime, plan.object, plan.shape.cpus))
         if placement is not None:
             plan = replace(plan, placement=placement)
             await in_thread(partial(record.change, plan=with_placement(record.value.plan, placement)))
