@@ -75,7 +75,7 @@ def run_guest(boot: Boot, show: Callable[[bytes], None], progress: Callable[[str
         subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as qemu,
     ):
         try:
-            _follow(qemu, boot.limit_s, _tee(log.write, show), progress)
+            _follow(qemu, boot.limit_s, open_console(log.write, show), progress)
             status = qemu.wait(SILENCE_S)
         finally:
             qemu.kill()  # a dead one does not mind
@@ -83,7 +83,7 @@ def run_guest(boot: Boot, show: Callable[[bytes], None], progress: Callable[[str
         raise HostFault(f"QEMU ended with status {status}: see {boot.console}")
 
 
-def _tee(log: Callable[[bytes], object], show: Callable[[bytes], None]) -> Callable[[bytes], None]:
+def open_console(log: Callable[[bytes], object], show: Callable[[bytes], None]) -> Callable[[bytes], None]:
     """All to the log; to people what follows the mark."""
     held = bytearray()
     shown = False

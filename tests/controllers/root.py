@@ -130,6 +130,8 @@ def _make(
     _install_kernel(folder, tree, packages)
     for name in ("nimbus", "results"):
         (tree / name).mkdir()
+    for name in ("hostname", "resolv.conf"):  # mmdebstrap takes them from this machine
+        (tree / "etc" / name).unlink(missing_ok=True)
     (tree / "usr/lib/python3/dist-packages/nimbus.pth").write_text(f"/{SITE}\n/nimbus\n")
     progress("writing the root's disk")
     write_disk(folder / "root.img", tree, "root")
