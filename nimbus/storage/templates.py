@@ -97,24 +97,25 @@ class TemplateStore:
                     self._discard(folder)
                     staged.rename(folder)
                     fsync_path(self.root, os.O_RDONLY | os.O_DIRECTORY)
+                    return read_template(folder)
         except OSError as error:
             raise HostFault(f"cannot keep a snapshot template in {self.root}: {error.strerror or error}") from error
-        return read_template(folder)
 
     def find(self, digest: str) -> Template | None:
         """The template of that digest: a few stats, no byte of its memory. Raises DamagedTemplate for a wreck."""
         if not is_digest(digest):
             raise Refused(f"{digest!r} is no digest of a snapshot template")
         folder = self.root / digest
-        try:
-            found = folder.lstat()
-        except FileNotFoundError:
-            return None
-        except PermissionError:
-            raise self._unreadable() from None
-        if not stat.S_ISDIR(found.st_mode):
-            raise DamagedTemplate(digest, "its folder is none")
-        return read_template(folder)
+        while (found := self._look(folder)) is not None:
+            try:
+                if not stat.S_ISDIR(found.st_mode):
+                    raise DamagedTemplate(digest, "its folder is none")
+                return read_template(folder)
+            except DamagedTemplate:
+                now = self._look(folder)
+                if now is not None and now.st_ino == found.st_ino:
+                    raise  # and not that another process has just built it again, or removed it
+        return None
 
     def digests(self) -> tuple[str, ...]:
         """The names of all that are here, wrecks among them."""
@@ -250,6 +251,14 @@ class TemplateStore:
             raise HostFault(
                 f"cannot change the snapshot templates in {self.root}: {error.strerror or error}"
             ) from error
+
+    def _look(self, folder: Path) -> os.stat_result | None:
+        try:
+            return folder.lstat()
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            raise self._unreadable() from None
 
     def _names(self, folder: Path) -> tuple[str, ...]:
         try:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -392,3 +393,36 @@ def test_gc_leaves_what_was_set_aside_just_now_and_takes_it_when_asked_for_all_t
     assert store.gc(keep=1).quarantined == ()
     assert store.gc(keep=1, oldest=aside.at + 1).quarantined == (aside,)
     assert store.quarantined() == ()
+
+
+def test_builders_of_one_template_at_once_leave_one_that_is_whole(store: TemplateStore, tmp_path: Path) -> None:
+    files = make_files(tmp_path / "vm")
+    with ThreadPoolExecutor(4) as builders:
+        built = list(builders.map(lambda _: store.publish(KEY, files), range(4)))
+    (left,) = store.list_templates()
+    store.verify(left)
+    assert left.generation in {one.generation for one in built}
+    assert list(store.staging.iterdir()) == []
+
+
+def test_who_looks_meets_no_wreck_while_others_build_and_remove(store: TemplateStore, tmp_path: Path) -> None:
+    files = make_files(tmp_path / "vm")
+    with ThreadPoolExecutor(2) as others:
+        work: list[Future[object]] = [others.submit(store.publish, KEY, files) for _ in range(6)]
+        work += [others.submit(store.remove, KEY.digest()) for _ in range(6)]
+        while not all(one.done() for one in work):
+            store.find(KEY.digest())
+    assert [one.exception() for one in work] == [None] * 12
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: becomes another user for a moment")
+def test_a_store_that_another_user_owns_is_told_as_such(store: TemplateStore, tmp_path: Path) -> None:
+    template = publish(store, tmp_path)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(HostFault, match="not this user's"):
+            store.find(template.digest)
+        with pytest.raises(HostFault, match="not this user's"):
+            store.digests()
+    finally:
+        os.seteuid(0)
