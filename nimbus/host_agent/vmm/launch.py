@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 import trio
 
 from nimbus.host_agent.jailer import SecurityAlarm
+from nimbus.host_agent.pinning import PinFailed, pin_machine
 from nimbus.host_agent.plan import VmPlan
 from nimbus.host_agent.vmm import Vmm
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage, open_machine
@@ -66,13 +67,24 @@ async def bring_up(
             if (since or Stage.SPAWNED) < Stage.PAUSED <= until and boot.memory is Memory.TEMPLATE:
                 with span("load"):
                     await machine.vmm.load(machine, boot)
+            pinned = await _pin(machine, span)  # a pool machine too: its CPUs come with its job
             if until is Stage.RUNNING:
                 with span("run"):
                     await machine.vmm.run(machine, boot)
+                if not pinned and not await _pin(machine, span):
+                    raise PinFailed(f"the VMM of VM {machine.plan.vm} runs, and has no vCPU threads")
     except HostFault as error:
         if boot.memory is Memory.TEMPLATE and type(error) is HostFault:
             raise RestoreFailed(str(error)) from error
         raise
+
+
+async def _pin(machine: Machine, span: Span) -> bool:
+    """Its vCPUs to their own CPUs. False where there are none yet: Firecracker makes them as a cold machine starts."""
+    if machine.plan.placement is None:
+        return True
+    with span("pin"):
+        return await pin_machine(machine)
 
 
 @asynccontextmanager
