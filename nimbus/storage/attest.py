@@ -1,9 +1,10 @@
 """Whether an image's files are what its manifest says, at each boot, and what they are. Reads; never repairs.
 
-A file is read once in the life of a process and then known by its identity: device, inode, size, mtime and ctime.
-Nobody gives a file back its ctime but who is root and turns the clock back, or writes to the disk beneath its file
-system: such a one is not found out, and neither is a disk that lies. Called by the agent in threads, and by
-`nimbus run`.
+A file is read once in the life of a process and then known by its device, inode, size, mtime and ctime. A ctime alone
+also moves when a jail takes or drops a hard link of the file, at every boot under Firecracker: such a file is believed
+for REREAD_S after its last reading. So who may write the file and puts its mtime back is found out within that time;
+who is root and turns the clock back, or writes to the disk beneath the file system, is not, and neither is a disk that
+lies. Called by the agent in threads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nimbus.model.attestation import Attestation
 from nimbus.model.errors import HostFault
 from nimbus.storage.images import BUILD_COMMAND, Image
 
+REREAD_S = 600.0
 _SETTLED_NS = 2_000_000_000  # a file system's clock ticks: what was written just now could be again, unseen
 _KNOWN_MAX = 256  # files; a host has a few images
 _SHORT_DIGEST = 12
@@ -35,13 +37,13 @@ class _Identity:
     inode: int
     size: int
     mtime_ns: int
-    ctime_ns: int
 
 
 @dataclass(frozen=True)
 class _Reading:
     sha256: str
     at: float  # Unix seconds
+    ctime_ns: int
 
 
 class Attestor:
@@ -86,21 +88,20 @@ class Attestor:
 
     def _read(self, path: Path) -> _Reading:
         with path.open("rb") as file:
-            identity = _identify(file.fileno())
-            known = self._known.get(identity)
-            if known is not None:
+            identity, ctime_ns = _identify(file.fileno())
+            known, now_ns = self._known.get(identity), self._now_ns()
+            if known is not None and (known.ctime_ns == ctime_ns or 0 <= now_ns / 1e9 - known.at < REREAD_S):
                 return known
-            began_ns = self._now_ns()
-            reading = _Reading(hashlib.file_digest(file, "sha256").hexdigest(), began_ns / 1e9)
-            if _identify(file.fileno()) != identity:
+            reading = _Reading(hashlib.file_digest(file, "sha256").hexdigest(), now_ns / 1e9, ctime_ns)
+            if _identify(file.fileno())[0] != identity:
                 raise AlteredImage(f"{path} changed while it was read: nothing boots from it")
-        if began_ns - identity.ctime_ns > _SETTLED_NS:
+        if now_ns - identity.mtime_ns > _SETTLED_NS:
             while len(self._known) >= _KNOWN_MAX:
                 del self._known[next(iter(self._known))]
             self._known[identity] = reading
         return reading
 
 
-def _identify(fd: int) -> _Identity:
+def _identify(fd: int) -> tuple[_Identity, int]:
     found = os.fstat(fd)
-    return _Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return _Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns), found.st_ctime_ns
