@@ -49,7 +49,14 @@ def doctor(as_json: bool) -> None:
 
 def _patient() -> Patient:
     settings = cast("KeptBackSettings", read_settings(KeptBackSettings))
-    return Patient(plan_layout(settings), settings.vmm, settings.accel, settings.disk_reserve_mib)
+    return Patient(
+        plan_layout(settings),
+        settings.vmm,
+        settings.accel,
+        settings.disk_reserve_mib,
+        settings.fc_bin,
+        settings.jailer_bin,
+    )
 
 
 def render(finding: Finding) -> str:

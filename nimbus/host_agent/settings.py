@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nimbus.host import cgroup, native
 from nimbus.host.blockdevice import find_disk
+from nimbus.host.kvm import find_kvm
 from nimbus.host.roots import claim_root
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.lane import limit_files
@@ -41,8 +43,15 @@ class HostSettings(BaseSettings):
 
     state_dir: Path = Field(default_factory=default_state_dir, description="ledger, VM folders and images")
     runtime_dir: Path = Field(Path("/run/nimbus"), description="slots, shared by all agents of the host")
-    vmm: str = Field("auto", description="auto, qemu or fake; auto never takes the fake")
-    accel: str = Field("tcg", description="tcg (software emulation) or kvm")
+    vmm: str = Field(
+        "auto",
+        description="firecracker, qemu, fake or auto: Firecracker where KVM is hardware and it is installed, else QEMU",
+    )
+    accel: str = Field("auto", description="kvm, tcg (software emulation) or auto: kvm where a guest proves it is real")
+    fc_bin: Path | None = Field(
+        None, description="Firecracker's binary; unset: /usr/local/bin/firecracker, else the one on PATH"
+    )
+    jailer_bin: Path | None = Field(None, description="its jailer; unset: /usr/local/bin/jailer, else the one on PATH")
     tap_prefix: str = Field("nimbus", description="the tap in each VM's netns is this with a 0", max_length=14)
     vm_subnet: IPv4Network = Field(IPv4Network("172.30.0.0/16"), description="a /30 of it links each VM's netns")
     vm_slots: int = Field(64, ge=1, le=4096, description="VMs at the same time at most")
@@ -194,10 +203,17 @@ def find_nameserver(resolv_conf: Path) -> IPv4Address | None:
 
 def find_host(settings: HostSettings) -> Host:
     """This host as the rest of the room knows it. Raises Refused or HostFault with what must be done."""
-    choice = choose_vmm(settings.vmm, settings.accel)
+    layout = find_layout(settings)
+    choice = choose_vmm(
+        settings.vmm,
+        settings.accel,
+        firecracker=settings.fc_bin,
+        jailer=settings.jailer_bin,
+        seccomp_filter=settings.seccomp_filter,
+        ask_kvm=partial(find_kvm, layout.runtime),
+    )
     if settings.require_limits:
         check_limits(cgroup.missing_controllers())
-    layout = find_layout(settings)
     if settings.vm_io_bps or settings.vm_io_iops:
         check_io(layout.io, offered=cgroup.has_controller("io"))
     return Host(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from pathlib import Path
 
 from nimbus.host_agent.plan import HostLayout
 
@@ -34,6 +35,8 @@ class Patient:
     vmm: str  # NIMBUS_VMM
     accel: str  # NIMBUS_ACCEL
     reserve_mib: int
+    firecracker: Path | None = None  # NIMBUS_FC_BIN
+    jailer: Path | None = None  # NIMBUS_JAILER_BIN
 
 
 def ok(name: str, detail: str) -> Finding:

@@ -34,7 +34,7 @@ _PURGE = "nimbus vms purge --all"
 
 def check_vmm(patient: Patient) -> Iterator[Finding]:
     try:
-        choice = choose_vmm(patient.vmm, patient.accel)
+        choice = choose_vmm(patient.vmm, patient.accel, firecracker=patient.firecracker, jailer=patient.jailer)
     except NimbusError as error:
         yield broken("vmm", str(error), "apt-get install qemu-system-x86, or set NIMBUS_VMM and NIMBUS_ACCEL")
         return
