@@ -7,7 +7,7 @@ import mmap
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +42,15 @@ def build(terminal: Terminal, *words: str, env: dict[str, str] | None = None) ->
 def holds(path: Path, text: bytes) -> bool:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
         return content.find(text) >= 0
+
+
+def rot(path: Path) -> None:
+    """As a failing disk would: nothing but the bytes is another."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.pwrite(fd, b"rot", 100 << 20)
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -98,11 +107,7 @@ def test_no_secret_of_who_builds_it_is_in_a_template(terminal: Terminal) -> None
 def test_a_damaged_template_is_told_set_aside_by_the_next_build_and_built_again(terminal: Terminal) -> None:
     first = build(terminal)
     (template,) = store_of(terminal).list_templates()
-    template.memory.chmod(0o644)
-    with template.memory.open("r+b") as memory:
-        memory.seek(100 << 20)
-        memory.write(b"rot")
-    template.memory.chmod(0o444)
+    rot(template.memory)
     verified = terminal.call("snapshots", "verify")
     assert (verified.returncode, b"DAMAGED: memory hashes to" in verified.stdout) == (1, True)
     again = build(terminal)
@@ -111,6 +116,25 @@ def test_a_damaged_template_is_told_set_aside_by_the_next_build_and_built_again(
     states = [row["state"] for row in json.loads(terminal.call("snapshots", "list", "--json").stdout)]
     assert states == ["ready", "quarantined"]
     assert terminal.call("snapshots", "verify").returncode == 0
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 1 << 20)
+
+
+@pytest.mark.parametrize("harm", [rot, truncate])
+def test_a_machine_of_a_damaged_template_boots_cold_and_the_template_is_set_aside(
+    terminal: Terminal, harm: Callable[[Path], None]
+) -> None:
+    build(terminal)
+    count_boots("qemu", 1)
+    (template,) = store_of(terminal).list_templates()
+    restored = json.loads(terminal.run("--json", "--", "true").stdout)
+    harm(template.memory)
+    cold = json.loads(terminal.run("--json", "--", "true").stdout)
+    assert [run["status"] for run in (restored, cold)] == [0, 0]
+    assert ["load" in run["phases_ms"] for run in (restored, cold)] == [True, False]
+    assert [row["state"] for row in json.loads(terminal.call("snapshots", "list", "--json").stdout)] == ["quarantined"]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
