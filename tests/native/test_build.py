@@ -44,6 +44,7 @@ def test_a_wheel_is_bound_to_its_platform_and_holds_the_binaries(tmp_path: Path)
     assert modes["nimbus/host/bin/nimbus-keeper"] & 0o111 == 0o111
     assert modes["nimbus/rootfs/bin/nimbus-init"] & 0o111 == 0o111
     assert "nimbus/host/bin/nimbus-probe.elf" in modes
+    assert modes["nimbus/host/bin/nimbus-kvm"] & 0o111 == 0o111
     assert not [name for name in modes if name.startswith(("native/", "tests/"))]
 
 

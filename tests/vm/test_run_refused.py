@@ -69,7 +69,7 @@ def test_an_empty_command_is_refused(terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("NIMBUS_VMM", "bogus", "NIMBUS_VMM='bogus': auto, fake, qemu are known"),
+        ("NIMBUS_VMM", "bogus", "NIMBUS_VMM='bogus': auto, fake, firecracker, qemu are known"),
         ("NIMBUS_ACCEL", "bogus", "NIMBUS_ACCEL='bogus'"),
         ("NIMBUS_VM_SLOTS", "many", "NIMBUS_VM_SLOTS"),
         ("NIMBUS_GUEST_PORTS", "80", "'80' is not PORT=ADDRESS:PORT"),
