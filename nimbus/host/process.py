@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from nimbus.host import native
@@ -88,11 +89,13 @@ def find_threads(pid: int, inner: tuple[int, ...]) -> tuple[int, ...]:
     """
     found: dict[int, int] = {}
     try:
-        for folder in (_PROC / str(pid) / "task").iterdir():
-            words = next(line for line in (folder / "status").read_text().splitlines() if line.startswith("NSpid:"))
-            found[int(words.split()[-1])] = int(folder.name)
+        for name in os.listdir(_PROC / str(pid) / "task"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # another one that has ended: none of ours
+                status = (_PROC / str(pid) / "task" / name / "status").read_text()
+                words = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+                found[int(words.split()[-1])] = int(name)
         return tuple(found[thread] for thread in inner)
-    except (FileNotFoundError, StopIteration, KeyError) as error:
+    except (FileNotFoundError, KeyError) as error:
         raise ProcessLookupError(f"a thread of process {pid} has ended") from error
 
 

@@ -40,7 +40,7 @@ class ThreadPlace:
 
 
 async def pin_machine(machine: Machine) -> bool:
-    """Pin what there is of it by now. False while its VMM has made no vCPU threads yet; PinFailed where it cannot be."""
+    """Pin what there is of it by now. False while its VMM has no vCPU threads yet; PinFailed where it cannot be."""
     if machine.plan.placement is None:
         return True
     try:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -93,3 +94,20 @@ def test_a_name_with_brackets_and_spaces_does_not_shift_the_fields(tmp_path: Pat
         ticks = process.start_ticks(child.pid)
         child.kill()
     assert ticks >= process.start_ticks(os.getpid())
+
+
+def test_threads_are_found_by_their_own_numbers_while_others_of_the_process_come_and_go() -> None:
+    churn = "import threading\nprint('up', flush=True)\nwhile True: threading.Thread(target=int).start()"
+    with subprocess.Popen([sys.executable, "-c", churn], stdout=subprocess.PIPE) as restless:
+        try:
+            assert restless.stdout is not None
+            restless.stdout.readline()
+            looks = {process.find_threads(restless.pid, (restless.pid,)) for _ in range(1000)}
+        finally:
+            restless.kill()
+    assert looks == {(restless.pid,)}
+
+
+def test_a_thread_that_a_process_has_not_is_one_that_has_ended(sleeper: subprocess.Popen[bytes]) -> None:
+    with pytest.raises(ProcessLookupError, match="has ended"):
+        process.find_threads(sleeper.pid, (sleeper.pid, 1))
