@@ -33,6 +33,7 @@ from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Command, Ending, Shape, Usage
 from nimbus.storage.content import ImageStore
 from nimbus.storage.images import Image, resolve_image
+from nimbus.wire.vmjson import render_attestation
 
 _SIZE = re.compile(r"([0-9]+)\s*([kmgt]?)i?b?", re.IGNORECASE)
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -215,6 +216,7 @@ def render_outcome(host: Host, outcome: Outcome | None, signum: int | None) -> d
             "boots": outcome.boots,
             "clean": outcome.clean,
             "phases_ms": outcome.phases_ms,
+            "attestation": render_attestation(outcome.attestation) if outcome.attestation else None,
         }
     return body
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nimbus.host_agent import claims
+from nimbus.host_agent.attesting import attest_boot
 from nimbus.host_agent.claims import CLAIMS, Target
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
@@ -76,6 +77,8 @@ async def build_vm(
     choice = host.choice
     boot = Boot(image, choice.binary, host.tsc_khz, choice.jailer, choice.seccomp_filter)
     boot = ready.boot(boot) if ready else boot
+    with phases.span("attest"):
+        await attest_boot(record, boot)
     target = Target(host.layout, record.value, plan, ready.template.overlay if ready else None, boot)
     with phases.span("network"):
         await claims.acquire(Claim.NETWORK, target)

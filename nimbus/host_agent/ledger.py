@@ -24,6 +24,8 @@ from nimbus.model.ids import VmId, is_vm_id
 from nimbus.model.lease import LeaseKey
 from nimbus.model.record import READABLE_VERSIONS, ProcessId, Record
 from nimbus.model.vm import Claim, ExitReason, GuestExit, Slot
+from nimbus.wire.fields import Fields
+from nimbus.wire.vmjson import parse_attestation
 
 EARLIER_WRITE_S = 2.0  # a teardown writes once for each claim: on a disk that hangs it must not wait long for each
 
@@ -195,6 +197,7 @@ def parse_record(text: str | bytes) -> Record:
         body: dict[str, Any] = json.loads(text)
         if body["version"] not in READABLE_VERSIONS:
             raise HostFault(f"ledger record of version {body['version']}: this release reads {READABLE_VERSIONS}")
+        attested = body.get("attestation")
         return Record(
             vm=VmId(body["vm"]),
             created_at=body["created_at"],
@@ -210,6 +213,7 @@ def parse_record(text: str | bytes) -> Record:
             session=body.get("session"),
             latest_ns=body.get("latest_ns"),
             report=body.get("report"),
+            attestation=parse_attestation(Fields(attested, "attestation")) if attested else None,
             failures=tuple(body["failures"]),
             version=body["version"],
         )

@@ -17,6 +17,7 @@ from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import read_shape
 from nimbus.host_agent.usage import MemoryEvents
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
+from nimbus.model.attestation import Attestation
 from nimbus.model.errors import GuestFault, HostFault, NimbusError
 from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
@@ -119,6 +120,7 @@ class Outcome:
     phases_ms: dict[str, float]
     clean: bool  # nothing is left on the host
     boots: int
+    attestation: Attestation | None = None  # None: it came to no boot, or this backend gives a guest no files
 
 
 def judge(told: GuestExit | None, error: NimbusError | None) -> Ending:

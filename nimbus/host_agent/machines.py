@@ -106,6 +106,7 @@ def plan_finish(key: LeaseKey, outcome: Outcome) -> FinishRequest:
         signal=told.signal if told else None,
         cause=outcome.cause,
         phases_ms=outcome.phases_ms,
+        attestation=outcome.attestation,
     )
 
 

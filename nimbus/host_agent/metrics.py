@@ -30,7 +30,9 @@ POOL_FAILURES = Counter("nimbus_host_agent_pool_failures_total", "Machines for t
 JAIL_COPIES = Counter(
     "nimbus_host_agent_jail_copies_total", "Files that could not be shared with a VM's chroot and were copied", ["file"]
 )
-ALARMS = Counter("nimbus_host_agent_security_alarms_total", "VMMs that were not jailed as they were to be, and killed")
+ALARMS = Counter(
+    "nimbus_host_agent_security_alarms_total", "VMMs that were not jailed as they were to be, and altered images"
+)
 
 REAPS = Counter("nimbus_host_agent_reaps_total", "VMs of dead supervisors that were cleared away")
 STUCK = Gauge("nimbus_host_agent_claims_stuck", "VMs whose teardown could not be completed")
@@ -115,7 +117,7 @@ def count_jail_copy(file: str) -> None:
 
 
 def count_alarm() -> None:
-    """One VMM that had more rights than it was to have."""
+    """One VMM that had more rights than it was to have, or one boot from an altered file that was refused."""
     ALARMS.inc()
 
 

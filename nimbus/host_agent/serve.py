@@ -18,6 +18,7 @@ import trio
 
 from nimbus.host import cgroup, process, slots
 from nimbus.host_agent.attend import CONSOLE_TAIL_BYTES, SILENCE_LIMIT_S, attend, latest_ns, longest_s, until
+from nimbus.host_agent.attesting import attest_boot
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.causes import first_error
 from nimbus.host_agent.claims import renew_disk, renew_jail
@@ -88,6 +89,7 @@ async def serve_vm(
         await in_thread(partial(_clear_cgroup, plan.object))
         await in_thread(partial(life.record.change, keeper=None, session=None))  # nothing of this boot can be adopted
         ready = await _boot_cold(host, ready, failed)
+        await attest_boot(life.record, ready.boot)
     raise HostFault(describe_end(life, f"the guest never said hello in {BOOT_ATTEMPTS} boots{_advise(host)}"))
 
 

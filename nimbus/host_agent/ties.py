@@ -190,4 +190,7 @@ def _render_outcome(life: Life, departure: Departure) -> Outcome:
     if life.exit is None and life.error is None:  # cancelled
         ending = Ending.CANCELLED if departure.leaving else Ending.HOST_FAULT
         cause = "its agent was stopped" if departure.leaving else "its agent gave it up"
-    return Outcome(life.record.value.vm, ending, life.exit, cause, life.phases.render(), life.clean, life.boots)
+    record = life.record.value
+    return Outcome(
+        record.vm, ending, life.exit, cause, life.phases.render(), life.clean, life.boots, record.attestation
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from nimbus.model.attestation import Attestation
 from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Claim, GuestExit, Slot
@@ -46,6 +47,7 @@ class Record:
     session: Mapping[str, object] | None = field(default=None, repr=False)  # set before the guest hears of its job
     latest_ns: int | None = None  # CLOCK_BOOTTIME when the command's own time is over; None: it has no limit
     report: Mapping[str, object] | None = None  # the finish that the control plane has not acknowledged yet
+    attestation: Attestation | None = None  # what it boots from, once that was checked
     failures: tuple[str, ...] = ()  # what could not be released, for the operator
     version: int = RECORD_VERSION
 

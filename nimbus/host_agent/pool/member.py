@@ -16,6 +16,7 @@ import trio
 
 from nimbus.host import process
 from nimbus.host_agent import claims
+from nimbus.host_agent.attesting import attest_boot
 from nimbus.host_agent.build import SHARED, Host, build_vm
 from nimbus.host_agent.claims import Target
 from nimbus.host_agent.lane import in_thread
@@ -150,6 +151,7 @@ async def take_over(host: Host, member: Member, phases: Phases) -> Ready:
     """What a job needs of the machine that it claimed, with CPUs of its own where this host gives them."""
     record, plan = member.record, member.plan
     with phases.span("claim"):
+        await attest_boot(record, member.boot)  # it may have waited for long
         placement = await in_thread(partial(host.places.take, host.layout.runtime, plan.object, plan.shape.cpus))
         if placement is not None:
             plan = replace(plan, placement=placement)

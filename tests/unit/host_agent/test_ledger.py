@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nimbus.host_agent.ledger import Ledger, parse_record, render_record
+from nimbus.model.attestation import Attestation
 from nimbus.model.errors import Conflict, HostFault
 from nimbus.model.ids import VmId, new_vm_id
 from nimbus.model.lease import LeaseKey
@@ -45,6 +46,10 @@ records = st.builds(
     lease=st.none() | st.builds(LeaseKey, st.integers(1, 1 << 60), st.uuids().map(str), st.integers(1, 1 << 60)),
     deadline_ns=st.none() | st.integers(0, 1 << 63),
     exit=st.none() | st.builds(GuestExit, st.integers(0, 255), st.none(), st.sampled_from(ExitReason), st.text()),
+    attestation=st.none()
+    | st.builds(
+        Attestation, *([st.just("base")] + [st.from_regex("[0-9a-f]{64}", fullmatch=True)] * 4), st.floats(0, 1e10)
+    ),
     failures=st.lists(st.text(), max_size=3).map(tuple),
 )
 
