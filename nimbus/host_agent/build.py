@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nimbus.host_agent.snapshots.templates import Templates
 
 
-SHARED = Places(Path(), why="nobody asked for CPUs of its own")
+SHARED = Places(why="nobody asked for CPUs of its own")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ async def build_vm(
     with phases.span("slot"):
         slot = await claims.acquire(Claim.SLOT, Target(host.layout, record.value))
         assert isinstance(slot, Slot)  # noqa: S101 - the one claim that has a value
-        placement = await in_thread(partial(host.places.take, Target(host.layout, record.value).object, shape.cpus))
+        owner = Target(host.layout, record.value).object
+        placement = await in_thread(partial(host.places.take, host.layout.runtime, owner, shape.cpus))
         stored = with_placement(record.value.plan, placement)
         await in_thread(partial(record.change, slot=slot, plan=stored))
     plan = plan_vm(

@@ -47,7 +47,6 @@ class Wish:
 class Places:
     """The cores that are given to VMs, whole and one VM each; none where VMs share the host's CPUs."""
 
-    runtime: Path
     cores: Topology | None = None
     housekeeping: frozenset[int] = frozenset()  # kept for the agent, the keepers and the host
     must: bool = False  # no VM without CPUs of its own
@@ -63,7 +62,7 @@ class Places:
         """CPUs that a VM of one vCPU costs; 0 where none has its own."""
         return 0 if self.cores is None else self.cores.core_width
 
-    def take(self, owner: str, cpus: int) -> Placement | None:
+    def take(self, runtime_dir: Path, owner: str, cpus: int) -> Placement | None:
         """CPUs for the VM with this object name, until its slot is released. None: it shares what others leave.
 
         Raises HostFault where there are not enough and every VM must have its own.
@@ -71,16 +70,16 @@ class Places:
         cores = self.cores
         if cores is None:
             return None
-        placed = take_cpus(self.runtime, owner, lambda taken: place(cores, taken, cpus))
+        placed = take_cpus(runtime_dir, owner, lambda taken: place(cores, taken, cpus))
         if placed is None and self.must:
             raise HostFault(f"not enough whole cores are free for {cpus} vCPUs: NIMBUS_CPU_PINNING=on gives no others")
         if placed is None:
             log.warning("vm.not_placed", object=owner, cpus=cpus)
         return placed
 
-    def has_room(self, cpus: int) -> bool:
+    def has_room(self, runtime_dir: Path, cpus: int) -> bool:
         """Whether `take` would find CPUs now; always where VMs share them."""
-        taken = frozenset[int]().union(*(ticket.cpus for ticket in list_cpus(self.runtime)))
+        taken = frozenset[int]().union(*(ticket.cpus for ticket in list_cpus(runtime_dir)))
         return self.cores is None or place(self.cores, taken, cpus) is not None
 
     def confine(self) -> None:
@@ -92,15 +91,15 @@ class Places:
             native.set_affinity(0, self.housekeeping)
 
 
-def read_places(runtime: Path, wish: Wish) -> Places:
+def read_places(wish: Wish) -> Places:
     """What this host gives, by the wish. Raises HostFault or Refused where it asks for what cannot be."""
     if wish.pinning is Pinning.OFF:
-        return Places(runtime, why="NIMBUS_CPU_PINNING is off")
+        return Places(why="NIMBUS_CPU_PINNING is off")
     may_pin = bool(caps.read_facts().capabilities >> _CAP_SYS_NICE & 1)
-    return plan_places(runtime, wish, read_topology(allowed_cpus()), may_pin=may_pin)
+    return plan_places(wish, read_topology(allowed_cpus()), may_pin=may_pin)
 
 
-def plan_places(runtime: Path, wish: Wish, topology: Topology, *, may_pin: bool) -> Places:
+def plan_places(wish: Wish, topology: Topology, *, may_pin: bool) -> Places:
     """Pure: the same for a host with these cores."""
     first = frozenset(topology.cores[0]) if topology.cores else frozenset[int]()
     housekeeping = first if wish.housekeeping is None else wish.housekeeping
@@ -112,10 +111,10 @@ def plan_places(runtime: Path, wish: Wish, topology: Topology, *, may_pin: bool)
     cores = topology.without(housekeeping)
     why = _find_obstacle(wish, topology, cores, may_pin=may_pin)
     if not why:
-        return Places(runtime, cores, housekeeping, must=wish.pinning is Pinning.ON)
+        return Places(cores, housekeeping, must=wish.pinning is Pinning.ON)
     if wish.pinning is Pinning.ON:
         raise HostFault(f"NIMBUS_CPU_PINNING is on, and {why}")
-    return Places(runtime, why=why)
+    return Places(why=why)
 
 
 def _find_obstacle(wish: Wish, topology: Topology, cores: Topology, *, may_pin: bool) -> str:

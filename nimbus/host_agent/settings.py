@@ -256,9 +256,9 @@ def find_io_limit(settings: HostSettings) -> cgroup.IoLimit | None:
 def find_places(settings: HostSettings, choice: Choice) -> Places:
     """Which CPUs VMs get as their own. Raises HostFault or Refused where the settings ask for what cannot be."""
     if not choice.vmm.needs_guest_files:
-        return Places(settings.runtime_dir, why=f"the {choice.vmm.name} VMM has no vCPUs")
+        return Places(why=f"the {choice.vmm.name} VMM has no vCPUs")
     housekeeping = parse_housekeeping(settings.housekeeping_cpus)
-    return read_places(settings.runtime_dir, Wish(settings.cpu_pinning, housekeeping, settings.agent_cpu_overcommit))
+    return read_places(Wish(settings.cpu_pinning, housekeeping, settings.agent_cpu_overcommit))
 
 
 def parse_guest_ports(text: str) -> tuple[HostPort, ...]:

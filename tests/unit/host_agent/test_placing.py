@@ -18,7 +18,7 @@ SMALL = Topology((Node(0, ((0,), (1,))),))
 
 
 def plan(wish: Wish, topology: Topology = SMT, *, may_pin: bool = True) -> Places:
-    return plan_places(Path("/run/nowhere"), wish, topology, may_pin=may_pin)
+    return plan_places(wish, topology, may_pin=may_pin)
 
 
 def test_a_host_with_cores_enough_gives_all_but_its_first_to_vms() -> None:
@@ -75,23 +75,23 @@ def test_what_is_no_list_of_housekeeping_cpus_is_refused() -> None:
 
 
 def test_vms_share_a_host_that_places_none(tmp_path: Path) -> None:
-    assert Places(tmp_path).take("nb000-00000001", 64) is None
+    assert Places().take(tmp_path, "nb000-00000001", 64) is None
     assert cpus.list_cpus(tmp_path) == ()
 
 
 def test_a_vm_that_finds_no_core_shares_what_others_leave(tmp_path: Path) -> None:
-    places = Places(tmp_path, SMT.without({0}))
-    assert places.take("nb000-00000001", 5) == Placement((1, 5, 2, 6, 3), (1, 2, 3, 5, 6, 7), (0,))
-    assert not places.has_room(1)
-    assert places.take("nb000-00000002", 1) is None
+    places = Places(SMT.without({0}))
+    assert places.take(tmp_path, "nb000-00000001", 5) == Placement((1, 5, 2, 6, 3), (1, 2, 3, 5, 6, 7), (0,))
+    assert not places.has_room(tmp_path, 1)
+    assert places.take(tmp_path, "nb000-00000002", 1) is None
 
 
 def test_there_is_always_room_where_vms_share(tmp_path: Path) -> None:
-    assert Places(tmp_path).has_room(64)
+    assert Places().has_room(tmp_path, 64)
 
 
 def test_a_vm_that_must_have_its_own_cores_and_finds_none_is_refused(tmp_path: Path) -> None:
-    places = Places(tmp_path, SMT.without({0}), must=True)
-    places.take("nb000-00000001", 6)
+    places = Places(SMT.without({0}), must=True)
+    places.take(tmp_path, "nb000-00000001", 6)
     with pytest.raises(HostFault, match="NIMBUS_CPU_PINNING=on"):
-        places.take("nb000-00000002", 1)
+        places.take(tmp_path, "nb000-00000002", 1)
