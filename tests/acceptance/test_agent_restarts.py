@@ -107,6 +107,7 @@ def test_a_job_that_exits_with_7_while_its_agent_is_dead_is_finished_with_7_by_t
     )
     assert (job["conclusion"], machine["state"], machine["ending"]) == ("failure", "failed", "failed")
     assert (machine["exit_code"], machine["fence"]) == (7, 1)
+    assert (machine["attestation"] is not None) == (backend == "qemu")  # the fake boots from no image
     assert steps == [("queue", 0, None), ("lease", 1, "agent"), ("start", 1, "agent"), ("finish_bad", 1, "agent")]
     fleet.wait_output(job_id, "ended")
     assert fleet.output(job_id) == "begun\nopen\nended\n"

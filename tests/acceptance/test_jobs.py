@@ -9,7 +9,10 @@ import time
 
 import pytest
 
+from nimbus.storage.content import ImageStore
+from nimbus.storage.images import resolve_image
 from tests.acceptance.stack import LIMIT_S, Stack, wait_idle, wait_until
+from tests.hosts import BUILT_IMAGES
 
 pytestmark = [pytest.mark.root, pytest.mark.services, pytest.mark.vm, pytest.mark.slow]
 
@@ -29,6 +32,8 @@ def test_the_exit_status_and_the_output_of_a_command_come_back(stack: Stack) -> 
     assert (machine["state"], machine["exit_code"], machine["fence"]) == ("failed", 7, 1)
     told = {(row["stream"], row["message"]) for row in rows}
     assert {("stdout", "hello you"), ("stderr", "trouble")} <= told
+    assert machine["attestation"]["rootfs"] == resolve_image(ImageStore(BUILT_IMAGES), "base").digests["rootfs"]
+    assert "image base: kernel " in stack.run("jobs", "show", str(job["job_id"])).stdout
 
 
 def test_the_documented_module_does_what_the_command_does(stack: Stack) -> None:
