@@ -61,7 +61,14 @@ def render(facts: Facts, indent: str = "") -> Iterator[str]:
 def _list(name: str, values: list[Any]) -> str:
     if name == "claims":
         return ", ".join(values)
-    return f"\n{'':<{_WIDTH}}".join(clean_line(str(value)) for value in values)
+    return f"\n{'':<{_WIDTH}}".join(clean_line(_item(value)) for value in values)
+
+
+def _item(value: Any) -> str:
+    """One of a list on a line: the facts of a dict side by side, but those that are absent."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{_bare(name).replace('_', ' ')} {fact}" for name, fact in value.items() if fact is not None)
 
 
 def _bare(name: str) -> str:

@@ -15,8 +15,9 @@ import pytest
 from nimbus.host.cgroup import Limits, cgroup_dir, ensure_leaf, remove_cgroup
 from nimbus.host_agent.pinning import PinFailed, pin_vcpus, read_threads
 from nimbus.host_agent.plan import HostLayout, VmPlan, plan_vm
+from nimbus.host_agent.sight.bounds import describe_cpus, find_degradations
 from nimbus.model.ids import new_vm_id
-from nimbus.model.placement import Placement
+from nimbus.model.placement import Placement, render_cpus
 from nimbus.model.vm import Shape, Slot
 
 pytestmark = pytest.mark.root
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.root
 CPUS = sorted(os.sched_getaffinity(0))
 LIMIT_S = 5.0
 
-# Two vCPUs and a worker beside the main thread. It tells their ids, then makes one more thread for each line it reads.
+# Two vCPUs, named as QEMU names them, and a worker beside the main thread. It tells their ids, then makes one more
+# thread for each line it reads.
 VMM = """
 import os, sys, threading
 open(sys.argv[1], "w").write(str(os.getpid()))
@@ -34,6 +36,8 @@ def run():
 def start():
     threading.Thread(target=run, daemon=True).start(); told.acquire()
 for _ in range(3): start()
+for number, name in enumerate(("CPU 0/TCG", "CPU 1/TCG")):
+    open(f"/proc/self/task/{ids[number]}/comm", "w").write(name)
 print(*ids, flush=True)
 for _ in sys.stdin:
     start(); print(ids[-1], flush=True)
@@ -136,6 +140,34 @@ def test_a_cpu_that_is_not_there_is_named(vmm: Vmm) -> None:
     plan = replace(vmm.plan, placement=replace(PLACED, vcpus=(CPUS[0], 8191)))
     with pytest.raises(PinFailed, match="CPUs 8191: they are offline, or outside its cpuset"):
         pin_vcpus(vmm.vcpus, plan)
+
+
+def test_a_vcpu_that_strays_is_told_to_whoever_looks(vmm: Vmm) -> None:
+    pin_vcpus(vmm.vcpus, vmm.plan)
+    layout = HostLayout(state=Path("/nowhere"), runtime=Path("/nowhere"))
+    assert find_strayed(layout, vmm.plan) == []
+    os.sched_setaffinity(vmm.vcpus[1], CPUS)
+    strayed = [f"vCPU 1 may run on CPUs {render_cpus(CPUS)} in place of {CPUS[0]}"]
+    assert find_strayed(layout, vmm.plan) == (strayed if len(CPUS) > 1 else [])
+
+
+def find_strayed(layout: HostLayout, plan: VmPlan) -> list[str]:
+    """Without the limits that this host cannot set at all."""
+    return [sentence for sentence in find_degradations(layout, plan) if "is not limited" not in sentence]
+
+
+def test_what_is_shown_names_each_vcpu_and_where_all_else_runs(vmm: Vmm) -> None:
+    pin_vcpus(vmm.vcpus, vmm.plan)
+    assert describe_cpus(vmm.plan) == {
+        "own": render_cpus(PLACED.cpus),
+        "nodes": "0",
+        "shared": False,
+        "vcpus": [
+            {"vcpu": 0, "asked": str(CPUS[-1]), "held": str(CPUS[-1]), "thread": vmm.vcpus[0]},
+            {"vcpu": 1, "asked": str(CPUS[0]), "held": str(CPUS[0]), "thread": vmm.vcpus[1]},
+        ],
+        "other_threads": render_cpus(PLACED.cpus),
+    }
 
 
 def test_a_vmm_that_has_ended_is_told_as_one(vmm: Vmm) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from nimbus.host import cgroup, netns, process
 from nimbus.host_agent.keeper import KeeperGone, connect_keeper
 from nimbus.host_agent.plan import HostLayout, VmPaths, VmPlan, replan
+from nimbus.host_agent.sight.bounds import describe_cpus, describe_limits, find_degradations
 from nimbus.host_agent.sight.standing import Sight
 from nimbus.host_agent.usage import read_usage
 from nimbus.model.errors import NimbusError
@@ -21,9 +22,6 @@ from nimbus.model.ids import object_name
 from nimbus.model.record import ProcessId, Record
 
 Facts = dict[str, Any]
-
-# The files that say whether the controller limits this VM; without one of them nothing does.
-_LIMITS = {"cpu": "cpu.max", "memory": "memory.max", "pids": "pids.max"}
 
 
 async def inspect(layout: HostLayout, sight: Sight) -> Facts:
@@ -52,7 +50,9 @@ async def inspect(layout: HostLayout, sight: Sight) -> Facts:
         "keeper": _describe_process(record.keeper),
         "vmm": await _ask_keeper(layout, record),
         "usage": asdict(read_usage(plan)) if plan else None,
-        "degradations": _degradations(plan),
+        "cpus": describe_cpus(plan) if plan else None,
+        "limits": describe_limits(layout, plan) if plan else None,
+        "degradations": find_degradations(layout, plan) if plan else [],
         "exit": asdict(record.exit) if record.exit else None,
         "untold_ending": _untold(record.report),
         "failures": list(record.failures),
@@ -118,17 +118,6 @@ async def _ask_keeper(layout: HostLayout, record: Record) -> Facts | None:
         "keepers_deadline_left_s": _left_s(record, status.deadline_ns),
         "console_bytes": status.console_total,
     }
-
-
-def _degradations(plan: VmPlan | None) -> list[str]:
-    """Limits that this VM should have and has not, as its cgroup shows them now."""
-    if plan is None:
-        return []
-    leaf = cgroup.cgroup_dir(plan.object) / "vmm"
-    if not leaf.is_dir():
-        return []
-    lacking = [name for name, knob in _LIMITS.items() if not (leaf / knob).exists()]
-    return [f"{name} is not limited: cgroup v2 has no {name} controller here" for name in lacking]
 
 
 def _untold(report: Mapping[str, object] | None) -> str | None:
