@@ -14,7 +14,7 @@ echo "== guest: Linux $(uname -r), $(nproc) CPUs, controllers: $(cat /sys/fs/cgr
 
 # State on a file system that shares blocks between files, on a disk of its own whose bandwidth can be limited.
 mkfs.xfs -q -m reflink=1 "$SCRATCH" && mount "$SCRATCH" /tmp && chmod 1777 /tmp || echo "== guest: /tmp is no disk of its own"
-modprobe -a tun veth overlay nf_tables || echo "== guest: a kernel module is missing"
+modprobe -a loop tun veth overlay nf_tables || echo "== guest: a kernel module is missing"
 ln -sf /proc/self/fd /dev/fd
 ip link set lo up
 hostname controllers

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import fcntl
 import os
 import shlex
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from nimbus.model.errors import NimbusError
+from nimbus.model.errors import NimbusError, Refused
 from nimbus.rootfs import debian, initramfs
 from nimbus.rootfs.tree import file, plan_tree
 from nimbus.storage.ext4 import make_ext4
@@ -46,7 +48,8 @@ LIMIT_S = 5400.0  # emulated, on a busy machine; some fifteen minutes on an idle
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tests.controllers.run", description=__doc__.partition("\n")[0])
+    summary = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="tests.controllers.run", description=summary, allow_abbrev=False)
     parser.add_argument("--accel", default="tcg", choices=("tcg", "kvm"), help="kvm only where it is hardware's")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds until the guest is killed")
     wanted, arguments = parser.parse_known_args()
@@ -56,15 +59,30 @@ def main() -> int:
         say(f"controllers: {time.monotonic() - started:5.0f} s  {text}\n".encode())
 
     try:
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        root = ensure_root(FOLDER, progress)
-        results = boot_tests(root, arguments, wanted, progress)
-        good, lines = judge(results)
+        with lock_folder():
+            root = ensure_root(FOLDER, progress)
+            good, lines = judge(boot_tests(root, arguments, wanted, progress))
     except NimbusError as error:
         good, lines = False, [str(error)]
+    except KeyboardInterrupt:
+        return 130  # as a shell says it; the guest is gone
     for line in (*(f"left out: {name}: {why}" for name, why in LEFT_OUT.items()), *lines):
         progress(line)
     return 0 if good else 1
+
+
+@contextmanager
+def lock_folder() -> Iterator[None]:
+    """The folder for this run alone, swept of what one that was killed had left."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused("another test-controllers is at work in this checkout") from None
+        for left in FOLDER.glob("boot-*"):
+            shutil.rmtree(left)
+        yield
 
 
 def say(data: bytes) -> None:
