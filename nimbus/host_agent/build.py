@@ -88,4 +88,14 @@ async def build_vm(
     with phases.span("jail"):
         await claims.acquire(Claim.JAIL, target)
         await claims.acquire(Claim.CGROUP, target)
+    if ready is not None and host.templates is not None and not await host.templates.is_current(ready.template):
+        return plan, await start_over(host, plan, boot)  # built anew meanwhile: its parts may be of two makes
     return plan, boot
+
+
+async def start_over(host: Host, plan: VmPlan, boot: Boot) -> Boot:
+    """A cold boot in a VM that was built for a clone: its disk begins empty, and no jailer takes a used chroot."""
+    cold = boot.without_template()
+    await in_thread(partial(claims.renew_disk, host.layout, plan))
+    await in_thread(partial(claims.renew_jail, plan, cold))
+    return cold

@@ -19,9 +19,8 @@ import trio
 from nimbus.host import cgroup, process, slots
 from nimbus.host_agent.attend import CONSOLE_TAIL_BYTES, SILENCE_LIMIT_S, attend, latest_ns, longest_s, until
 from nimbus.host_agent.attesting import attest_boot
-from nimbus.host_agent.build import Host
+from nimbus.host_agent.build import Host, start_over
 from nimbus.host_agent.causes import first_error
-from nimbus.host_agent.claims import renew_disk, renew_jail
 from nimbus.host_agent.guest import GuestSession, OutputSink, parse_session, render_session
 from nimbus.host_agent.keeper import KeeperGone, read_exit
 from nimbus.host_agent.lane import in_thread
@@ -100,10 +99,7 @@ async def _boot_cold(host: Host, ready: Ready, failed: RestoreFailed | None) -> 
         return Ready(plan, boot)
     if failed is not None and host.templates is not None and boot.template is not None:
         await host.templates.distrust(boot.template, str(failed))
-    cold = replace(boot, memory=Memory.FRESH, template=None, memory_fd=None)
-    await in_thread(partial(renew_disk, host.layout, plan))
-    await in_thread(partial(renew_jail, plan, cold))
-    return Ready(plan, cold)
+    return Ready(plan, await start_over(host, plan, boot))
 
 
 async def _boot_limit_s(layout: HostLayout) -> float:

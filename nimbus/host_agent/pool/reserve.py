@@ -52,6 +52,11 @@ class Reserve:
         """Machines that hold a slot and have no job."""
         return len(self._members) + len(self._making)
 
+    @property
+    def waiting(self) -> tuple[Member, ...]:
+        """The machines that a job could be given now."""
+        return tuple(self._members)
+
     def claim(self, image: Image | None, shape: Shape) -> Member | None:
         """The readiest machine of exactly this, the caller's from now on; None where there is none."""
         if image is None or not any(size.shape == shape for size in self._policy.sizes):

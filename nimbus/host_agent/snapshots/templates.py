@@ -29,6 +29,7 @@ from nimbus.model.template import TemplateKey, digest_recipe
 from nimbus.model.vm import Shape, Slot
 from nimbus.storage.content import hash_file
 from nimbus.storage.images import Image
+from nimbus.storage.templatefolder import read_generation
 from nimbus.storage.templates import DamagedTemplate, Template, TemplateStore
 from nimbus.storage.verified import VerifiedTemplates
 
@@ -41,14 +42,16 @@ LIMITER = trio.CapacityLimiter(2)  # hashing and copying whole memories: never m
 
 @dataclass(frozen=True)
 class ReadyTemplate:
-    """One that was verified, and its memory as this backend's clones map it."""
+    """One that was verified, and copies of what clones read of it by descriptors that nobody can change any more."""
 
     template: Template
-    memory_fd: int | None
+    memory_fd: int | None = None
+    state_fd: int | None = None
 
     def boot(self, cold: Boot) -> Boot:
         """The same boot, from this template."""
-        return replace(cold, memory=Memory.TEMPLATE, template=self.template, memory_fd=self.memory_fd)
+        told = replace(cold, memory=Memory.TEMPLATE, template=self.template)
+        return replace(told, memory_fd=self.memory_fd, state_fd=self.state_fd)
 
 
 class Templates:
@@ -58,7 +61,7 @@ class Templates:
         self._layout, self._choice = layout, choice
         self.store = TemplateStore(layout.templates)
         self._verified = VerifiedTemplates(self.store)
-        self._sealed: dict[str, int] = {}  # by generation
+        self._sealed: dict[str, tuple[int, int]] = {}  # memory and state, by generation
         self._vmm: tuple[str, str] | None = None
         self._turn = trio.Lock()
 
@@ -88,13 +91,11 @@ class Templates:
 
     async def _open(self, digest: str) -> ReadyTemplate | None:
         template = await in_thread_or_left(partial(self._verified.find, digest), LIMITER)
-        return None if template is None else ReadyTemplate(template, await self._seal(template))
+        return None if template is None else ReadyTemplate(template, *await self._seal(template))
 
     async def distrust(self, template: Template, why: str) -> None:
         """Set it aside: the next boots are cold until a new one is built."""
-        fd = self._sealed.pop(template.generation, None)
-        if fd is not None:
-            os.close(fd)
+        self._let_go(template.generation)
         metrics.count_restore("quarantined")
         log.error("template.quarantined", template=template.digest, why=why)
         try:
@@ -136,16 +137,23 @@ class Templates:
 
     def close(self) -> None:
         """Let go of the sealed memories."""
-        for fd in self._sealed.values():
-            os.close(fd)
-        self._sealed.clear()
+        for generation in list(self._sealed):
+            self._let_go(generation)
 
-    async def _seal(self, template: Template) -> int | None:
+    def _let_go(self, generation: str) -> None:
+        for fd in self._sealed.pop(generation, ()):
+            os.close(fd)
+
+    async def is_current(self, template: Template) -> bool:
+        """Whether nobody has built it anew or removed it since: what was copied from its folder is all of one make."""
+        found = await in_thread_or_left(partial(read_generation, template.folder), LIMITER)
+        return found == template.generation
+
+    async def _seal(self, template: Template) -> tuple[int, int] | tuple[()]:
         if self._choice.vmm.name != "qemu":
-            return None  # Firecracker maps the file itself, read-only
+            return ()  # Firecracker maps the files themselves, read-only, by links of its own
         if template.generation not in self._sealed:
-            seal = partial(seal_file, template.memory, f"nimbus-{template.digest[:12]}")
-            self._sealed[template.generation] = await in_thread_or_left(seal, LIMITER)
+            self._sealed[template.generation] = await in_thread_or_left(partial(_seal_template, template), LIMITER)
         return self._sealed[template.generation]
 
     def _plan_recipe(self, image: Image, shape: Shape) -> tuple[str, ...]:
@@ -164,6 +172,16 @@ class Templates:
             plan, Boot(image, self._choice.binary, tsc_khz=0, jailer=self._choice.jailer, memory=Memory.KEPT)
         )
         return (*spec.argv, *spec.calls)
+
+
+def _seal_template(template: Template) -> tuple[int, int]:
+    name = f"nimbus-{template.digest[:12]}"
+    memory_fd = seal_file(template.memory, name)
+    try:
+        return memory_fd, seal_file(template.state, name)
+    except BaseException:
+        os.close(memory_fd)
+        raise
 
 
 def _read_vmm(choice: Choice) -> tuple[str, str]:

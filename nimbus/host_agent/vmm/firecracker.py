@@ -56,8 +56,10 @@ class Firecracker:
     needs_guest_files = True
     can_restore = True
 
-    def __init__(self, limits: CallLimits | None = None, kernel_line: str = KERNEL_LINE) -> None:
-        self._limits = limits
+    def __init__(
+        self, limits: CallLimits | None = None, *, ready_s: float = READY_LIMIT_S, kernel_line: str = KERNEL_LINE
+    ) -> None:
+        self._limits, self._ready_s = limits, ready_s
         self._kernel_line = kernel_line  # another for another guest than ours
 
     def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:
@@ -72,7 +74,7 @@ class Firecracker:
         """The API answers as the instance that was started, in a release that we know, from inside its jail."""
         root = jailer.plan_root(machine.plan, boot)
         client = self._client(root)
-        await client.wait_ready(machine.plan.object, READY_LIMIT_S)
+        await client.wait_ready(machine.plan.object, self._ready_s)
         check_version(await client.version())
         await _check(machine, root, filtered=False)
 

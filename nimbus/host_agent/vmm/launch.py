@@ -57,14 +57,16 @@ async def bring_up(
     span: Span = nullcontext,
 ) -> None:
     """From one stage to a later one. Raises HostFault with the VMM's last words where it ends on the way, and
-    RestoreFailed where it was a template's clone.
+    RestoreFailed where that was after a template's memory was asked for.
     """
+    touched = since is Stage.PAUSED
     try:
         async with _while_it_lives(machine):
             if since is None:
                 with span("spawn"):
                     await machine.vmm.spawn(machine, boot)
             if (since or Stage.SPAWNED) < Stage.PAUSED <= until and boot.memory is Memory.TEMPLATE:
+                touched = True
                 with span("load"):
                     await machine.vmm.load(machine, boot)
             pinned = await _pin(machine, span)  # a pool machine too: its CPUs come with its job
@@ -74,7 +76,7 @@ async def bring_up(
                 if not pinned and not await _pin(machine, span):
                     raise PinFailed(f"the VMM of VM {machine.plan.vm} runs, and has no vCPU threads")
     except HostFault as error:
-        if boot.memory is Memory.TEMPLATE and type(error) is HostFault:
+        if touched and type(error) is HostFault:
             raise RestoreFailed(str(error)) from error
         raise
 

@@ -9,7 +9,7 @@ import enum
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,12 @@ class Boot:
     seccomp_filter: Path | None = None  # in place of those that Firecracker brings along
     memory: Memory = Memory.FRESH
     template: Template | None = None  # with Memory.TEMPLATE
-    memory_fd: int | None = None  # the template's memory, sealed, for VMMs that map it by a descriptor
+    memory_fd: int | None = None  # the template's memory and device state, sealed, for VMMs that take descriptors
+    state_fd: int | None = None
+
+    def without_template(self) -> Boot:
+        """The same from nothing: a cold boot."""
+        return replace(self, memory=Memory.FRESH, template=None, memory_fd=None, state_fd=None)
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,10 @@ class Qemu:
 
     async def load(self, machine: Machine, boot: Boot) -> None:
         """The devices' state comes through a descriptor; memory is the template's, copied on write."""
-        if boot.template is None:
+        if boot.state_fd is None:
             raise HostFault(f"VM {machine.plan.vm}: there is no template to load")
-        with opened(boot.template.state, os.O_RDONLY) as fd:
+        # Opened anew: descriptors that are passed on share one offset, and several clones may load at once.
+        with opened(Path(f"/proc/self/fd/{boot.state_fd}"), os.O_RDONLY) as fd:
             await self._load(machine, fd)
 
     async def _load(self, machine: Machine, fd: int) -> None:

@@ -1,0 +1,178 @@
+"""Machines that wait for jobs: each serves one job at most, is nobody's when its agent dies, and makes room."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import pytest
+import trio
+
+from nimbus.host import cgroup, slots
+from nimbus.host.inventory import Territory
+from nimbus.host_agent.life import Outcome
+from nimbus.host_agent.pool.reserve import Reserve
+from nimbus.host_agent.pool.sizes import PoolPolicy, parse_pool
+from nimbus.host_agent.reaper import reap
+from nimbus.model.vm import Ending, Shape
+from tests.hosts import Collected, make_host
+from tests.oracle import leak_oracle
+from tests.vm.snapshots import CloneHost, open_clone_host
+
+pytestmark = [pytest.mark.vm, pytest.mark.root]
+__all__ = ["leak_oracle"]
+
+LIMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class PoolHost:
+    """A host whose pool is kept filled."""
+
+    clones: CloneHost
+    reserve: Reserve
+
+    async def wait_filled(self, number: int) -> None:
+        with trio.fail_after(LIMIT_S):
+            while len(self.reserve.waiting) < number:  # noqa: ASYNC110 - nothing but a look tells it
+                await trio.sleep(0.02)
+
+    async def run(self, script: str) -> tuple[Outcome, Collected]:
+        return await self.clones.run(script)
+
+
+@asynccontextmanager
+async def open_pool(
+    territory: Territory, sizes: str, *, ttl_s: float = 3600.0, free_slots: int | None = None
+) -> AsyncIterator[PoolHost]:
+    async with open_clone_host(territory) as clones:
+        host = clones.test.host
+        if free_slots is not None:
+            limit = 1 + max((slot.index for slot in slots.list_slots(territory.runtime_dir)), default=-1) + free_slots
+            host = replace(host, layout=replace(host.layout, slot_limit=limit))
+        reserve = Reserve(host, clones.templates, PoolPolicy(parse_pool(sizes), ttl_s=ttl_s))
+        pooled = replace(clones, test=replace(clones.test, host=replace(host, reserve=reserve)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reserve.run)
+            yield PoolHost(pooled, reserve)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", ["built", "prespawned", "warm"])
+async def test_a_waiting_machine_serves_one_job_and_another_takes_its_place(leak_oracle: Territory, kind: str) -> None:
+    async with open_pool(leak_oracle, f"1x256 {kind}=1") as host:
+        used = []
+        for _ in range(2):
+            await host.wait_filled(1)
+            waiting = host.reserve.waiting[0]
+            outcome, out = await host.run("cat /etc/machine-id")
+            assert (outcome.ending, outcome.boots, outcome.clean) == (Ending.DONE, 1, True), outcome.cause
+            assert outcome.vm == waiting.plan.vm
+            assert "claim" in outcome.phases_ms
+            used.append((outcome.vm, out.stdout))
+        assert len({vm for vm, _ in used}) == len({told for _, told in used}) == 2
+
+
+async def test_a_job_of_another_shape_takes_none_of_them(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 prespawned=1") as host:
+        await host.wait_filled(1)
+        waiting = host.reserve.waiting[0]
+        outcome, _ = await host.clones.run("true", Shape(mem_mib=320))
+        assert outcome.ending is Ending.DONE
+        assert outcome.vm != waiting.plan.vm
+        assert list(host.reserve.waiting) == [waiting]
+
+
+async def test_two_jobs_at_once_never_share_the_one_that_waits(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 warm=1") as host:
+        await host.wait_filled(1)
+        ended: list[Outcome] = []
+
+        async def run_one() -> None:
+            outcome, _ = await host.run("sleep 1")
+            ended.append(outcome)
+
+        async with trio.open_nursery() as jobs:
+            jobs.start_soon(run_one)
+            jobs.start_soon(run_one)
+        assert [outcome.ending for outcome in ended] == [Ending.DONE, Ending.DONE]
+        assert len({outcome.vm for outcome in ended}) == 2
+
+
+async def test_a_machine_that_dies_while_it_waits_is_cleared_away_and_replaced(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 warm=1") as host:
+        await host.wait_filled(1)
+        first = host.reserve.waiting[0]
+        cgroup.kill_cgroup(first.plan.object, "vmm")
+        with trio.fail_after(LIMIT_S):
+            await first.gone.wait()
+        await host.wait_filled(1)
+        assert host.reserve.waiting[0].plan.vm != first.plan.vm
+
+
+async def test_a_machine_that_died_a_moment_before_its_job_came_costs_a_cold_boot(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 warm=1") as host:
+        await host.wait_filled(1)
+        first = host.reserve.waiting[0]
+        cgroup.kill_cgroup(first.plan.object)  # its keeper too; nothing was told yet when the job comes
+        outcome, out = await host.run("echo ran")
+        assert (outcome.ending, out.stdout, outcome.clean) == (Ending.DONE, "ran\n", True), outcome.cause
+        assert host.clones.templates.store.find(host.clones.template.digest) is not None  # it is not to blame
+
+
+async def test_what_waits_too_long_is_made_anew(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 built=1", ttl_s=0.5) as host:
+        await host.wait_filled(1)
+        first = host.reserve.waiting[0]
+        with trio.fail_after(LIMIT_S):
+            await first.gone.wait()
+        await host.wait_filled(1)
+        assert host.reserve.waiting[0].plan.vm != first.plan.vm
+
+
+async def test_a_job_without_a_slot_gets_that_of_a_machine_that_waits(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 built=1", free_slots=1) as host:
+        await host.wait_filled(1)
+        first = host.reserve.waiting[0]
+        outcome, _ = await host.clones.run("true", Shape(mem_mib=320))
+        assert first.gone.is_set()
+        assert outcome.vm != first.plan.vm
+
+
+_FILLER = """
+import sys, trio
+from pathlib import Path
+from nimbus.host.inventory import Territory
+from tests.vm.test_pool import open_pool
+
+async def main():
+    async with open_pool(Territory(Path(sys.argv[1]), Path(sys.argv[2])), "1x256 built=1 prespawned=1 warm=1") as host:
+        await host.wait_filled(3)
+        print("filled", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def test_a_pool_whose_agent_is_killed_dies_with_it_and_is_swept_up(leak_oracle: Territory) -> None:
+    argv = [sys.executable, "-c", _FILLER, str(leak_oracle.state_root), str(leak_oracle.runtime_dir)]
+    filler = await trio.lowlevel.open_process(argv, stdout=subprocess.PIPE)
+    assert filler.stdout is not None
+    told = b""
+    with trio.fail_after(LIMIT_S):
+        while b"filled" not in told:
+            assert (chunk := await filler.stdout.receive_some())
+            told += chunk
+    filler.send_signal(signal.SIGKILL)
+    await filler.wait()
+    with trio.fail_after(10):  # nobody has touched them: their keepers end them
+        while any(map(cgroup.is_populated, cgroup.list_cgroups(leak_oracle.prefix))):  # noqa: ASYNC110 - likewise
+            await trio.sleep(0.02)
+    report = await reap(make_host(leak_oracle, "qemu").host.layout, living=False)
+    assert len(report.reaped) == 3
+    assert not report.stuck
