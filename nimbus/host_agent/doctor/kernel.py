@@ -46,13 +46,16 @@ _KVM_REMEDIES = {
     KvmVerdict.DENIED: "run as root, or let this container have the device /dev/kvm",
 }
 
-# What a VM does to its neighbours where the controller is missing; the last two limit nothing yet.
+# What a VM does to its neighbours where the controller is missing.
 _CONTROLLERS = {
     "cpu": "a VM can take more CPU time than its shape says",
     "memory": "a VMM that leaks is not killed alone: the host's OOM killer chooses",
     "pids": "a VMM can fill the host's process table",
-    "io": "",
-    "cpuset": "",
+}
+# What is done without these: each is asked for by a setting, or has something else in its place.
+_SPARED = {
+    "io": "NIMBUS_VM_IO_BPS and NIMBUS_VM_IO_IOPS would be refused here",
+    "cpuset": "VMs with CPUs of their own are kept to them by affinity, and their memory comes from any node",
 }
 
 
@@ -83,22 +86,26 @@ def check_cgroups(patient: Patient) -> Iterator[Finding]:
     with probes.open_cgroup() as folder:
         yield ok("cgroup", f"v2 is mounted at {cgroup.cgroup_mount()}, and a cgroup could be made")
         for controller, harm in _CONTROLLERS.items():
-            yield _try_controller(controller, harm, folder, must=patient.layout.require_limits)
+            must = "NIMBUS_REQUIRE_LIMITS wants every VM limited" if patient.layout.require_limits else ""
+            yield _try_controller(controller, folder, harm=harm, must=must)
+        for controller, instead in _SPARED.items():
+            must = "NIMBUS_VM_IO_BPS or NIMBUS_VM_IO_IOPS is set" if controller == "io" and patient.layout.io else ""
+            yield _try_controller(controller, folder, harm=instead, must=must, spared=True)
         probes.kill_in(folder)
         yield ok("cgroup-kill", "a process was ended by cgroup.kill")
 
 
-def _try_controller(controller: str, harm: str, folder: Path, *, must: bool) -> Finding:
+def _try_controller(controller: str, folder: Path, *, harm: str, must: str, spared: bool = False) -> Finding:
     name = f"cgroup-{controller}"
     try:
         if not probes.is_offered(controller):
             raise OSError(errno.ENODEV, "not offered by cgroup v2: absent, or bound to v1")
         probes.try_controller(controller, folder)
     except OSError as error:
-        if not harm:
-            return ok(name, f"{error.strerror}; Nimbus sets no limit with it yet")
         if must:
-            return broken(name, f"{error.strerror}; NIMBUS_REQUIRE_LIMITS wants every VM limited", _V2_ONLY)
+            return broken(name, f"{error.strerror}; {must}", _V2_ONLY)
+        if spared:
+            return ok(name, f"{error.strerror}; {harm}")
         return degraded(name, f"{error.strerror}; {harm}", _V2_ONLY)
     return ok(name, "can be handed down to a VM's cgroup")
 
