@@ -136,14 +136,22 @@ def read_generation(folder: Path) -> str | None:
         return None
 
 
-def read_marks(template: Template) -> tuple[object, ...]:
-    """What is another as soon as a file of the template is: nobody sets a ctime but by changing its file."""
+@dataclass(frozen=True)
+class Marks:
+    """What is another as soon as a file of a template is. Nobody sets a ctime, but a hard link moves it too."""
+
+    identity: tuple[object, ...]
+    ctimes: tuple[int, ...]
+
+
+def read_marks(template: Template) -> Marks:
+    """The marks as of now. Raises DamagedTemplate where a file has gone."""
     try:
         found = [(template.folder / name).lstat() for name in template.files]
     except OSError as error:
         raise _damaged(template, f"a file of it went away ({error.strerror})") from error
-    marks = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found)
-    return (template.generation, marks)
+    files = tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
+    return Marks((template.generation, files), tuple(one.st_ctime_ns for one in found))
 
 
 def verify_template(template: Template, on_read: OnRead | None = None) -> None:

@@ -1,23 +1,29 @@
 """The agent's way to a template: none is handed out before every byte of it was read and compared.
 
 That costs as much as reading a guest's memory, so a template is read once for each process and generation, and again
-when any of its files is another than it was. Called in threads by host_agent/snapshots.
+when any of its files is another than it was. A jailer's hard link moves a file's ctime at each boot and changes nothing
+else: where that is all, the last reading counts for REREAD_S, as it does for images (attest.py). Called in threads by
+host_agent/snapshots.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
-from nimbus.storage.templatefolder import read_marks
+from nimbus.storage.attest import REREAD_S
+from nimbus.storage.templatefolder import Marks, read_marks
 from nimbus.storage.templates import DamagedTemplate, OnRead, Template, TemplateStore
 
 
 class VerifiedTemplates:
     """Which templates of a store this process has found sound."""
 
-    def __init__(self, store: TemplateStore) -> None:
+    def __init__(self, store: TemplateStore, now_s: Callable[[], float] = time.monotonic) -> None:
         self._store = store
-        self._seen: dict[str, tuple[object, ...]] = {}
+        self._now_s = now_s
+        self._seen: dict[str, tuple[Marks, float]] = {}  # and when that was
         self._reading = threading.Lock()  # machines that start together read a template once, not once each
 
     def find(self, digest: str, on_read: OnRead | None = None) -> Template | None:
@@ -42,7 +48,12 @@ class VerifiedTemplates:
             return
         before = read_marks(template)  # what changes while it is read is read again
         self._store.verify(template, on_read)
-        self._seen[template.digest] = before
+        self._seen[template.digest] = (before, self._now_s())
 
     def _is_seen(self, template: Template) -> bool:
-        return self._seen.get(template.digest) == read_marks(template)
+        if template.digest not in self._seen:
+            return False
+        marks, read_at = self._seen[template.digest]
+        now = read_marks(template)
+        is_recent = self._now_s() - read_at < REREAD_S
+        return now.identity == marks.identity and (now.ctimes == marks.ctimes or is_recent)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nimbus.storage.attest import REREAD_S
 from nimbus.storage.templates import DamagedTemplate, TemplateStore
 from nimbus.storage.verified import VerifiedTemplates
 from tests.unit.storage.templates import KEY, damage, publish
@@ -55,13 +56,28 @@ def test_a_file_that_was_only_touched_is_read_again_and_stays(store: TemplateSto
 
 
 def test_damage_is_found_though_the_file_looks_as_old_as_before(store: TemplateStore, tmp_path: Path) -> None:
-    template, verified = publish(store, tmp_path), VerifiedTemplates(store)
+    template, clock = publish(store, tmp_path), [0.0]
+    verified = VerifiedTemplates(store, lambda: clock[0])
     verified.find(template.digest)
     before = template.memory.stat()
     damage(template.memory, 3, b"!")
     os.utime(template.memory, ns=(before.st_atime_ns, before.st_mtime_ns))
+    clock[0] += REREAD_S
     with pytest.raises(DamagedTemplate, match="memory hashes to"):
         verified.find(template.digest)
+
+
+def test_a_hard_link_of_a_jail_costs_no_second_reading_for_a_while(store: TemplateStore, tmp_path: Path) -> None:
+    template, clock, reads = publish(store, tmp_path), [0.0], Reads()
+    verified = VerifiedTemplates(store, lambda: clock[0])
+    for number in range(3):
+        os.link(template.memory, tmp_path / f"jailed-{number}")
+        assert verified.find(template.digest, reads) == template
+    assert len(reads.names) == 3
+    clock[0] += REREAD_S
+    os.unlink(tmp_path / "jailed-0")
+    assert verified.find(template.digest, reads) == template
+    assert len(reads.names) == 6
 
 
 def test_a_damaged_template_is_set_aside_and_the_next_boot_is_cold(store: TemplateStore, tmp_path: Path) -> None:
