@@ -1,0 +1,1 @@
+"""Our own Firecracker and jailer, for hosts that have none, and the stories that hold them to the real ones."""

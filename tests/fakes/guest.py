@@ -1,0 +1,136 @@
+"""The fake's guest: nimbus-init as a double, kept by a process of its own outside the VMM's jail.
+
+A chroot has no shell for a guest's commands, and a VMM without power could not stop them: so this process is started
+before the VMM is jailed and keeps the host's root and power, in the VMM's cgroup, netns and pid namespace. It dies with
+the VMM. Called by fake_jailer.py and fake_firecracker.py.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from tests.fakes import kernel
+
+INIT = Path(__file__).parents[2] / "nimbus" / "rootfs" / "bin" / "nimbus-init"
+_RUN, _PAUSE, _CONNECT = b"run", b"pause", b"connect"
+
+
+class GuestLine:
+    """The VMM's end: one word, one answer; and a pipe that ends when the guest does."""
+
+    def __init__(self, sock: socket.socket, life: int) -> None:
+        self._sock = sock
+        self.life = life
+
+    def run(self, console: int | None) -> None:
+        """Start it the first time, printing there; let it go on after a pause."""
+        socket.send_fds(self._sock, [_RUN], [] if console is None else [console])
+        self._sock.recv(16)
+
+    def pause(self) -> None:
+        self._sock.send(_PAUSE)
+        self._sock.recv(16)
+
+    def end(self) -> None:
+        """There is no guest, or no more: its keeper goes, and `life` ends."""
+        self._sock.shutdown(socket.SHUT_RDWR)
+
+    def connect(self) -> socket.socket | None:
+        """A stream to the guest's link; None while it does not listen."""
+        self._sock.send(_CONNECT)
+        _, fds, _, _ = socket.recv_fds(self._sock, 16, 1)
+        return socket.socket(fileno=fds[0]) if fds else None
+
+
+def open_guest(folder: Path) -> GuestLine:
+    """Fork the keeper of a guest whose socket is in `folder`. Before any thread is started."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    life, lives = os.pipe2(os.O_CLOEXEC)
+    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if os.fork() == 0:
+        ours.close()
+        os.close(life)
+        try:
+            _Keeper(theirs, folder_fd).serve()
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.close(lives)
+    os.close(folder_fd)
+    return GuestLine(ours, life)
+
+
+class _Keeper:
+    def __init__(self, sock: socket.socket, folder_fd: int) -> None:
+        self._sock = sock
+        self._folder = f"/proc/self/fd/{folder_fd}"
+        self._init = os.open(INIT, os.O_RDONLY | os.O_CLOEXEC)
+        self._folder_fd = folder_fd
+        self._pid = self._pidfd = 0
+
+    def serve(self) -> None:
+        """Until the VMM hangs up or the guest ends."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        watched = False
+        while True:
+            if self._pidfd and not watched:
+                poll.register(self._pidfd, select.POLLIN)
+                watched = True
+            ready = {fd for fd, _ in poll.poll()}
+            if watched and self._pidfd in ready:
+                return
+            word, fds, _, _ = socket.recv_fds(self._sock, 16, 1)
+            if not word:
+                self._signal(signal.SIGKILL)
+                return
+            self._obey(word, fds)
+
+    def _obey(self, word: bytes, fds: list[int]) -> None:
+        given: list[int] = []
+        if word == _RUN:
+            self._run(fds)
+        elif word == _PAUSE:
+            self._signal(signal.SIGSTOP)
+        else:
+            given = self._connect()
+        socket.send_fds(self._sock, [b"done"], given)
+        for fd in given:
+            os.close(fd)
+
+    def _run(self, fds: list[int]) -> None:
+        if self._pid:
+            self._signal(signal.SIGCONT)
+            return
+        self._pid = os.fork()
+        if self._pid == 0:
+            kernel.die_with_parent()
+            os.setsid()
+            for stream in (1, 2) if fds else ():
+                os.dup2(fds[0], stream)
+            os.set_inheritable(self._folder_fd, True)  # its paths are reached through it, however long they are
+            os.execve(  # noqa: S606 - no shell is what this is about
+                self._init, ["nimbus-init", "--host-double", f"{self._folder}/guest.sock"], {}
+            )
+        self._pidfd = os.pidfd_open(self._pid)
+        for fd in fds:
+            os.close(fd)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pidfd:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _connect(self) -> list[int]:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(f"{self._folder}/guest.sock")
+        except OSError:
+            sock.close()
+            return []
+        return [sock.detach()]
