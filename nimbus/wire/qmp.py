@@ -67,6 +67,8 @@ def parse_line(line: bytes) -> Told | None:
     """One line; None for a kind that a later QEMU may have."""
     try:
         body = json.loads(line)
+        if not isinstance(body, dict):
+            raise TypeError("no object")
         if "QMP" in body:
             found = body["QMP"]["version"]["qemu"]
             return Greeting((int(found["major"]), int(found["minor"]), int(found["micro"])))
