@@ -25,10 +25,12 @@ from nimbus.host_agent.lifecycle import Order
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.settings import default_state_dir
 from nimbus.host_agent.ties import Ties
-from nimbus.host_agent.vmm.choice import choose_vmm
+from nimbus.host_agent.vmm.choice import Choice, choose_vmm
+from nimbus.host_agent.vmm.firecracker import Firecracker
 from nimbus.model.vm import Command, Shape
-from nimbus.storage.content import ImageStore
-from nimbus.storage.images import list_images, resolve_image
+from nimbus.storage.content import ImageStore, hash_file
+from nimbus.storage.images import Image, list_images, resolve_image
+from tests.fakes.install import install_fakes
 
 BUILT_IMAGES = Path(os.environ.get("NIMBUS_STATE_DIR") or default_state_dir()) / "images"
 
@@ -87,6 +89,7 @@ class TestHost:
 
     host: Host
     territory: Territory
+    image: Image | None = None  # instead of the built one
 
     def order(self, *argv: str, sink: OutputSink, shape: Shape = Shape(), **command: object) -> Order:  # noqa: B008
         """An order for `argv`; further words are the Command's."""
@@ -95,8 +98,8 @@ class TestHost:
         async def give() -> Command:  # noqa: ASYNC124 - the lifecycle awaits its command
             return wanted
 
-        image = None
-        if self.host.choice.vmm.needs_guest_files:
+        image = self.image
+        if image is None and self.host.choice.vmm.needs_guest_files:
             image = resolve_image(ImageStore(self.host.layout.images), "base")
         return Order(shape, image, give, Ties(_opening(sink)))
 
@@ -117,5 +120,22 @@ def make_host(territory: Territory, backend: str) -> TestHost:
         if not images.exists():
             images.symlink_to(BUILT_IMAGES)
     layout = HostLayout(state=territory.state_root, runtime=territory.runtime_dir, uid_base=territory.uid_base)
+    if backend == "fake_firecracker":
+        fakes = install_fakes(territory.state_root / "fakes")
+        fake = Choice(Firecracker(), "kvm", fakes.firecracker, fakes.jailer)
+        return TestHost(Host(layout, fake, 0), territory, make_mock_image(territory.state_root / "files"))
     choice = choose_vmm(backend, "tcg")
     return TestHost(Host(layout, choice, native.tsc_khz() if backend == "qemu" else 0), territory)
+
+
+def make_mock_image(folder: Path) -> Image:
+    """Files that no machine boots from: enough for a fake that opens them and looks at no more than their beginning."""
+    folder.mkdir()
+    files = {role: folder / role for role in ("vmlinux", "initramfs", "rootfs")}
+    for path in files.values():
+        path.write_bytes(b"\x7fELF" + bytes(508))
+        path.chmod(0o444)
+    digests = {role: hash_file(path).sha256 for role, path in files.items()}
+    return Image(
+        "mock", files["vmlinux"], files["vmlinux"], files["initramfs"], files["rootfs"], "none", digests, "0" * 64
+    )

@@ -1,4 +1,4 @@
-"""What every VMM backend promises, shown on the fake and on QEMU alike. Firecracker joins here."""
+"""What every VMM backend promises, shown on the fake, on our own Firecracker under our own jailer, and on QEMU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.oracle import open_territory, watch_leaks
 
 pytestmark = [needs_root, pytest.mark.root]
 
-BACKENDS = ["fake", pytest.param("qemu", marks=pytest.mark.vm)]
+BACKENDS = ["fake", "fake_firecracker", pytest.param("qemu", marks=pytest.mark.vm)]
 LIMIT_S = 90.0
 
 
