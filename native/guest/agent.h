@@ -16,7 +16,8 @@ struct agent {
 	uint32_t init_ms;
 	bool has_nonce;
 	bool attached;
-	bool prepared; /* the last PREPARE was done, all of it */
+	int machine_id_fd; /* of identity_open; a double has none */
+	bool prepared;     /* the last PREPARE was done, all of it */
 	uint8_t nonce[NONCE_BYTES];
 	uint32_t attach_id;
 	uint32_t round_trip_ms;

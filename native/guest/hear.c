@@ -103,7 +103,7 @@ static void hear_prepare(struct agent *agent, const struct frame *frame)
 
 	if (agent->job.state != IDLE || !parse_prepare(frame, &prepare))
 		return;
-	agent->prepared = !agent->job.guest || identity_take(&prepare);
+	agent->prepared = !agent->job.guest || identity_take(agent->machine_id_fd, &prepare);
 	explicit_bzero(&prepare, sizeof prepare);
 }
 

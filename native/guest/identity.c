@@ -47,13 +47,22 @@ int identity_add_entropy(const uint8_t entropy[ENTROPY_BYTES])
 	return error;
 }
 
-/* As machine-id(5) has it: 32 small hex digits and a line's end. The image's own file is empty. */
-static int write_machine_id(const uint8_t id[MACHINE_ID_BYTES])
+int identity_open(void)
+{
+	static const char NONE_YET[] = "uninitialized\n"; /* as machine-id(5) has it */
+	int fd = open(MACHINE_ID, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
+
+	if (fd < 0 || write(fd, NONE_YET, sizeof NONE_YET - 1) < 0)
+		say("cannot write " MACHINE_ID ": %s", strerror(errno));
+	return fd;
+}
+
+/* 32 small hex digits and a line's end. */
+static int write_machine_id(int fd, const uint8_t id[MACHINE_ID_BYTES])
 {
 	static const char DIGITS[] = "0123456789abcdef";
 	char line[2 * MACHINE_ID_BYTES + 1];
-	int fd = open(MACHINE_ID, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
-	int error = 0;
+	int error;
 
 	for (int n = 0; n < MACHINE_ID_BYTES; n++) {
 		line[2 * n] = DIGITS[id[n] >> 4];
@@ -61,20 +70,18 @@ static int write_machine_id(const uint8_t id[MACHINE_ID_BYTES])
 	}
 	line[sizeof line - 1] = '\n';
 	errno = ENOSPC; /* of a write that is cut short */
-	if (fd < 0 || write(fd, line, sizeof line) != (ssize_t)sizeof line) {
-		error = -errno;
-		say("cannot write " MACHINE_ID ": %s", strerror(-error));
-	}
-	if (fd >= 0)
-		close(fd);
+	if (pwrite(fd, line, sizeof line, 0) == (ssize_t)sizeof line)
+		return 0;
+	error = -errno;
+	say("cannot write " MACHINE_ID ": %s", strerror(-error));
 	return error;
 }
 
-bool identity_take(const struct prepare *prepare)
+bool identity_take(int machine_id_fd, const struct prepare *prepare)
 {
 	int error = identity_add_entropy(prepare->entropy);
 
 	error |= identity_set_clock(prepare->wall_clock_ns);
-	error |= write_machine_id(prepare->machine_id);
+	error |= write_machine_id(machine_id_fd, prepare->machine_id);
 	return error == 0;
 }

@@ -20,6 +20,7 @@
 #include "agent.h"
 #include "boot.h"
 #include "console.h"
+#include "identity.h"
 #include "network.h"
 #include "oom.h"
 
@@ -59,6 +60,7 @@ static int serve_guest(uint64_t entered_ms)
 
 	if (boot_root() != 0)
 		return 1;
+	agent.machine_id_fd = identity_open();
 	network_start();
 	let_the_job_run();
 	error = open_link();
