@@ -30,7 +30,6 @@ from nimbus.host_agent.snapshots.templates import LIMITER, Templates
 from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.vmm.launch import launch_machine
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory
-from nimbus.host_agent.vmm.qemu import RAM
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import new_vm_id
 from nimbus.model.record import Record
@@ -79,7 +78,8 @@ async def _open_machine(
                 progress("building a machine")
                 plan, boot = await build_vm(cold, record, shape, image, Phases())
                 boot = replace(boot, memory=Memory.KEPT)
-                await in_thread(partial(_make_memory, plan))
+                if (name := cold.choice.vmm.memory_file) is not None:
+                    await in_thread(partial(_make_memory, plan, name))
                 async with trio.open_nursery() as nursery:
                     launch = partial(launch_machine, cold.choice.vmm, plan, boot, KeeperTerms(None, leash_fd))
                     progress("booting")
@@ -102,9 +102,9 @@ async def _wait_listening(machine: Machine) -> None:
     raise HostFault(f"the guest of the template was not heard in {BOOT_LIMIT_S:g} s; its console ends: {tail!r}")
 
 
-def _make_memory(plan: VmPlan) -> None:
+def _make_memory(plan: VmPlan, name: str) -> None:
     """The file that becomes the guest's memory: sparse, and the VM's own while it runs."""
-    path: Path = plan.paths.run / RAM
+    path: Path = plan.paths.run / name
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, plan.shape.mem_mib << 20)

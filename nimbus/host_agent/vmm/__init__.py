@@ -33,6 +33,11 @@ class Vmm(Protocol):
         """Whether it saves templates and boots from them."""
         ...
 
+    @property
+    def memory_file(self) -> str | None:
+        """In the VM's run folder: where a machine has memory that is to be kept. None: it writes it when it saves."""
+        ...
+
     def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:
         """Pure: argv, files wanted in the jail, devices and limits."""
         ...

@@ -21,6 +21,7 @@ class Fake:
     name = "fake"
     needs_guest_files = False
     can_restore = False
+    memory_file: str | None = None
 
     def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:
         """Pure: the guest's own PID 1 in its host double mode, with counters that a rehearsal of OOM can raise."""

@@ -55,6 +55,7 @@ class Firecracker:
     name = NAME
     needs_guest_files = True
     can_restore = True
+    memory_file: str | None = None
 
     def __init__(
         self, limits: CallLimits | None = None, *, ready_s: float = READY_LIMIT_S, kernel_line: str = KERNEL_LINE

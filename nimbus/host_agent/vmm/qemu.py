@@ -27,7 +27,7 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 # TCG emulates `rep movsb` byte by byte: without these two the kernel copies in words, and a boot is a tenth shorter.
 CPU_MODELS = {"kvm": "host", "tcg": "max,erms=off,fsrm=off"}
 LINK_PORT = "nimbus.link"
-RAM = "ram"  # below the VM's run folder: memory that becomes a template's
+RAM = "ram"
 MIGRATION_LIMIT_S = 60.0
 # Memory stays where it is, in its file or its descriptor; the stream is the devices alone (63 KB, 2 to 18 ms).
 SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
@@ -39,6 +39,7 @@ class Qemu:
     name = "qemu"
     needs_guest_files = True
     can_restore = True
+    memory_file: str | None = RAM
 
     def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:
         """Pure: QEMU's argv and the read-only view of the host that it is given."""
