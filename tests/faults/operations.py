@@ -43,6 +43,7 @@ MODULES: dict[str, Callable[[], Exception]] = {
     "host.conntrack": _sick,
     "host.cgroup": _sick,
     "host.slots": _sick,
+    "host.cpus": _sick,
     "host.roots": _sick,
     "host.quarantine": _refused(errno.EIO),
     "storage.overlays": _sick,

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from nimbus.host import cgroup, link, netns, nft, slots
+from nimbus.host import cgroup, cpus, link, netns, nft, slots
 from nimbus.host.inventory import Leak, Territory, diff, leftovers, read_inventory
+from nimbus.model.placement import Placement
 from tests.oracle import find_leaks, open_territory
 
 pytestmark = pytest.mark.root
@@ -237,6 +238,16 @@ def plant_slot(territory: Territory) -> Iterator[Leak]:
         slots.release_slot(territory.runtime_dir, slot.index, owner)
 
 
+@contextmanager
+def plant_cpus(territory: Territory) -> Iterator[Leak]:
+    owner = territory.prefix + VM
+    cpus.take_cpus(territory.runtime_dir, owner, lambda _: Placement((8190,), (8190, 8191), ()))  # no host's
+    try:
+        yield Leak("cpus", f"8190-8191 held by {owner}")
+    finally:
+        cpus.release_cpus(territory.runtime_dir, owner)
+
+
 PLANTS: list[Plant] = [
     plant_child_process,
     plant_zombie,
@@ -257,6 +268,7 @@ PLANTS: list[Plant] = [
     plant_file,
     plant_ledger_record,
     plant_slot,
+    plant_cpus,
 ]
 
 

@@ -19,16 +19,18 @@ import pytest
 import trio
 
 from nimbus.host import cgroup, process
+from nimbus.host.cpus import list_cpus
 from nimbus.host.inventory import Territory
 from nimbus.host.quarantine import list_quarantined
 from nimbus.host_agent import claims
 from nimbus.host_agent.claims import Target
 from nimbus.host_agent.ledger import Ledger, OpenRecord
+from nimbus.host_agent.placing import Places
 from nimbus.host_agent.plan import ActLimits, HostLayout, plan_vm
 from nimbus.host_agent.teardown import teardown
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import new_vm_id
-from nimbus.model.placement import Placement
+from nimbus.model.placement import Node, Placement, Topology
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Claim, Shape, Slot
 from tests.hosts import needs_root
@@ -223,6 +225,18 @@ def test_a_vm_that_was_placed_is_fenced_in_by_its_own_cpus_and_nodes() -> None:
     limits = claims.plan_limits(Shape(cpus=1), Placement(vcpus=(2,), cpus=(2, 6), mems=(1,)))
     assert (limits.cpus, limits.cpuset, limits.mems) == (1, (2, 6), (1,))
     assert claims.plan_limits(Shape(cpus=1)).cpuset == ()
+
+
+async def test_a_vms_cpus_are_given_back_with_its_slot_and_not_before_its_vmm_is_gone(layout: HostLayout) -> None:
+    target = broken_target(replace(layout, limits=ActLimits()))
+    placed = Places(Topology((Node(0, ((8190, 8191),)),))).take(layout.runtime, target.object, 1)
+    assert placed is not None
+    busy = replace(target, record=replace(target.record, claims=(Claim.SLOT, Claim.VMM)))
+    with pytest.raises(HostFault, match="the slot is kept while vmm"):
+        await claims.release(Claim.SLOT, busy)
+    assert [ticket.cpus for ticket in list_cpus(layout.runtime)] == [frozenset(placed.cpus)]
+    await claims.release(Claim.SLOT, replace(target, record=replace(target.record, claims=(Claim.SLOT,))))
+    assert list_cpus(layout.runtime) == ()
 
 
 async def test_an_overlay_that_came_after_its_vms_folder_was_removed_goes_with_its_folder(layout: HostLayout) -> None:
