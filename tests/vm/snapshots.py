@@ -20,6 +20,7 @@ from nimbus.model.vm import Shape
 from nimbus.storage.content import ImageStore
 from nimbus.storage.images import Image, resolve_image
 from nimbus.storage.templates import Template
+from tests.guests import count_boots
 from tests.hosts import Collected, TestHost, make_host
 
 LIMIT_S = 180.0
@@ -39,7 +40,9 @@ class CloneHost:
         out = Collected()
         with trio.fail_after(LIMIT_S), open_local_lease() as lease:
             order = self.test.order("sh", "-c", script, sink=out, shape=shape)
-            return await run_machine(self.test.host, order, lease), out
+            outcome = await run_machine(self.test.host, order, lease)
+        count_boots("qemu", outcome.boots)
+        return outcome, out
 
 
 def was_restored(outcome: Outcome) -> bool:

@@ -14,6 +14,7 @@ import trio
 
 from nimbus.host import cgroup, slots
 from nimbus.host.inventory import Territory
+from nimbus.host.netns import netns_path
 from nimbus.host_agent.life import Outcome
 from nimbus.host_agent.pool.reserve import Reserve
 from nimbus.host_agent.pool.sizes import PoolPolicy, parse_pool
@@ -124,6 +125,19 @@ async def test_a_machine_that_died_a_moment_before_its_job_came_costs_a_cold_boo
         assert host.clones.templates.store.find(host.clones.template.digest) is not None  # it is not to blame
 
 
+async def test_a_machine_whose_tap_went_away_is_a_host_fault_and_blames_no_template(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 built=1") as host:
+        await host.wait_filled(1)
+        net = host.reserve.waiting[0].plan.net
+        remove = ["nsenter", f"--net={netns_path(net.name)}", "ip", "link", "delete", net.tap]
+        await trio.run_process(remove)
+        outcome, _ = await host.run("echo never")
+        assert outcome.ending is Ending.HOST_FAULT
+        assert outcome.clean
+        assert net.tap in outcome.cause
+        assert host.clones.templates.store.find(host.clones.template.digest) is not None
+
+
 async def test_what_waits_too_long_is_made_anew(leak_oracle: Territory) -> None:
     async with open_pool(leak_oracle, "1x256 built=1", ttl_s=0.5) as host:
         await host.wait_filled(1)
@@ -147,6 +161,7 @@ _FILLER = """
 import sys, trio
 from pathlib import Path
 from nimbus.host.inventory import Territory
+from nimbus.host.netns import netns_path
 from tests.vm.test_pool import open_pool
 
 async def main():
@@ -166,7 +181,8 @@ async def test_a_pool_whose_agent_is_killed_dies_with_it_and_is_swept_up(leak_or
     told = b""
     with trio.fail_after(LIMIT_S):
         while b"filled" not in told:
-            assert (chunk := await filler.stdout.receive_some())
+            chunk = await filler.stdout.receive_some()
+            assert chunk, "the pool's process ended"
             told += chunk
     filler.send_signal(signal.SIGKILL)
     await filler.wait()

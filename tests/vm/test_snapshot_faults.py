@@ -64,33 +64,29 @@ async def test_a_truncated_memory_is_never_mapped(clones: CloneHost) -> None:
 
 
 async def test_a_state_that_the_vmm_refuses_ends_in_a_cold_boot_with_an_empty_disk(clones: CloneHost) -> None:
-    store, template, folder = clones.templates.store, clones.template, clones.template.folder.parent
-    bad = folder / "bad-state"
-    bad.write_bytes(b"no device state of any QEMU" * 1000)
-    store.remove(template.digest)
-    held = [os.open(path, os.O_RDONLY) for path in (bad,)]
-    made = await _rebuild(clones, bad)
-    for fd in held:
-        os.close(fd)
-    bad.unlink()
+    await _check_useless(clones, b"no device state of any QEMU" * 1000)
+
+
+async def test_a_clone_that_loads_and_does_not_run_ends_in_a_cold_boot(clones: CloneHost) -> None:
+    await _check_useless(clones, clones.template.state.read_bytes())  # its devices are right, its memory is nothing
+
+
+async def _check_useless(clones: CloneHost, state: bytes) -> None:
+    """A template that is whole, of what no VMM can load or run: one boot is lost by it, and no second."""
+    store, digest = clones.templates.store, clones.template.digest
+    folder = clones.test.territory.state_root
+    files = TemplateFiles(folder / "memory", folder / "state", folder / "overlay")
+    files.state.write_bytes(state)
+    for path, mib in ((files.memory, Shape().mem_mib), (files.overlay, Shape().disk_mib)):
+        path.touch()
+        os.truncate(path, mib << 20)
+    key = await clones.templates.key(clones.image, Shape())
+    store.remove(digest)
+    assert store.publish(key, files).digest == digest
     outcome, out = await clones.run("ls /lost-and-never-found 2>/dev/null; echo fine")
     assert (outcome.ending, outcome.boots, out.stdout) == (Ending.DONE, 2, "fine\n"), outcome.cause
     assert outcome.clean
-    assert [one.digest for one in store.quarantined()] == [made]
-
-
-async def _rebuild(clones: CloneHost, state: Path) -> str:
-    """A template that is whole, of what no VMM can load."""
-    memory, overlay = state.with_name("any-memory"), state.with_name("any-overlay")
-    with memory.open("wb") as file:
-        file.truncate(Shape().mem_mib << 20)
-    with overlay.open("wb") as file:
-        file.truncate(Shape().disk_mib << 20)
-    key = await clones.templates.key(clones.image, Shape())
-    made = clones.templates.store.publish(key, TemplateFiles(memory, state, overlay))
-    memory.unlink()
-    overlay.unlink()
-    return made.digest
+    assert [one.digest for one in store.quarantined()] == [digest]
 
 
 async def test_a_host_with_another_kernel_finds_no_template(clones: CloneHost) -> None:
