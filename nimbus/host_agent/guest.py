@@ -81,7 +81,8 @@ async def run_guest(
 async def look_at_guest(connect: Callable[[], Awaitable[trio.abc.Stream]]) -> GuestHello:
     """The hello of a guest that waits for its host, and goes on to wait: nothing in it remembers the look.
 
-    Retries until the caller's scope ends. GuestFault for a guest that has a host, or whose image knows no looks.
+    Retries until the caller's scope ends. GuestFault for a guest that has a host, was prepared, or whose image knows no
+    looks.
     """
     while True:
         stream = await connect_patiently(connect)
@@ -119,6 +120,8 @@ async def _hear_look(stream: trio.abc.Stream, reader: GuestReader, attach_id: in
 def _check_looked(hello: GuestHello) -> GuestHello:
     if not hello.looked:
         raise GuestFault("the guest took a look for its host: its image is too old for templates, build it anew")
+    if hello.prepared:
+        raise GuestFault("the guest is a machine of its own already: its clones would tell so before they are")
     return hello
 
 

@@ -198,6 +198,15 @@ async def test_a_guest_too_old_to_be_looked_at_is_told(autojump_clock: MockClock
         await look(script)
 
 
+async def test_a_guest_that_was_prepared_becomes_no_template(autojump_clock: MockClock) -> None:
+    async def script(guest: Guest) -> None:
+        guest.flags |= HelloFlag.PREPARED
+        await guest.greet()
+
+    with pytest.raises(GuestFault, match="clones would tell"):
+        await look(script)
+
+
 async def test_a_guest_that_has_a_host_cannot_be_looked_at(autojump_clock: MockClock) -> None:
     async def script(guest: Guest) -> None:
         attach = await guest.hear(Kind.ATTACH)
