@@ -62,6 +62,7 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
         agent.start_soon(guarded, ship)
         control = open_control(settings, http, host, estate, start)
         place = Workplace(host, control, job_policy(settings, control), departure)
+        log.info("agent.cpus", own=host.places.cpus, shared_because=host.places.why or None)
         log.info(
             "agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where, adopts=len(estate.machines)
         )
@@ -116,7 +117,6 @@ def main() -> None:
         if missing:
             raise HostFault("; ".join(missing))
         host.places.confine()
-        log.info("agent.cpus", own=host.places.cpus, shared_because=host.places.why or None)
         for name in ("agent_state_database_url", "agent_redis_url"):
             if getattr(settings, name) is not None:
                 log.warning("setting.not_used_on_a_host", name=f"NIMBUS_{name.upper()}")
