@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.fakes.install import install_fakes
 from tests.fakes.play import Told, open_scene, play
-from tests.fakes.record_refusals import RECORD
+from tests.fakes.record_refusals import read_record
 from tests.fakes.stories import LOOSE, LOOSE_END, STORIES
 from tests.hosts import needs_root
 
 pytestmark = [needs_root, pytest.mark.root]
-
-
-def recorded() -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(RECORD.read_text())
-    return record
 
 
 def told_alike(name: str, told: list[Told]) -> list[Told]:
@@ -49,7 +42,7 @@ def real() -> Path:
 def test_the_fake_answers_as_the_real_one_did(fake: Path, tmp_path: Path, name: str) -> None:
     with open_scene([str(fake)], tmp_path) as scene:
         told = play(scene, STORIES[name])
-    assert told_alike(name, told) == told_alike(name, recorded()["stories"][name])
+    assert told_alike(name, told) == told_alike(name, read_record()["stories"][name])
 
 
 @pytest.mark.needs_firecracker
@@ -57,10 +50,10 @@ def test_the_fake_answers_as_the_real_one_did(fake: Path, tmp_path: Path, name: 
 def test_the_real_one_still_answers_as_was_recorded(real: Path, tmp_path: Path, name: str) -> None:
     with open_scene([str(real)], tmp_path) as scene:
         told = play(scene, STORIES[name])
-    assert told_alike(name, told) == told_alike(name, recorded()["stories"][name])
+    assert told_alike(name, told) == told_alike(name, read_record()["stories"][name])
 
 
 def test_none_of_our_calls_is_one_that_goes_out_of_use() -> None:
-    told = [one for story in recorded()["stories"].values() for one in story]
+    told = [one for story in read_record()["stories"].values() for one in story]
     old = {one["ask"] for one in told if one.get("deprecated")}
     assert old <= {"PUT /mmds/config", "PUT /vsock"}  # for V1, and for a vsock_id: we send V2, and no vsock_id

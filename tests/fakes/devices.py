@@ -18,7 +18,7 @@ _ELF = b"\x7fELF"
 _MAX_LINE = 2048
 _MAX_SOCKET_PATH = 107
 # As the C library of the real one names them (musl), where Debian's does otherwise.
-_STRERROR = {16: "Resource busy", 98: "Address in use"}
+_STRERROR = {16: "Resource busy", 40: "Symbolic link loop", 98: "Address in use"}
 
 
 class Refusal(Exception):
