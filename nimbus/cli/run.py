@@ -22,6 +22,7 @@ from nimbus.cli.events import quiet_events
 from nimbus.host import caps
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.guest import OutputSink
+from nimbus.host_agent.leash import open_leash
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.life import Outcome
 from nimbus.host_agent.lifecycle import Order, run_machine
@@ -64,13 +65,9 @@ class LocalLease:
 
 @contextmanager
 def open_local_lease() -> Iterator[LocalLease]:
-    """See LocalLease. Both ends are closed with the block."""
-    read_fd, write_fd = os.pipe()
-    try:
-        yield LocalLease(read_fd)
-    finally:
-        os.close(read_fd)
-        os.close(write_fd)
+    """See LocalLease."""
+    with open_leash() as leash_fd:
+        yield LocalLease(leash_fd)
 
 
 class TerminalSink:

@@ -7,9 +7,6 @@ old, and when the agent leaves. Started by main.py; asked by lifecycle.py.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import structlog
@@ -20,6 +17,7 @@ from nimbus.host_agent import metrics
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.causes import name_fault
 from nimbus.host_agent.lane import in_thread
+from nimbus.host_agent.leash import open_leash
 from nimbus.host_agent.pool.member import Member, keep_member
 from nimbus.host_agent.pool.sizes import PoolPolicy, PoolSize
 from nimbus.host_agent.snapshots.build import build_template
@@ -89,7 +87,7 @@ class Reserve:
 
     async def run(self) -> None:
         """Keep it filled until cancelled; then all that waits is torn down."""
-        with _open_leash() as leash_fd:
+        with open_leash() as leash_fd:
             async with trio.open_nursery() as members:
                 while True:
                     wait_s = await self._refill(members, leash_fd)
@@ -181,14 +179,3 @@ class Reserve:
     def _note_change(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-
-@contextmanager
-def _open_leash() -> Iterator[int]:
-    """A pipe whose write end this process alone holds: with it the keepers of all that waits are gone."""
-    read_fd, write_fd = os.pipe()
-    try:
-        yield read_fd
-    finally:
-        os.close(read_fd)
-        os.close(write_fd)

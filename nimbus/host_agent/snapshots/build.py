@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from nimbus.host.disk import chown_nofollow
 from nimbus.host_agent.build import Host, build_vm
 from nimbus.host_agent.guest import look_at_guest
 from nimbus.host_agent.lane import in_thread, in_thread_or_left
+from nimbus.host_agent.leash import open_leash
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.page import Page, open_page
 from nimbus.host_agent.phases import Phases
@@ -72,7 +73,7 @@ async def _open_machine(
 ) -> AsyncIterator[tuple[Machine, Boot]]:
     """A machine that runs nothing but its listening guest agent, for a block; nothing of it is left afterwards."""
     cold = replace(host, templates=None)
-    with _open_leash() as leash_fd:
+    with open_leash() as leash_fd:
         async with _open_record(cold, image, shape) as record:
             try:
                 progress("building a machine")
@@ -111,17 +112,6 @@ def _make_memory(plan: VmPlan, name: str) -> None:
     finally:
         os.close(fd)
     chown_nofollow(path, plan.slot.uid, plan.slot.gid)
-
-
-@contextmanager
-def _open_leash() -> Iterator[int]:
-    """A pipe whose write end this process alone holds: the machine's keeper ends it when we are gone."""
-    read_fd, write_fd = os.pipe()
-    try:
-        yield read_fd
-    finally:
-        os.close(read_fd)
-        os.close(write_fd)
 
 
 @asynccontextmanager
