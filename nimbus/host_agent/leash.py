@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def open_leash() -> Iterator[int]:
-    """The read end, which keepers inherit; the write end is this process's alone, and both are closed with the block."""
+    """The read end, which keepers inherit; the write end is this process alone's. Both are closed with the block."""
     read_fd, write_fd = os.pipe()
     try:
         yield read_fd
