@@ -16,6 +16,7 @@ import trio
 from nimbus.host_agent.vmm.fcapi import ApiClient, CallLimits
 from nimbus.model.errors import HostFault, Refused
 from nimbus.wire import firecracker as api
+from nimbus.wire.fcanswers import parse_connected
 from nimbus.wire.firecracker import ApiCall, ApiRefused, Drive, Nic, RateLimit, Restore, TokenBucket, Version
 from tests.fakes.install import Fakes, install_fakes
 from tests.fakes.play import ID, Scene, open_scene
@@ -100,6 +101,36 @@ async def test_all_our_calls_are_taken_and_none_goes_out_of_use(scene: Scene) ->
         config = await client.config()
     assert isinstance(config["machine-config"], dict)
     assert config["machine-config"]["mem_size_mib"] == 32
+
+
+async def hear_vsock(scene: Scene, name: str = "v.sock") -> bytes:
+    """What the vsock says to a wish for the guest's port; asked again while the guest does not listen yet."""
+    while True:
+        async with await trio.open_unix_socket(str(scene.root / name)) as stream:
+            await stream.send_all(api.render_connect(1024))
+            try:
+                if word := await stream.receive_some(32):
+                    return bytes(word)
+            except trio.BrokenResourceError:
+                pass
+        await trio.sleep(0.005)
+
+
+async def test_the_fakes_guest_answers_while_it_runs_and_again_once_restored(fake: Scene) -> None:
+    root, client = fake.root, client_of(fake)
+    saved = (str(root / "saved.state"), str(root / "saved.mem"))
+    with trio.fail_after(LIMIT_S):
+        await ask_all(client, [*configure(root), api.start_instance()])
+        parse_connected(await hear_vsock(fake))
+        await ask_all(client, [api.pause_vm(), api.create_snapshot(*saved)])
+        with trio.move_on_after(0.2) as waited:
+            await hear_vsock(fake)
+        await trio.to_thread.run_sync(fake.end)
+        await trio.to_thread.run_sync(fake.start)
+        await ask_all(client, [api.load_snapshot(Restore(*saved)), api.resume_vm()])
+        parse_connected(await hear_vsock(fake))
+        assert (await client.instance()).state == "Running"
+    assert waited.cancelled_caught
 
 
 async def test_a_failed_load_is_told_in_its_words_and_is_the_end_of_the_process(scene: Scene) -> None:

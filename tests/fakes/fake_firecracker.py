@@ -101,6 +101,8 @@ class Machine:
             if line != b"CONNECT %d\n" % GUEST_PORT:
                 return
             self._running.wait()
+            if _is_gone(stream):
+                return
             with self._turn:
                 guest = self._line.connect()
             if guest is None:
@@ -111,6 +113,16 @@ class Machine:
                 back.start()
                 _pump(stream, guest)
                 back.join()
+
+
+def _is_gone(stream: socket.socket) -> bool:
+    """Whether who asked has hung up meanwhile."""
+    try:
+        return stream.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:

@@ -107,6 +107,8 @@ class _Keeper:
         if self._pid:
             self._signal(signal.SIGCONT)
             return
+        with suppress(FileNotFoundError):
+            os.unlink("guest.sock", dir_fd=self._folder_fd)  # an earlier guest's in this folder
         self._pid = os.fork()
         if self._pid == 0:
             kernel.die_with_parent()
