@@ -19,7 +19,7 @@ import trio
 
 from nimbus.host import process
 from nimbus.host.disk import chown_nofollow
-from nimbus.host_agent.build import Host, build_vm
+from nimbus.host_agent.build import SHARED, Host, build_vm
 from nimbus.host_agent.guest import look_at_guest
 from nimbus.host_agent.lane import in_thread, in_thread_or_left
 from nimbus.host_agent.leash import open_leash
@@ -53,7 +53,7 @@ async def build_template(
     if not templates.is_usable:
         raise HostFault(f"the VMM {host.choice.vmm.name} boots from no templates")
     key = await templates.key(image, shape)
-    found = await templates.find(image, shape)
+    found = await templates.look(image, shape)
     if found is not None:
         return found.template
     async with _open_machine(host, image, shape, progress) as (machine, boot):
@@ -72,7 +72,7 @@ async def _open_machine(
     host: Host, image: Image, shape: Shape, progress: Callable[[str], None]
 ) -> AsyncIterator[tuple[Machine, Boot]]:
     """A machine that runs nothing but its listening guest agent, for a block; nothing of it is left afterwards."""
-    cold = replace(host, templates=None)
+    cold = replace(host, templates=None, places=SHARED)  # CPUs of its own would be missing where jobs were promised them
     with open_leash() as leash_fd:
         async with _open_record(cold, image, shape) as record:
             try:
