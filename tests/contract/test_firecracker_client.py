@@ -56,14 +56,14 @@ def client_of(scene: Scene) -> ApiClient:
     return ApiClient(scene.root / "api.sock")
 
 
-def configure(root: Path) -> list[ApiCall]:
+def configure(root: Path, line: str = "idle") -> list[ApiCall]:
     """Everything that can be configured, as our calls say it."""
     return [
         api.set_logger(str(root / "log")),
         api.set_metrics(str(root / "measures")),
         api.set_serial(None, BUCKET),
         api.set_machine(1, 32),
-        api.set_boot(str(root / "kernel"), "idle"),
+        api.set_boot(str(root / "kernel"), line),
         api.set_drive(Drive("root", str(root / "disk"), read_only=True, root=True, limit=LIMIT)),
         api.set_nic(Nic("net", "tap0", "02:00:00:00:00:01", mtu=1400, rx=LIMIT, tx=LIMIT)),
         api.set_metadata_service(["net"]),
@@ -120,7 +120,7 @@ async def test_the_fakes_guest_answers_while_it_runs_and_again_once_restored(fak
     root, client = fake.root, client_of(fake)
     saved = (str(root / "saved.state"), str(root / "saved.mem"))
     with trio.fail_after(LIMIT_S):
-        await ask_all(client, [*configure(root), api.start_instance()])
+        await ask_all(client, [*configure(root, "quiet"), api.start_instance()])
         parse_connected(await hear_vsock(fake))
         await ask_all(client, [api.pause_vm(), api.create_snapshot(*saved)])
         with trio.move_on_after(0.2) as waited:

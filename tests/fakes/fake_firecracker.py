@@ -66,7 +66,7 @@ class Machine:
         self._line = line
         self._filtered = filtered
         self._console: int | None = None
-        self._stops = False
+        self._word = ""
         self._turn = threading.Lock()
         self._running = threading.Event()
         self._ports = itertools.count(2**30)
@@ -74,17 +74,25 @@ class Machine:
     def build(self, vcpus: int, line: str, console: int | None) -> None:
         """The filters come right before guest code would run, as in the real one."""
         self._console = console
-        self._stops = line.partition(" ")[0] == "stop"  # what native/probe takes it for
+        self._word = line.partition(" ")[0]  # what native/probe does with it
         _give_up_power(filtered=self._filtered)
         for index in range(vcpus):
             threading.Thread(target=_idle, args=(f"fc_vcpu {index}",), daemon=True).start()
 
+    @property
+    def count(self) -> int:
+        return self._line.count
+
+    @count.setter
+    def count(self, value: int) -> None:
+        self._line.count = value
+
     def resume(self) -> None:
         with self._turn:
-            if self._stops:
+            if self._word == "stop":
                 self._line.end()
             else:
-                self._line.run(self._console)
+                self._line.run(self._console, probe=self._word == "idle")
         self._running.set()
 
     def pause(self) -> None:

@@ -182,13 +182,13 @@ def _join_cgroup(order: _Order, skip: frozenset[str]) -> None:
             if len(word.split("=")) != 2 or word.endswith("="):
                 raise Failed(f"Invalid format for cgroups: {word}")
         raise Failed("the fake makes no cgroups: give it a parent that is there")
-    if order.version != 2 or "cgroup" in skip:
+    if order.version != 2:
         return
     mounts = [line.split(" ") for line in Path("/proc/mounts").read_text().splitlines()]
     found = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
     if not found:
         raise Failed("Hierarchy not found: No hierarchy found for this cgroup version.")
-    parent = found[0] / order.parent
+    parent = found[0] / order.parent if "cgroup" not in skip else found[0]
     if parent.exists():
         try:
             (parent / "cgroup.procs").write_text(str(os.getpid()))

@@ -7,7 +7,8 @@
 A call's `do` is one of: refuse (`text`, `status`), hang (no answer, ever), drop (the connection is closed), exit
 (`code`, before anything is done), exit_after (`code`, done and not answered), half (half an answer, then exit with
 `code`).
-`nth` counts the calls of that name in one process, from 1. The jailer's `do`: hang, exit (`code`, `text`).
+`nth` counts the calls of that name in one process, from 1. The jailer's `do`: hang, exit (`code`, `text`); what it is
+to `skip` it leaves out, and goes to the root of all cgroups instead of its own.
 Written by install.py, read by fake_firecracker.py and fake_jailer.py.
 """
 

@@ -62,6 +62,10 @@ class Guest(Protocol):
     def build(self, vcpus: int, line: str, console: int | None) -> None:
         """Its vCPUs exist and do not run yet."""
 
+    @property
+    def count(self) -> int: ...
+    @count.setter
+    def count(self, value: int) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
 
@@ -76,6 +80,7 @@ class Vm:
     devices: Devices = field(default_factory=Devices)
     state: str = "Not started"
     machine: dict[str, Any] = field(default_factory=lambda: dict(_SMALLEST))
+    line: str = ""
     metadata: Any = None
     has_metadata: bool = False
     measured: bool = False
@@ -202,11 +207,11 @@ class Vm:
 
     def _start(self) -> Reply:
         self.devices.check_kernel()
-        self._build()
+        self._build(self.devices.boot.get("boot_args") or "")
         return self._turn("Resumed")
 
-    def _build(self) -> None:
-        line = self.devices.boot.get("boot_args") or ""
+    def _build(self, line: str) -> None:
+        self.line = line
         self.guest.build(int(self.machine["vcpu_count"]), line, self.devices.open_console())
         self.state = "Paused"
 
@@ -224,7 +229,13 @@ class Vm:
                 "Create snapshot error: Cannot save the microVM state: Operation not allowed: save/restore unavailable"
                 " while running"
             )
-        saved = {"machine": self.machine, "devices": self.devices.save(), "has_metadata": self.has_metadata}
+        saved = {
+            "machine": self.machine,
+            "devices": self.devices.save(),
+            "has_metadata": self.has_metadata,
+            "line": self.line,
+            "count": self.guest.count,
+        }
         write_snapshot(body["snapshot_path"], body["mem_file_path"], saved, self.machine["mem_size_mib"])
         return DONE
 
@@ -242,7 +253,8 @@ class Vm:
             self.devices.restore(saved["devices"])
         except Refusal as error:
             return refuse(f"Load snapshot error: Failed to restore from snapshot: {error}", fatal=1)
-        self._build()
+        self._build(saved["line"])
+        self.guest.count = saved["count"]
         if body.get("resume_vm"):
             self._turn("Resumed")
         return Reply(204, deprecated=deprecated)
