@@ -83,7 +83,8 @@ def plan_jailer(plan: VmPlan, boot: Boot) -> tuple[str, ...]:
         "--new-pid-ns",
         *("--resource-limit", f"fsize={largest_mib << 20}", "--resource-limit", f"no-file={DESCRIPTORS}"),
         "--",
-        *("--api-sock", f"/{API_SOCKET}", "--level", "Warning"),
+        # A warning in the middle of the guest's line would hide what that says: both go to the same console.
+        *("--api-sock", f"/{API_SOCKET}", "--level", "Error"),
         *seccomp,
     )
 

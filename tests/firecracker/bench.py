@@ -1,12 +1,12 @@
-"""A host with Firecracker, and VMs on it that live for a block. The guest is the probe's, which boots where Linux can't."""
+"""A host with Firecracker, and VMs on it that live for a block. The guest is the probe: it boots where Linux can't."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +14,26 @@ from pathlib import Path
 import pytest
 import trio
 
-from nimbus.host import process
+from nimbus.host import native, process
 from nimbus.host.inventory import Territory
+from nimbus.host.netns import netns_path
 from nimbus.host_agent.build import Host, build_vm
+from nimbus.host_agent.causes import first_error
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.page import Page, open_page
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import HostLayout, VmPlan, render_plan
+from nimbus.host_agent.snapshots.templates import Templates
 from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.vmm.choice import Choice
-from nimbus.host_agent.vmm.fcapi import CallLimits
 from nimbus.host_agent.vmm.firecracker import Firecracker
 from nimbus.host_agent.vmm.launch import launch_machine
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Stage
+from nimbus.model.errors import NimbusError
 from nimbus.model.ids import new_vm_id
 from nimbus.model.record import Record
 from nimbus.model.vm import Shape
+from nimbus.storage.content import hash_file
 from nimbus.storage.images import Image
 from nimbus.wire.keeper import VmmExit
 
@@ -75,7 +79,6 @@ class Bench:
     host: Host
     territory: Territory
     image: Image
-    started: list[Machine] = field(default_factory=list)
 
     @property
     def vmm(self) -> Firecracker:
@@ -86,24 +89,41 @@ class Bench:
     def with_vmm(self, vmm: Firecracker) -> Bench:
         return replace(self, host=replace(self.host, choice=replace(self.host.choice, vmm=vmm)))
 
-    def with_programs(self, **paths: Path) -> Bench:
-        """`binary` or `jailer` replaced."""
-        return replace(self, host=replace(self.host, choice=replace(self.host.choice, **paths)))  # type: ignore[arg-type]
+    def with_jailer(self, edit: str) -> Bench:
+        """The jailer behind a script that first runs `edit`, which may change `args` or not come back."""
+        real = self.host.choice.jailer
+        path = self.territory.state_root / "files" / "jailer"
+        path.write_text(
+            "#!/usr/bin/python3\nimport os, sys, time\nargs = sys.argv[1:]\n"
+            f"{edit}\nos.execv({str(real)!r}, [{str(real)!r}, *args])\n"
+        )
+        path.chmod(0o755)
+        return replace(self, host=replace(self.host, choice=replace(self.host.choice, jailer=path)))
+
+    def boot(self, boot: Boot) -> Boot:
+        """The same boot by this bench's jailer."""
+        return replace(boot, jailer=self.host.choice.jailer)
+
+    def with_templates(self) -> Bench:
+        """The same host, which boots from templates where it has one."""
+        return replace(self, host=replace(self.host, templates=Templates(self.host.layout, self.host.choice)))
 
 
-def make_bench(territory: Territory, programs: Programs, *, limits: CallLimits | None = None) -> Bench:
+def make_bench(territory: Territory, programs: Programs) -> Bench:
     """A host whose VMs live in `territory`, with a kernel that is the probe and a root disk of zeros."""
     files = territory.state_root / "files"
-    files.mkdir()
+    files.mkdir(exist_ok=True)
     vmlinux, initramfs, rootfs = files / "vmlinux", files / "initramfs", files / "rootfs"
     shutil.copy(PROBE, vmlinux)
     initramfs.write_bytes(bytes(512))
     rootfs.write_bytes(bytes(1 << 20))
     for path in (vmlinux, initramfs, rootfs):
         path.chmod(0o444)
-    image = Image("probe", vmlinux, vmlinux, initramfs, rootfs, "none", {}, "0" * 64)
+    roles = {"vmlinux": vmlinux, "initramfs": initramfs, "rootfs": rootfs}
+    digests = {role: hash_file(path).sha256 for role, path in roles.items()}
+    image = Image("probe", vmlinux, vmlinux, initramfs, rootfs, "none", digests, "0" * 64)
     layout = HostLayout(state=territory.state_root, runtime=territory.runtime_dir, uid_base=territory.uid_base)
-    choice = Choice(Firecracker(limits, IDLE), "kvm", programs.firecracker, programs.jailer)
+    choice = Choice(Firecracker(kernel_line=IDLE), "kvm", programs.firecracker, programs.jailer)
     return Bench(Host(layout, choice, 0), territory, image)
 
 
@@ -125,7 +145,7 @@ async def open_record(bench: Bench) -> AsyncIterator[OpenRecord]:
 
 
 @asynccontextmanager
-async def open_plan(bench: Bench, change: Boot | None = None) -> AsyncIterator[tuple[VmPlan, Boot]]:
+async def open_plan(bench: Bench) -> AsyncIterator[tuple[VmPlan, Boot]]:
     """All that a VM needs but its VMM; torn down at the end, which must leave nothing."""
     async with open_record(bench) as record:
         try:
@@ -177,6 +197,27 @@ async def open_run(plan: VmPlan, boot: Boot, bench: Bench, until: Stage = Stage.
                 runs.append(Run(await nursery.start(serve), boot))
             yield runs[0]
             nursery.cancel_scope.cancel()
+    except* NimbusError as group:
+        raise first_error(group) from None
     finally:
         os.close(read_fd)
         os.close(write_fd)
+
+
+async def run_until_it_fails(plan: VmPlan, boot: Boot, bench: Bench) -> None:
+    async with open_run(plan, boot, bench):
+        pytest.fail("it came up")
+
+
+@contextmanager
+def holding_tap(plan: VmPlan) -> Iterator[None]:
+    """Somebody else has the VM's tap open."""
+    space = os.open(netns_path(plan.net.name), os.O_RDONLY)
+    try:
+        tap = native.open_tap(space, plan.net.tap, plan.slot.uid, plan.slot.gid, True)
+        try:
+            yield
+        finally:
+            os.close(tap)
+    finally:
+        os.close(space)

@@ -56,7 +56,7 @@ def test_the_jailer_is_asked_for_a_uid_a_netns_a_cgroup_and_a_pid_namespace(plan
         f"--chroot-base-dir /srv/jailer --netns /run/netns/{plan.object} "
         f"--cgroup-version 2 --parent-cgroup nimbus/{plan.object}/vmm --new-pid-ns "
         f"--resource-limit fsize={1024 << 20} --resource-limit no-file=1024 "
-        "-- --api-sock /run/api.sock --level Warning"
+        "-- --api-sock /run/api.sock --level Error"
     )
 
 
