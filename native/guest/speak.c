@@ -114,6 +114,7 @@ static size_t compose(struct agent *agent, uint8_t *out, uint64_t now_ms)
 	if (agent->want_look) {
 		length = say_hello(agent, out, agent->look_id, agent->look_nonce, true);
 		agent->want_look = false;
+		agent->prepared = agent->prepared && agent->has_nonce; /* what was done for a look counts for no host */
 		memset(agent->look_nonce, 0, NONCE_BYTES);
 		return length;
 	}

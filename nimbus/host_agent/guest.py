@@ -8,6 +8,7 @@ that is for the caller, who sees every heartbeat. Called by attend.py; the build
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -24,7 +25,8 @@ from nimbus.host_agent.guestsession import (
 from nimbus.host_agent.guesttalk import HELLO_S, RECEIVE_BYTES, RETRY_FIRST_S, Talk, connect_patiently
 from nimbus.model.errors import GuestFault, NimbusError
 from nimbus.model.vm import GuestExit
-from nimbus.wire.guestlink import NONCE_BYTES, GuestReader, Refused, render_look
+from nimbus.wire.guestjob import ENTROPY_BYTES
+from nimbus.wire.guestlink import MACHINE_ID_BYTES, NONCE_BYTES, GuestReader, Refused, render_look, render_prepare
 from nimbus.wire.guestlink import Heartbeat as GuestHeartbeat
 from nimbus.wire.guestlink import Hello as GuestHello
 from nimbus.wire.guestlink import JobStarted as GuestJobStarted
@@ -78,32 +80,38 @@ async def run_guest(
     return told
 
 
-async def look_at_guest(connect: Callable[[], Awaitable[trio.abc.Stream]]) -> GuestHello:
+async def look_at_guest(connect: Callable[[], Awaitable[trio.abc.Stream]], *, prepare: bool = False) -> GuestHello:
     """The hello of a guest that waits for its host, and goes on to wait: nothing in it remembers the look.
 
+    With `prepare` it is first made a machine of its own, as before an attach: fresh randomness, which it keeps.
     Retries until the caller's scope ends. GuestFault for a guest that has a host, was prepared, or whose image knows no
     looks.
     """
     while True:
         stream = await connect_patiently(connect)
         async with stream:
-            hello = await _look(stream)
+            hello = await _look(stream, prepare)
         if hello is not None:
             return hello
         await trio.sleep(RETRY_FIRST_S)
 
 
-async def _look(stream: trio.abc.Stream) -> GuestHello | None:
+async def _look(stream: trio.abc.Stream, prepare: bool) -> GuestHello | None:
     """Ask on this connection, again and again, for a guest that boots reads late. None where it broke."""
     reader, attach_id, nonce = GuestReader(), secrets.randbits(32), secrets.token_bytes(NONCE_BYTES)
     try:
         while True:
-            await stream.send_all(render_look(attach_id, nonce))
+            await stream.send_all((_render_prepare() if prepare else b"") + render_look(attach_id, nonce))
             with trio.move_on_after(HELLO_S):
-                return await _hear_look(stream, reader, attach_id, nonce)
+                hello = await _hear_look(stream, reader, attach_id, nonce)
+                return None if hello is None else _check_looked(hello, prepare)
             reader.reset()
     except trio.BrokenResourceError:
         return None
+
+
+def _render_prepare() -> bytes:
+    return render_prepare(time.time_ns(), secrets.token_bytes(ENTROPY_BYTES), secrets.token_bytes(MACHINE_ID_BYTES))
 
 
 async def _hear_look(stream: trio.abc.Stream, reader: GuestReader, attach_id: int, nonce: bytes) -> GuestHello | None:
@@ -111,16 +119,18 @@ async def _hear_look(stream: trio.abc.Stream, reader: GuestReader, attach_id: in
         for message in reader.feed(data):
             match message:
                 case GuestHello() if (message.attach_id, message.nonce) == (attach_id, nonce):
-                    return _check_looked(message)
+                    return message
                 case Refused() if message.attach_id == attach_id:
                     raise GuestFault(f"the guest cannot be looked at: {message.message}")
     return None
 
 
-def _check_looked(hello: GuestHello) -> GuestHello:
+def _check_looked(hello: GuestHello, prepare: bool) -> GuestHello:
     if not hello.looked:
         raise GuestFault("the guest took a look for its host: its image is too old for templates, build it anew")
-    if hello.prepared:
+    if prepare and not hello.prepared:
+        raise GuestFault("the guest does not say that its randomness and clock are fresh")
+    if hello.prepared and not prepare:
         raise GuestFault("the guest is a machine of its own already: its clones would tell so before they are")
     return hello
 

@@ -90,6 +90,15 @@ async def test_a_guest_that_was_looked_at_obeys_whoever_comes_first_after_that(t
     assert host.saved == [GuestExit(5, None)]
 
 
+async def test_what_was_prepared_for_a_look_is_not_told_to_the_host_that_comes(tmp_path: Path) -> None:
+    async with open_double(tmp_path) as double:
+        with trio.fail_after(10):
+            seen = await look_at_guest(double.connect, prepare=True)
+            told = await (await attached(double)).hear(Hello)
+
+    assert (seen.prepared, told.prepared) == (True, False)
+
+
 async def test_a_look_on_a_hosts_own_connection_changes_nothing_for_it(tmp_path: Path) -> None:
     async with open_double(tmp_path) as double:
         with trio.fail_after(10):

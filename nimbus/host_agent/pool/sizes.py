@@ -10,8 +10,9 @@ from nimbus.host_agent.vmm.machine import Stage
 from nimbus.model.errors import Refused
 from nimbus.model.vm import Shape
 
-# What waits, and how far it is brought up: slot, network, disk and jail alone; a VMM without memory; a paused clone.
-KINDS: Mapping[str, Stage | None] = {"built": None, "prespawned": Stage.SPAWNED, "warm": Stage.PAUSED}
+# What waits, and how far it is brought up: slot, network, disk and jail alone; a VMM without memory; a paused clone,
+# whose guest has answered us once.
+KINDS: Mapping[str, Stage | None] = {"built": None, "prespawned": Stage.SPAWNED, "warm": Stage.REHEARSED}
 MOST = 1000  # of one kind and shape: more is a typing error
 
 _SHAPE = re.compile(r"([0-9]{1,3})x([0-9]{1,8})(?:x([0-9]{1,8}))?")

@@ -1,7 +1,7 @@
 """How a machine is brought up: the same steps in the same order for every backend.
 
-spawned -> (loaded, paused) -> pinned -> running. A pool stops on the way and goes on later. Undoes nothing: whoever
-launched it tears it down. Called by serve.py, the pool and the template builder.
+spawned -> (loaded, paused -> rehearsed) -> pinned -> running. A pool stops on the way and goes on later. Undoes
+nothing: whoever launched it tears it down. Called by serve.py, the pool and the template builder.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 
 import trio
 
+from nimbus.host_agent.guest import look_at_guest
 from nimbus.host_agent.jailer import SecurityAlarm
 from nimbus.host_agent.pinning import PinFailed, pin_machine
 from nimbus.host_agent.plan import VmPlan
 from nimbus.host_agent.vmm import Vmm
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage, open_machine
-from nimbus.model.errors import HostFault
+from nimbus.model.errors import GuestFault, HostFault
 from nimbus.wire.keeper import VmmExit
 
 Span = Callable[[str], AbstractContextManager[object]]
 
 LAST_WORDS_BYTES = 1024
+REHEARSAL_LIMIT_S = 60.0  # a tenth of a second under TCG alone; a pool is filled beside running jobs
 DEATH_S = 0.5  # between a VMM's last answer and its keeper's word that it is dead
 
 
@@ -59,7 +61,7 @@ async def bring_up(
     """From one stage to a later one. Raises HostFault with the VMM's last words where it ends on the way, and
     RestoreFailed where that was after a template's memory was asked for.
     """
-    touched = since is Stage.PAUSED
+    touched = (since or Stage.SPAWNED) >= Stage.PAUSED
     try:
         async with _while_it_lives(machine):
             if since is None:
@@ -69,6 +71,9 @@ async def bring_up(
                 touched = True
                 with span("load"):
                     await machine.vmm.load(machine, boot)
+            if until is Stage.REHEARSED:
+                with span("rehearse"):
+                    await _rehearse(machine, boot)
             pinned = await _pin(machine, span)  # a pool machine too: its CPUs come with its job
             if until is Stage.RUNNING:
                 with span("run"):
@@ -79,6 +84,23 @@ async def bring_up(
         if touched and type(error) is HostFault:
             raise RestoreFailed(str(error)) from error
         raise
+
+
+async def _rehearse(machine: Machine, boot: Boot) -> None:
+    """Let the guest be prepared and answer once, as a job's host will ask it to, and pause it again.
+
+    What that takes the first time (copies of the template's pages, under TCG the translation of its code too) is then
+    behind it. The guest forgets the answer, and the job's host prepares it anew.
+    """
+    await machine.vmm.run(machine, boot)
+    with trio.move_on_after(REHEARSAL_LIMIT_S):
+        try:
+            await look_at_guest(machine.connect_guest, prepare=True)
+        except GuestFault as error:
+            raise HostFault(str(error)) from error
+        await machine.vmm.pause(machine)
+        return
+    raise HostFault(f"the guest of a template's clone did not answer in {REHEARSAL_LIMIT_S:g} s")
 
 
 async def _pin(machine: Machine, span: Span) -> bool:

@@ -39,7 +39,8 @@ class Stage(enum.IntEnum):
 
     SPAWNED = 1  # its VMM runs and answers; no memory is loaded
     PAUSED = 2  # a template's memory is loaded; vCPUs are there and do not run
-    RUNNING = 3
+    REHEARSED = 3  # it ran until its guest had answered once, and is paused again: the answer that counts is quick
+    RUNNING = 4
 
 
 class Memory(enum.StrEnum):
