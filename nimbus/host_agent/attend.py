@@ -65,6 +65,7 @@ async def attend(
 def _hear(life: Life, lease: Lease, event: GuestEvent) -> None:
     """Every word of the guest moves the silence limit, within its command's time; its first ones date its boot."""
     if isinstance(event, GuestConnected):
+        life.phases.mark("asked")  # from here on it is the guest that is waited for
         return  # the VMM's word: a guest that hangs in its boot has a connection too
     now = life.heard_at = trio.current_time()
     match event:
