@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import weakref
 from pathlib import Path
 
 from nimbus.host.disk import data_ranges
@@ -15,6 +16,18 @@ from nimbus.host.disk import data_ranges
 _CHUNK_BYTES = 1 << 20
 _F_ADD_SEALS = 1033  # Python names it from 3.13 on
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
+
+
+class Sealed:
+    """A sealed copy, open for as long as anybody holds this.
+
+    Who boots from it knows it by its number alone. Closed under somebody's hands the number would soon be another
+    file's, and a VMM would inherit that: so no owner closes it, the last holder's end does.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.fd = seal_file(path, name)
+        weakref.finalize(self, os.close, self.fd)
 
 
 def seal_file(path: Path, name: str) -> int:

@@ -20,6 +20,10 @@ UID_BASE = 200_000  # above the users and below the sub-uid ranges that Debian h
 FIRST_CID = 3  # 0 to 2 are the hypervisor's, loopback's and the host's
 
 
+class NoSlot(HostFault):
+    """Every slot is held, in quarantine or haunted: one that waits for a job may be given up for it."""
+
+
 @dataclass(frozen=True)
 class HeldSlot:
     """A slot and the object name of the VM that holds it."""
@@ -54,7 +58,7 @@ def claim_slot(
     kept = f", {len(apart)} of them in quarantine" if apart else ""
     if clashing := len(unheld) - len(free):
         kept += f", {clashing} of them by processes that nobody's VM should have: their uid is a slot's"
-    raise HostFault(f"all {limit} slots of this host are taken{kept}: wait for a VM to end, or raise NIMBUS_VM_SLOTS")
+    raise NoSlot(f"all {limit} slots of this host are taken{kept}: wait for a VM to end, or raise NIMBUS_VM_SLOTS")
 
 
 def release_slot(runtime_dir: Path, index: int, owner: str) -> None:

@@ -39,6 +39,7 @@ class Supply:
     promised_mib: int  # what the VMs' disks may grow to
     written_mib: int  # what they hold by now: a part of what is not free any more
     cpus_elsewhere: int = 0  # that VMs of other state roots have as their own
+    owners: frozenset[str] = frozenset()  # the VMs of this state root that hold a slot, by name
 
 
 def watch_supply(layout: HostLayout) -> Callable[[], Awaitable[Supply]]:
@@ -48,13 +49,12 @@ def watch_supply(layout: HostLayout) -> Callable[[], Awaitable[Supply]]:
 
 def read_supply(layout: HostLayout) -> Supply:
     """Some files of /run and one stat for each VM. Raises HostFault where the disk cannot be asked."""
-    mine = elsewhere = 0
-    held = set()
+    elsewhere, held, mine = 0, set(), set()
     for slot in list_slots(layout.runtime):
         if slot.index < layout.slot_limit:
             held.add(slot.index)
             if _is_own(slot.owner, layout):
-                mine += 1
+                mine.add(slot.owner)
             else:
                 elsewhere += 1
     apart = {slot.index for slot in list_quarantined(layout.runtime) if slot.index < layout.slot_limit}
@@ -64,13 +64,14 @@ def read_supply(layout: HostLayout) -> Supply:
     except OSError as error:
         raise HostFault(f"the free space of {layout.state} cannot be read ({error.strerror})") from error
     cpus = sum(len(ticket.cpus) for ticket in list_cpus(layout.runtime) if not _is_own(ticket.owner, layout))
-    return Supply(mine, elsewhere + len(apart - held), free >> 20, promised >> 20, written >> 20, cpus)
+    slots_elsewhere = elsewhere + len(apart - held)
+    return Supply(len(mine), slots_elsewhere, free >> 20, promised >> 20, written >> 20, cpus, frozenset(mine))
 
 
 def count_slots(supply: Supply, limit: int, taken: int, idle: int = 0) -> int:
     """Pure: slots left, when `taken` machines were accepted: some of them hold their slot already, the rest will.
 
-    `idle` machines wait in the pool: each is taken with its slot by a job, or gives it up to one.
+    `idle` of these wait in the pool: each is taken with its slot by a job, or gives it up to one.
     """
     return limit - supply.slots_elsewhere - max(taken, supply.slots_held - idle)
 

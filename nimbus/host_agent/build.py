@@ -5,11 +5,13 @@ The record that lists every claim is on disk before the first of these runs. Cal
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nimbus.host.slots import NoSlot
 from nimbus.host_agent import claims
 from nimbus.host_agent.attesting import attest_boot
 from nimbus.host_agent.claims import CLAIMS, Target
@@ -20,6 +22,7 @@ from nimbus.host_agent.placing import Places
 from nimbus.host_agent.plan import HostLayout, VmPlan, plan_vm, with_placement
 from nimbus.host_agent.vmm.choice import Choice
 from nimbus.host_agent.vmm.machine import Boot
+from nimbus.model.errors import HostFault
 from nimbus.model.vm import Claim, Shape, Slot
 from nimbus.storage.images import Image
 
@@ -59,8 +62,7 @@ async def build_vm(
         with phases.span("template"):
             ready = await host.templates.find(image, shape)
     with phases.span("slot"):
-        slot = await claims.acquire(Claim.SLOT, Target(host.layout, record.value))
-        assert isinstance(slot, Slot)  # noqa: S101 - the one claim that has a value
+        slot = await _claim_slot(host, record)
         owner = Target(host.layout, record.value).object
         placement = await in_thread(partial(host.places.take, host.layout.runtime, owner, shape.cpus))
         stored = with_placement(record.value.plan, placement)
@@ -84,13 +86,48 @@ async def build_vm(
     with phases.span("network"):
         await claims.acquire(Claim.NETWORK, target)
     with phases.span("disk"):
-        await claims.acquire(Claim.DISK, target)
+        lost = await _acquire(host, Claim.DISK, target)
     with phases.span("jail"):
-        await claims.acquire(Claim.JAIL, target)
+        lost = await _acquire(host, Claim.JAIL, target) or lost
         await claims.acquire(Claim.CGROUP, target)
-    if ready is not None and host.templates is not None and not await host.templates.is_current(ready.template):
-        return plan, await start_over(host, plan, boot)  # built anew meanwhile: its parts may be of two makes
+    if lost or await _is_outdated(host, boot):
+        boot = await start_over(host, plan, boot)  # built anew or set aside meanwhile: its parts may be of two makes
+        await attest_boot(record, boot)
     return plan, boot
+
+
+async def _claim_slot(host: Host, record: OpenRecord) -> Slot:
+    """A job's slot; where none is left, that of a machine that waits for jobs."""
+    while True:
+        with suppress(NoSlot):
+            return await _acquire_slot(host, record)
+        if host.reserve is None or not await host.reserve.make_room():
+            return await _acquire_slot(host, record)  # and say what it says
+
+
+async def _acquire_slot(host: Host, record: OpenRecord) -> Slot:
+    slot = await claims.acquire(Claim.SLOT, Target(host.layout, record.value))
+    assert isinstance(slot, Slot)  # noqa: S101 - the one claim that has a value
+    return slot
+
+
+async def _acquire(host: Host, claim: Claim, target: Target) -> bool:
+    """Take what is made of a template's files. True where they went away meanwhile, which is no fault of this job's."""
+    failed: HostFault | None = None
+    try:
+        await claims.acquire(claim, target)
+    except HostFault as error:
+        failed = error
+    if failed is not None and (target.boot is None or not await _is_outdated(host, target.boot)):
+        raise failed
+    return failed is not None
+
+
+async def _is_outdated(host: Host, boot: Boot) -> bool:
+    """Whether its template was replaced, removed or set aside since it was found."""
+    if boot.template is None or host.templates is None:
+        return False
+    return not await host.templates.is_current(boot.template)
 
 
 async def start_over(host: Host, plan: VmPlan, boot: Boot) -> Boot:

@@ -26,6 +26,7 @@ from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import render_plan
 from nimbus.host_agent.pool.member import Member, take_over
 from nimbus.host_agent.serve import AskCommand, Ready, ResumableSink, serve_adopted, serve_vm
+from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.ties import Ties, see_through
 from nimbus.model.ids import VmId, new_vm_id
 from nimbus.model.record import Record
@@ -78,13 +79,15 @@ async def open_start(host: Host, order: Order, lease: Lease) -> AsyncIterator[tu
     """A fresh VM's record, or that of one which waited for just such a job, now under this lease."""
     member = host.reserve.claim(order.image, order.shape) if host.reserve is not None else None
     if member is None:
-        if host.reserve is not None:
-            await host.reserve.make_room()
         async with open_record(host, order, lease, new_vm_id()) as record:
             yield record, None
         return
     try:
-        await member.enter(lease.key, lease.terms().deadline_ns)
+        try:
+            await member.enter(lease.key, lease.terms().deadline_ns)
+        except BaseException:  # nobody waits for it any more, and its job never had it
+            await teardown(host.layout, member.record)  # noqa: ASYNC102 - its shields and limits are inside
+            raise
         yield member.record, member
     finally:
         await member.page.close()  # noqa: ASYNC102 - its shield and its limit are inside

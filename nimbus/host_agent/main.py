@@ -92,7 +92,7 @@ async def work_until(leasing: trio.CancelScope, *tasks: Callable[[], Awaitable[N
 def open_room(settings: AgentSettings, host: Host) -> Room:
     """What this host gives, less what it does not have; what waits in its pool is not lost to jobs."""
     reserve = host.reserve
-    idle = (lambda: reserve.idle) if reserve is not None else (lambda: 0)
+    idle = (lambda: reserve.idle) if reserve is not None else frozenset[str]
     return Room(host_capacity(settings, host.places), watch_supply(host.layout), disk_policy(settings), idle)
 
 

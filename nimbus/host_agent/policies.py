@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import structlog
+
 from nimbus.host_agent.admission import DiskPolicy
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
@@ -19,6 +21,8 @@ from nimbus.host_agent.pool.sizes import PoolPolicy, parse_pool
 from nimbus.host_agent.settings import AgentSettings
 from nimbus.model.errors import Refused
 from nimbus.model.lease import LeasePolicy
+
+log = structlog.get_logger()
 
 
 def host_capacity(settings: AgentSettings, places: Places) -> Capacity:
@@ -64,4 +68,7 @@ def with_pool(host: Host, settings: AgentSettings) -> Host:
             f"NIMBUS_VMM={host.choice.vmm.name} does not save any"
         )
     policy = PoolPolicy(sizes, settings.pool_image, settings.pool_ttl)
-    return replace(host, reserve=Reserve(host, host.templates, policy))
+    wanted = sum(sum(size.numbers.values()) for size in sizes)
+    if wanted > settings.vm_slots:
+        log.warning("pool.larger_than_the_host", machines=wanted, slots=settings.vm_slots)
+    return replace(host, reserve=Reserve(host, host.templates, policy, disk_policy(settings)))

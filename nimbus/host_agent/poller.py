@@ -59,7 +59,7 @@ class Lessor(Protocol):
 
 class Room:
     """Free capacity, and a way to wait for it. With a `supply` the host itself is asked each time, too;
-    `idle` tells how many machines hold a slot in the pool.
+    `idle` names the VMs that wait in the pool, or are made for it.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Room:
         capacity: Capacity,
         supply: Callable[[], Awaitable[Supply]] | None = None,
         disk: DiskPolicy = DiskPolicy(reserve_mib=0),  # noqa: B008 - a frozen value
-        idle: Callable[[], int] = lambda: 0,
+        idle: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._capacity = capacity
         self._supply = supply
@@ -89,13 +89,14 @@ class Room:
         if self._supply is None:
             return self.free()
         supply = await self._supply()
+        idle = len(supply.owners & self._idle())  # of those that held a slot by then
         own = self.free()  # after the host was asked: what was taken meanwhile counts
         taken_mib = sum(shape.disk_mib for shape in self._used)
         cpus = count_cpus(supply, self._capacity.cpus, self._used_cpus()) if self._capacity.core_width else own.cpus
         return replace(
             own,
             cpus=cpus,
-            slots=min(own.slots, count_slots(supply, self._capacity.slots, len(self._used), self._idle())),
+            slots=min(own.slots, count_slots(supply, self._capacity.slots, len(self._used), idle)),
             disk_mib=count_disk_mib(supply, self._disk, taken_mib),
         )
 

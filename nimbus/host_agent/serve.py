@@ -40,6 +40,8 @@ log = structlog.get_logger()
 BOOT_ATTEMPTS = 3
 BOOT_LIMIT_S = 10.0  # plus the next for each VM on the host: a boot takes 1.5 s of a core under TCG (facts/qemu)
 BOOT_LIMIT_PER_VM_S = 3.0
+# A clone answers in a fraction of a second or never: its vCPUs go on where they were, nothing of a boot is left to do.
+RESTORE_LIMIT_S, RESTORE_LIMIT_PER_VM_S = 5.0, 1.0
 LAUNCH_LIMIT_S = 60.0  # until its VMM runs a keeper mounts and forks: milliseconds, unless the kernel hangs
 
 AskCommand = Callable[[], Awaitable[Command]]
@@ -73,11 +75,11 @@ async def serve_vm(
     plan = ready.plan
     for attempt in range(1, BOOT_ATTEMPTS + 1):
         life.boots = attempt
-        limit_s = await _boot_limit_s(host.layout)
+        life.restored = ready.boot.memory is Memory.TEMPLATE
+        limit_s = await _boot_limit_s(host.layout, restored=life.restored)
         life.heard = trio.CancelScope(deadline=trio.current_time() + limit_s)
         failed: RestoreFailed | None = RestoreFailed(f"the guest never said hello in {limit_s:g} s")
         try:
-            life.restored = ready.boot.memory is Memory.TEMPLATE
             ask_session = partial(_open_session, life, plan, ask_command, limit_s)
             await _serve_once(host, ready, lease, ask_session, sink, life)
         except (RestoreFailed, KeeperGone) as error:
@@ -102,8 +104,10 @@ async def _boot_cold(host: Host, ready: Ready, failed: RestoreFailed | None) -> 
     return Ready(plan, await start_over(host, plan, boot))
 
 
-async def _boot_limit_s(layout: HostLayout) -> float:
-    return BOOT_LIMIT_S + BOOT_LIMIT_PER_VM_S * await in_thread(partial(slots.count_slots, layout.runtime))
+async def _boot_limit_s(layout: HostLayout, *, restored: bool = False) -> float:
+    """How long a guest may take to its hello, on a host with so many VMs."""
+    first_s, each_s = (RESTORE_LIMIT_S, RESTORE_LIMIT_PER_VM_S) if restored else (BOOT_LIMIT_S, BOOT_LIMIT_PER_VM_S)
+    return first_s + each_s * await in_thread(partial(slots.count_slots, layout.runtime))
 
 
 async def _serve_once(
@@ -134,6 +138,7 @@ async def _open_session(life: Life, plan: VmPlan, ask_command: AskCommand, boot_
     """This boot's session, in the record before the guest hears of it: from then on it can be adopted."""
     if life.command is None:
         life.command = await ask_command()
+        life.heard.deadline = trio.current_time() + boot_limit_s  # no guest answers for how long a forge took
     nonce = secrets.token_bytes(16)
     session = GuestSession(nonce=nonce, command=life.command, net=plan.net, must_prepare=life.restored)
     latest = latest_ns(boot_limit_s + longest_s(life.command))

@@ -30,13 +30,24 @@ from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.vmm.launch import launch_machine
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage
 from nimbus.model.errors import HostFault
-from nimbus.model.ids import new_vm_id
+from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
 from nimbus.model.record import POOL_KEY, Record
 from nimbus.model.vm import Claim, Shape
 from nimbus.storage.images import Image
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A machine that is to wait, under the name that it will have."""
+
+    vm: VmId
+    image: Image
+    shape: Shape
+    kind: str  # one of KINDS
+    ttl_s: float
 
 
 @dataclass
@@ -51,6 +62,7 @@ class Member:
     image: Image
     born: float  # trio's time
     is_claimed: bool = False
+    has_died: bool = False  # its VMM ended while it waited
     gone: trio.Event = field(default_factory=trio.Event)  # what nobody claimed is torn down
     leave: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -79,11 +91,8 @@ class Member:
 
 async def keep_member(
     host: Host,
-    image: Image,
-    shape: Shape,
-    kind: str,
+    wanted: Wanted,
     leash_fd: int,
-    ttl_s: float,
     *,
     on_ready: Callable[[Member], None],
     on_gone: Callable[[Member], None],
@@ -93,11 +102,11 @@ async def keep_member(
     Raises HostFault where it could not be made.
     """
     value = Record(
-        vm=new_vm_id(),
+        vm=wanted.vm,
         created_at=time.time(),
         boot_id=process.boot_id(),
         backend=host.choice.vmm.name,
-        plan={**render_plan(shape, image.name, host.choice.accel), POOL_KEY: kind},
+        plan={**render_plan(wanted.shape, wanted.image.name, host.choice.accel), POOL_KEY: wanted.kind},
         claims=host.claims,
     )
     ledger = Ledger(host.layout.ledger)
@@ -106,19 +115,21 @@ async def keep_member(
     member: Member | None = None
     try:
         unplaced = replace(host, places=SHARED)  # CPUs of its own come with a job
-        plan, boot = await build_vm(unplaced, record, shape, image, Phases())
+        plan, boot = await build_vm(unplaced, record, wanted.shape, wanted.image, Phases())
         if boot.memory is not Memory.TEMPLATE:
             raise HostFault("its template went away while it was made")
-        member = Member(page, record, plan, boot, kind, image, trio.current_time())
-        await _wait_claimed(host, member, leash_fd, ttl_s, on_ready)
+        member = Member(page, record, plan, boot, wanted.kind, wanted.image, trio.current_time())
+        await _wait_claimed(host, member, leash_fd, wanted.ttl_s, on_ready)
     finally:
         if member is not None:
             on_gone(member)
-        if member is None or not member.is_claimed:
-            await teardown(host.layout, record)  # noqa: ASYNC102 - its shields and limits are inside
-            await page.close()  # noqa: ASYNC102 - likewise
-        if member is not None:
-            member.gone.set()
+        try:
+            if member is None or not member.is_claimed:
+                await teardown(host.layout, record)  # noqa: ASYNC102 - its shields and limits are inside
+                await page.close()  # noqa: ASYNC102 - likewise
+        finally:
+            if member is not None:
+                member.gone.set()
 
 
 async def _wait_claimed(
@@ -138,6 +149,7 @@ async def _wait_claimed(
                     host.choice.vmm, member.plan, member.boot, terms, until=stage, task_status=task_status
                 )
                 log.warning("pool.member_died", vm=str(member.plan.vm), how=told.kind, code=told.code)
+                member.has_died = True
                 member.leave.cancel()
 
             machine: Machine = await nursery.start(live)

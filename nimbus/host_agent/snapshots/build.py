@@ -20,6 +20,7 @@ import trio
 from nimbus.host import process
 from nimbus.host.disk import chown_nofollow
 from nimbus.host_agent.build import SHARED, Host, build_vm
+from nimbus.host_agent.causes import name_fault
 from nimbus.host_agent.guest import look_at_guest
 from nimbus.host_agent.lane import in_thread, in_thread_or_left
 from nimbus.host_agent.leash import open_leash
@@ -31,7 +32,7 @@ from nimbus.host_agent.snapshots.templates import LIMITER, Templates
 from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.vmm.launch import launch_machine
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory
-from nimbus.model.errors import HostFault
+from nimbus.model.errors import HostFault, NimbusError
 from nimbus.model.ids import new_vm_id
 from nimbus.model.record import Record
 from nimbus.model.vm import Shape
@@ -56,13 +57,16 @@ async def build_template(
     found = await templates.look(image, shape)
     if found is not None:
         return found.template
-    async with _open_machine(host, image, shape, progress) as (machine, boot):
-        progress("pausing")
-        await machine.vmm.pause(machine)
-        saved = await machine.vmm.save(machine, boot)
-        progress("hashing and storing")
-        files = TemplateFiles(saved.memory, saved.state, machine.plan.paths.overlay)
-        template = await in_thread_or_left(partial(templates.store.publish, key, files), LIMITER)
+    try:
+        async with _open_machine(host, image, shape, progress) as (machine, boot):
+            progress("pausing")
+            await machine.vmm.pause(machine)
+            saved = await machine.vmm.save(machine, boot)
+            progress("hashing and storing")
+            files = TemplateFiles(saved.memory, saved.state, machine.plan.paths.overlay)
+            template = await in_thread_or_left(partial(templates.store.publish, key, files), LIMITER)
+    except* (NimbusError, OSError) as group:  # a machine lives in a nursery: what ends it comes as a group
+        raise name_fault(group) from None
     log.info("template.built", template=template.digest, image=image.name, **vars(shape))
     return template
 
@@ -72,7 +76,7 @@ async def _open_machine(
     host: Host, image: Image, shape: Shape, progress: Callable[[str], None]
 ) -> AsyncIterator[tuple[Machine, Boot]]:
     """A machine that runs nothing but its listening guest agent, for a block; nothing of it is left afterwards."""
-    cold = replace(host, templates=None, places=SHARED)  # CPUs of its own would be missing where jobs were promised them
+    cold = replace(host, templates=None, places=SHARED)  # CPUs of its own were promised to jobs
     with open_leash() as leash_fd:
         async with _open_record(cold, image, shape) as record:
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import structlog
 import trio
 
 from nimbus.host import cpuinfo
-from nimbus.host.sealed import seal_file
+from nimbus.host.sealed import Sealed
 from nimbus.host_agent import metrics
 from nimbus.host_agent.lane import in_thread_or_left
 from nimbus.host_agent.plan import HostLayout, plan_vm
@@ -37,7 +38,17 @@ log = structlog.get_logger()
 
 _ANY_VM = VmId("00000000")
 _ANY_SLOT = Slot(index=0, uid=1, gid=1, cid=3)
+KEEP = 2  # of one image and shape: the one in use, and the one before it, for who goes back to it
 LIMITER = trio.CapacityLimiter(2)  # hashing and copying whole memories: never more than the disk can bear
+
+
+@dataclass(frozen=True)
+class SealedTemplate:
+    """What clones of one make of a template read by descriptors."""
+
+    generation: str
+    memory: Sealed
+    state: Sealed
 
 
 @dataclass(frozen=True)
@@ -45,23 +56,32 @@ class ReadyTemplate:
     """One that was verified, and copies of what clones read of it by descriptors that nobody can change any more."""
 
     template: Template
-    memory_fd: int | None = None
-    state_fd: int | None = None
+    sealed: SealedTemplate | None = None
+
+    @property
+    def memory_fd(self) -> int | None:
+        return self.sealed.memory.fd if self.sealed else None
+
+    @property
+    def state_fd(self) -> int | None:
+        return self.sealed.state.fd if self.sealed else None
 
     def boot(self, cold: Boot) -> Boot:
         """The same boot, from this template."""
-        told = replace(cold, memory=Memory.TEMPLATE, template=self.template)
+        held = (self.sealed.memory, self.sealed.state) if self.sealed else ()
+        told = replace(cold, memory=Memory.TEMPLATE, template=self.template, held=held)
         return replace(told, memory_fd=self.memory_fd, state_fd=self.state_fd)
 
 
 class Templates:
-    """See the module. `close` lets go of the memories; clones that run keep theirs."""
+    """See the module. `close` lets go of the memories; what waits to boot from one, or runs, keeps its own."""
 
     def __init__(self, layout: HostLayout, choice: Choice) -> None:
         self._layout, self._choice = layout, choice
         self.store = TemplateStore(layout.templates)
         self._verified = VerifiedTemplates(self.store)
-        self._sealed: dict[str, tuple[int, int]] = {}  # memory and state, by generation
+        self._sealed: dict[str, SealedTemplate] = {}  # of each template, by its digest, the make that was used last
+        self._distrusted: set[str] = set()  # generations
         self._vmm: tuple[str, str] | None = None
         self._turn = trio.Lock()
 
@@ -71,31 +91,47 @@ class Templates:
         return self._choice.vmm.can_restore
 
     async def find(self, image: Image, shape: Shape) -> ReadyTemplate | None:
-        """The template for exactly this, verified; None means a cold boot. Never raises for a template's sake."""
+        """What a boot may use: the template for exactly this, verified. None means a cold boot. Never raises for a
+        template's sake.
+        """
+        ready, outcome = await self._look(image, shape)
+        metrics.count_restore(outcome)
+        return ready
+
+    async def look(self, image: Image, shape: Shape) -> ReadyTemplate | None:
+        """The same for whoever boots nothing of it now: only what is wrong with it is counted."""
+        ready, outcome = await self._look(image, shape)
+        if outcome not in {"restored", "none"}:
+            metrics.count_restore(outcome)
+        return ready
+
+    async def _look(self, image: Image, shape: Shape) -> tuple[ReadyTemplate | None, str]:
         if not self.is_usable:
-            return None
+            return None, "none"
         try:
             key = await self.key(image, shape)
             async with self._turn:  # one boot hashes and copies, the others find it done
                 ready = await self._open(key.digest())
         except DamagedTemplate as error:  # set aside by whoever found it
-            metrics.count_restore("quarantined")
             log.error("template.quarantined", image=image.name, error=str(error))
-            return None
+            return None, "quarantined"
         except (HostFault, OSError) as error:
             log.warning("template.not_used", image=image.name, error=str(error))
-            metrics.count_restore("unreadable")
-            return None
-        metrics.count_restore("none" if ready is None else "restored")
-        return ready
+            return None, "unreadable"
+        return ready, "none" if ready is None else "restored"
 
     async def _open(self, digest: str) -> ReadyTemplate | None:
         template = await in_thread_or_left(partial(self._verified.find, digest), LIMITER)
-        return None if template is None else ReadyTemplate(template, *await self._seal(template))
+        if template is None or template.generation in self._distrusted:
+            return None
+        return ReadyTemplate(template, await self._seal(template))
 
     async def distrust(self, template: Template, why: str) -> None:
         """Set it aside: the next boots are cold until a new one is built."""
-        self._let_go(template.generation)
+        if template.generation in self._distrusted:
+            return  # two of its clones failed at the same time
+        self._distrusted.add(template.generation)
+        self._sealed.pop(template.digest, None)
         metrics.count_restore("quarantined")
         log.error("template.quarantined", template=template.digest, why=why)
         try:
@@ -103,12 +139,6 @@ class Templates:
             await in_thread_or_left(aside, LIMITER)
         except (HostFault, OSError) as error:
             log.warning("template.not_set_aside", template=template.digest, error=str(error))
-
-    async def forget(self, image: Image, shape: Shape, why: str) -> None:
-        """Set aside what there is for exactly this: a clone of it did not come up."""
-        ready = await self.find(image, shape)
-        if ready is not None:
-            await self.distrust(ready.template, why)
 
     async def key(self, image: Image, shape: Shape) -> TemplateKey:
         """All that must match. Raises HostFault where this host, its VMM or the image cannot be told exactly."""
@@ -137,24 +167,42 @@ class Templates:
 
     def close(self) -> None:
         """Let go of the sealed memories."""
-        for generation in list(self._sealed):
-            self._let_go(generation)
+        self._sealed.clear()
 
-    def _let_go(self, generation: str) -> None:
-        for fd in self._sealed.pop(generation, ()):
-            os.close(fd)
+    async def tidy(self, in_use: Collection[str]) -> None:
+        """Remove templates that newer ones of their image and shape have made old, but none of these digests."""
+        try:
+            garbage = await in_thread_or_left(partial(self.store.gc, keep=KEEP, in_use=in_use), LIMITER)
+            here = await in_thread_or_left(self.store.digests, LIMITER)
+        except (HostFault, OSError) as error:
+            log.warning("template.not_removed", error=str(error))
+            return
+        for template in garbage.templates:
+            log.info("template.removed", template=template.digest, image=template.key.image)
+        for digest in self._sealed.keys() - set(here):
+            del self._sealed[digest]
+
+    def is_trusted(self, template: Template) -> bool:
+        """False once a clone of that very make has failed here."""
+        return template.generation not in self._distrusted
 
     async def is_current(self, template: Template) -> bool:
-        """Whether nobody has built it anew or removed it since: what was copied from its folder is all of one make."""
+        """Whether nobody has built it anew, removed it or set it aside since: what was copied from its folder is all of
+        one make, and fit for use.
+        """
+        if not self.is_trusted(template):
+            return False
         found = await in_thread_or_left(partial(read_generation, template.folder), LIMITER)
         return found == template.generation
 
-    async def _seal(self, template: Template) -> tuple[int, int] | tuple[()]:
+    async def _seal(self, template: Template) -> SealedTemplate | None:
         if self._choice.vmm.name != "qemu":
-            return ()  # Firecracker maps the files themselves, read-only, by links of its own
-        if template.generation not in self._sealed:
-            self._sealed[template.generation] = await in_thread_or_left(partial(_seal_template, template), LIMITER)
-        return self._sealed[template.generation]
+            return None  # Firecracker maps the files themselves, read-only, by links of its own
+        sealed = self._sealed.get(template.digest)
+        if sealed is None or sealed.generation != template.generation:
+            sealed = await in_thread_or_left(partial(_seal_template, template), LIMITER)
+            self._sealed[template.digest] = sealed
+        return sealed
 
     def _plan_recipe(self, image: Image, shape: Shape) -> tuple[str, ...]:
         """Pure: how such a VM is started, without what is one VM's own or differs from start to start."""
@@ -174,14 +222,9 @@ class Templates:
         return (*spec.argv, *spec.calls)
 
 
-def _seal_template(template: Template) -> tuple[int, int]:
+def _seal_template(template: Template) -> SealedTemplate:
     name = f"nimbus-{template.digest[:12]}"
-    memory_fd = seal_file(template.memory, name)
-    try:
-        return memory_fd, seal_file(template.state, name)
-    except BaseException:
-        os.close(memory_fd)
-        raise
+    return SealedTemplate(template.generation, Sealed(template.memory, name), Sealed(template.state, name))
 
 
 def _read_vmm(choice: Choice) -> tuple[str, str]:

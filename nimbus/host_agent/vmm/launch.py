@@ -13,6 +13,7 @@ import trio
 
 from nimbus.host_agent.guest import look_at_guest
 from nimbus.host_agent.jailer import SecurityAlarm
+from nimbus.host_agent.lane import Hung
 from nimbus.host_agent.pinning import PinFailed, pin_machine
 from nimbus.host_agent.plan import VmPlan
 from nimbus.host_agent.vmm import Vmm
@@ -29,6 +30,14 @@ DEATH_S = 0.5  # between a VMM's last answer and its keeper's word that it is de
 
 class RestoreFailed(HostFault):
     """A template could not be loaded, or what was loaded did not run. The machine is lost, a cold boot is not."""
+
+
+class EndedByKeeper(HostFault):
+    """Its time was over, or nobody held it any more: whatever it was about to do says nothing against it."""
+
+
+_KEEPERS_REASONS = frozenset({"deadline", "orphan"})
+_BLAMES_NO_TEMPLATE = (RestoreFailed, SecurityAlarm, PinFailed, EndedByKeeper, Hung)
 
 
 async def launch_machine(
@@ -81,7 +90,7 @@ async def bring_up(
                 if not pinned and not await _pin(machine, span):
                     raise PinFailed(f"the VMM of VM {machine.plan.vm} runs, and has no vCPU threads")
     except HostFault as error:
-        if touched and type(error) is HostFault:
+        if touched and not isinstance(error, _BLAMES_NO_TEMPLATE):
             raise RestoreFailed(str(error)) from error
         raise
 
@@ -133,7 +142,8 @@ async def _while_it_lives(machine: Machine) -> AsyncIterator[None]:
     if isinstance(failed, SecurityAlarm):  # its death was our answer to it
         raise failed
     if ended:
-        raise HostFault(await _describe_death(machine, ended[0], failed)) from failed
+        kind = EndedByKeeper if ended[0].reason in _KEEPERS_REASONS else HostFault
+        raise kind(await _describe_death(machine, ended[0], failed)) from failed
     if failed is not None:
         raise failed
 

@@ -18,6 +18,7 @@ import trio
 
 from nimbus.host.cgroup import cgroup_dir
 from nimbus.host.netns import netns_path
+from nimbus.host.sealed import Sealed
 from nimbus.host_agent.keeper import Keeper, KeeperGone, connect_keeper, spawn_keeper
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.plan import VmPlan
@@ -64,10 +65,11 @@ class Boot:
     template: Template | None = None  # with Memory.TEMPLATE
     memory_fd: int | None = None  # the template's memory and device state, sealed, for VMMs that take descriptors
     state_fd: int | None = None
+    held: tuple[Sealed, ...] = field(default=(), repr=False, compare=False)  # keeps both open
 
     def without_template(self) -> Boot:
         """The same from nothing: a cold boot."""
-        return replace(self, memory=Memory.FRESH, template=None, memory_fd=None, state_fd=None)
+        return replace(self, memory=Memory.FRESH, template=None, memory_fd=None, state_fd=None, held=())
 
 
 @dataclass(frozen=True)
