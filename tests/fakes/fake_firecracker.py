@@ -26,7 +26,7 @@ from tests.fakes import kernel
 from tests.fakes.faults import Faults
 from tests.fakes.guest import GuestLine, open_guest
 from tests.fakes.http_server import render_reply, serve
-from tests.fakes.vm import Reply, Vm, refuse
+from tests.fakes.vm import MAX_METADATA_BYTES, Reply, Vm, refuse
 
 VERSION = "1.16.1"
 GUEST_PORT = 1024
@@ -263,6 +263,7 @@ def main(argv: Sequence[str], folder: str | None = None, jailed: Jailed | None =
         raise SystemExit(1) from None
     machine = Machine(line, filtered=filtered)
     vm = Vm(words["--id"], told.get("version", VERSION), machine)
+    vm.metadata_limit = int(words.get("--mmds-size-limit", MAX_METADATA_BYTES))
     api = Api(vm, faults)
     listener.listen()
     threading.Thread(target=lambda: api.serve(listener, filtered=filtered), daemon=True).start()

@@ -56,10 +56,20 @@ class Scene:
     process: subprocess.Popen[bytes] | None = None
     told: list[Told] = field(default_factory=list)
 
-    def start(self) -> None:
+    def start(self, *words: str) -> None:
         for name in SOCKETS:
             (self.root / name).unlink(missing_ok=True)
-        command = [sys.executable, "-c", LAUNCH, *self.argv, "--api-sock", str(self.root / "api.sock"), "--id", ID]
+        command = [
+            sys.executable,
+            "-c",
+            LAUNCH,
+            *self.argv,
+            "--api-sock",
+            str(self.root / "api.sock"),
+            "--id",
+            ID,
+            *words,
+        ]
         with (self.root / "console").open("ab") as console:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, cwd=self.root, start_new_session=True
@@ -125,7 +135,7 @@ def play(scene: Scene, story: Story) -> list[Told]:
                 told.append(ask(scene.root, step))
             case Fresh():
                 scene.end()
-                scene.start()
+                scene.start(*step.words)
             case WaitExit():
                 told.append({"exit": scene.wait_exit()})
             case Change():

@@ -29,6 +29,8 @@ class Ask:
 class Fresh:
     """The VMM is killed and another one started in the same folder; its sockets are removed first."""
 
+    words: tuple[str, ...] = ()  # more of its command line
+
 
 @dataclass(frozen=True)
 class WaitExit:
@@ -274,6 +276,13 @@ STORIES: Mapping[str, Story] = {
         put("/mmds/config", {"network_interfaces": ["net"], "version": "V2", "ipv4_address": "10.0.0.1"}),
         put("/mmds/config", {"network_interfaces": ["net"], "version": "V2", "ipv4_address": "nonsense"}),
         put("/mmds/config", {"network_interfaces": ["net"], "version": "V2", "imds_compat": True}),
+    ),
+    "little metadata": (
+        Fresh(("--mmds-size-limit", "16")),
+        put("/mmds", {"a": "12345678"}),
+        put("/mmds", {"a": "123456789"}),
+        patch("/mmds", {"b": 1}),
+        get("/mmds"),
     ),
     "the vsock": (
         vsock(guest_cid=2),

@@ -82,6 +82,7 @@ class Vm:
     machine: dict[str, Any] = field(default_factory=lambda: dict(_SMALLEST))
     line: str = ""
     metadata: Any = None
+    metadata_limit: int = MAX_METADATA_BYTES
     has_metadata: bool = False
     measured: bool = False
     configured: bool = False  # with anything that a snapshot would bring along
@@ -135,10 +136,9 @@ class Vm:
             self.has_metadata = True
         if not self.has_metadata or (method == "PATCH" and self.metadata is None):
             return refuse(NO_METADATA)
-        if method == "PATCH":
-            value = _merge(self.metadata, value)
-            if len(json.dumps(value, separators=(",", ":"))) > MAX_METADATA_BYTES:
-                return refuse("MMDS limit exceeded error: The MMDS patch request doesn't fit.", status=413)
+        value = _merge(self.metadata, value) if method == "PATCH" else value
+        if len(json.dumps(value, separators=(",", ":"))) > self.metadata_limit:
+            return refuse("MMDS limit exceeded error: The MMDS patch request doesn't fit.", status=413)
         self.metadata = value
         return DONE
 
