@@ -128,28 +128,52 @@ static int open_below(const char *folder, const char *name, int flags)
     return open(path, flags | O_CLOEXEC);
 }
 
+static struct leaf open_leaf(const char *cgroup, const char *name)
+{
+    char procs[64];
+    (void)snprintf(procs, sizeof procs, "%s/cgroup.procs", name);
+    return (struct leaf){.folder_fd = open_below(cgroup, name, O_RDONLY | O_DIRECTORY),
+                         .procs_fd = open_below(cgroup, procs, O_WRONLY)};
+}
+
+/* Either both are born into their cgroups or both move: the keeper is the VMM's parent, so what is true of us and both
+ * of them is true between those two. */
+static int choose_way(struct leaf *own, struct leaf *vmm)
+{
+    if (own->folder_fd >= 0 && vmm->folder_fd >= 0 && is_birthplace(own->folder_fd) && is_birthplace(vmm->folder_fd))
+        return 0;
+    if (own->folder_fd >= 0)
+        (void)close(own->folder_fd);
+    if (vmm->folder_fd >= 0)
+        (void)close(vmm->folder_fd);
+    own->folder_fd = vmm->folder_fd = -1;
+    return join_cgroup(own->procs_fd);
+}
+
 /* Clones the keeper and reads what became of it. `*keeper` is its pid in our own numbering. */
 static struct failure launch(const struct options *options, pid_t *keeper, struct started *started, int *report_fd)
 {
     int report[2];
-    int own_procs = open_below(options->cgroup, "keeper/cgroup.procs", O_WRONLY);
-    int vmm_procs = open_below(options->cgroup, "vmm/cgroup.procs", O_WRONLY);
+    struct leaf own = open_leaf(options->cgroup, "keeper");
+    struct leaf vmm = open_leaf(options->cgroup, "vmm");
     int kill_fd = open_below(options->cgroup, "vmm/cgroup.kill", O_WRONLY);
-    if (own_procs < 0 || vmm_procs < 0 || kill_fd < 0 || join_cgroup(own_procs) < 0)
+    if (own.procs_fd < 0 || vmm.procs_fd < 0 || kill_fd < 0 || choose_way(&own, &vmm) < 0)
         return fail("cgroup", options->cgroup, errno);
-    (void)close(own_procs);
+    (void)close(own.procs_fd);
     if (chdir(options->dir) < 0)
         return fail("dir", options->dir, errno);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, report) < 0)
         return fail("keeper", "socket pair", errno);
-    *keeper = clone_process(CLONE_NEWPID, NULL);
+    *keeper = clone_process(CLONE_NEWPID, NULL, own.folder_fd);
+    if (own.folder_fd >= 0)
+        (void)close(own.folder_fd);
     if (*keeper < 0)
         return fail("clone", "keeper", errno);
     if (*keeper == 0) {
         (void)close(report[0]);
         if (options->ready_fd > 2)
             (void)close(options->ready_fd);
-        _exit(run_keeper(options, report[1], vmm_procs, kill_fd));
+        _exit(run_keeper(options, report[1], &vmm, kill_fd));
     }
     (void)close(report[1]);
     *report_fd = report[0];

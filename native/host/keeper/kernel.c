@@ -1,6 +1,7 @@
 /* Thin wrappers; no decision is taken here. */
 #include "kernel.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <signal.h>
@@ -8,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -19,11 +21,27 @@ struct failure fail(const char *step, const char *detail, int error)
     return failure;
 }
 
-pid_t clone_process(uint64_t flags, int *pidfd)
+pid_t clone_process(uint64_t flags, int *pidfd, int folder_fd)
 {
-    struct clone_args args = {
-        .flags = flags | (pidfd ? CLONE_PIDFD : 0), .pidfd = (uint64_t)(uintptr_t)pidfd, .exit_signal = SIGCHLD};
+    struct clone_args args = {.flags = flags | (pidfd ? CLONE_PIDFD : 0) | (folder_fd >= 0 ? CLONE_INTO_CGROUP : 0),
+                              .pidfd = (uint64_t)(uintptr_t)pidfd,
+                              .exit_signal = SIGCHLD,
+                              .cgroup = folder_fd >= 0 ? (uint64_t)folder_fd : 0};
     return (pid_t)syscall(SYS_clone3, &args, sizeof args);
+}
+
+bool is_birthplace(int folder_fd)
+{
+    int status = -1;
+    pid_t child = clone_process(0, NULL, folder_fd);
+    if (child == 0)
+        _exit(0);
+    if (child < 0) /* an older kernel, or a cgroup that takes nobody so */
+        return false;
+    while (waitpid(child, &status, 0) < 0)
+        if (errno != EINTR)
+            return false;
+    return WIFEXITED(status);
 }
 
 int join_cgroup(int procs_fd)

@@ -62,21 +62,23 @@ static struct failure become_keeper(struct keeper *keeper)
     return (struct failure){0};
 }
 
-static struct failure start_vmm(struct keeper *keeper, int vmm_procs_fd)
+static struct failure start_vmm(struct keeper *keeper, const struct leaf *leaf)
 {
     const struct options *options = keeper->options;
     int console[2];
     int start[2];
     if (pipe2(console, O_CLOEXEC) < 0 || pipe2(start, O_CLOEXEC) < 0)
         return fail("keeper", "pipes", errno);
-    keeper->vmm = clone_process(options->jail ? CLONE_NEWNS | CLONE_NEWIPC : 0, &keeper->vmm_pidfd);
+    keeper->vmm = clone_process(options->jail ? CLONE_NEWNS | CLONE_NEWIPC : 0, &keeper->vmm_pidfd, leaf->folder_fd);
     if (keeper->vmm < 0)
         return fail("clone", "VMM", errno);
     if (keeper->vmm == 0)
-        become_vmm(options, vmm_procs_fd, console[1], start[1]);
+        become_vmm(options, leaf->folder_fd < 0 ? leaf->procs_fd : -1, console[1], start[1]);
     (void)close(console[1]);
     (void)close(start[1]);
-    (void)close(vmm_procs_fd);
+    (void)close(leaf->procs_fd);
+    if (leaf->folder_fd >= 0)
+        (void)close(leaf->folder_fd);
     for (size_t i = 0; i < options->kept_count; i++)
         (void)close(options->kept_fds[i]);
     keeper->console_fd = console[0];
@@ -87,8 +89,8 @@ static struct failure start_vmm(struct keeper *keeper, int vmm_procs_fd)
     return (struct failure){0};
 }
 
-struct failure start_keeper(struct keeper *keeper, int vmm_procs_fd)
+struct failure start_keeper(struct keeper *keeper, const struct leaf *leaf)
 {
     struct failure failure = become_keeper(keeper);
-    return failure.error ? failure : start_vmm(keeper, vmm_procs_fd);
+    return failure.error ? failure : start_vmm(keeper, leaf);
 }

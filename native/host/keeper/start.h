@@ -4,6 +4,6 @@
 #include "state.h"
 
 /* From a fresh clone to a keeper with its timer armed, its socket open and its VMM cloned (not yet exec'd). */
-struct failure start_keeper(struct keeper *keeper, int vmm_procs_fd);
+struct failure start_keeper(struct keeper *keeper, const struct leaf *leaf);
 
 #endif

@@ -100,7 +100,7 @@ static struct failure drop_identity(uid_t uid, gid_t gid)
 static struct failure prepare(const struct options *options, int procs_fd, int console_fd)
 {
     struct failure failure;
-    if (join_cgroup(procs_fd) < 0)
+    if (procs_fd >= 0 && join_cgroup(procs_fd) < 0)
         return fail("cgroup", "vmm", errno);
     failure = join_netns(options->netns);
     if (!failure.error)

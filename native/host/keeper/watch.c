@@ -190,7 +190,7 @@ static int finish(struct keeper *keeper)
     return result < 0 ? 1 : 0;
 }
 
-int run_keeper(const struct options *options, int report_fd, int vmm_procs_fd, int kill_fd)
+int run_keeper(const struct options *options, int report_fd, const struct leaf *leaf, int kill_fd)
 {
     static struct keeper keeper; /* static for its size only */
     struct failure failure;
@@ -202,7 +202,7 @@ int run_keeper(const struct options *options, int report_fd, int vmm_procs_fd, i
     keeper.timer_fd = keeper.signal_fd = keeper.listen_fd = -1;
     for (int i = 0; i < MAX_CLIENTS; i++)
         keeper.clients[i] = -1;
-    failure = start_keeper(&keeper, vmm_procs_fd);
+    failure = start_keeper(&keeper, leaf);
     if (failure.error) {
         report_start(&keeper, failure);
         return 1;
