@@ -276,10 +276,18 @@ def _release_vmm(target: Target) -> None:
         cgroup.kill_cgroup(target.object)
         if not cgroup.wait_empty(target.object, limit_s):
             raise HostFault(f"the cgroup of VM {record.vm} is not empty {limit_s:g} s after its kill")
-        if keeper is not None and not process.wait_ended(keeper, 0):
-            native.pidfd_send_signal(keeper, signal.SIGKILL)
-            if not process.wait_ended(keeper, limit_s):
-                raise HostFault(f"the keeper of VM {record.vm} lives on {limit_s:g} s after its kill")
+        if keeper is not None and not end_process(keeper, limit_s):
+            raise HostFault(f"the keeper of VM {record.vm} lives on {limit_s:g} s after its kill")
+
+
+def end_process(pidfd: int, limit_s: float) -> bool:
+    """Kill it and wait. False when `limit_s` passed before its end.
+
+    Not asked first whether it lives: a process leaves its cgroup before it is dead, and may be reaped after the answer.
+    """
+    with suppress(ProcessLookupError):
+        native.pidfd_send_signal(pidfd, signal.SIGKILL)
+    return process.wait_ended(pidfd, limit_s)
 
 
 @contextmanager

@@ -91,8 +91,8 @@ RELEASES = (
     Release(
         "the keeper's own kill",
         CLAIMS,
-        "            native.pidfd_send_signal(keeper, signal.SIGKILL)\n",
-        "            pass\n",
+        "        native.pidfd_send_signal(pidfd, signal.SIGKILL)\n",
+        "        pass\n",
         f"{OF_CLAIMS}::test_the_barrier_waits_for_a_keeper_that_lives_outside_its_cgroup",
     ),
     Release("the keeper's pidfd in the barrier", CLAIMS, "        os.close(pidfd)\n", "        pass\n", CANCELLED),

@@ -183,6 +183,15 @@ async def test_the_barrier_waits_for_a_keeper_that_lives_outside_its_cgroup(layo
         await claims.release(Claim.VMM, replace(target, record=replace(target.record, keeper=_id_of_dead(keeper))))
 
 
+def test_a_keeper_that_dies_and_is_reaped_before_its_kill_has_ended() -> None:
+    with subprocess.Popen(["true"]) as keeper:
+        pidfd = os.pidfd_open(keeper.pid)
+    try:
+        assert claims.end_process(pidfd, 5.0)
+    finally:
+        os.close(pidfd)
+
+
 async def test_the_barrier_waits_for_a_vmm_whose_memory_the_kernel_takes_its_time_to_free(layout: HostLayout) -> None:
     target = broken_target(layout)
     cgroup.ensure_leaf(target.object, cgroup.Limits(cpus=1, mem_mib=1024, pids=16))
