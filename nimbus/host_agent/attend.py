@@ -47,8 +47,8 @@ async def attend(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lease.follow, machine, life.record)
         nursery.start_soon(_watch_disk, machine.plan, life)
-        nursery.start_soon(_watch_usage, machine.plan, lease)
         session = await ask_session()
+        nursery.start_soon(_watch_usage, machine.plan, lease)
         with life.heard, life.phases.span("guest"):
             await run_guest(
                 machine.connect_guest,

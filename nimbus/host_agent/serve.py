@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -28,8 +29,17 @@ from nimbus.host_agent.life import Lease, Life, Overtime, describe_end, judge_me
 from nimbus.host_agent.plan import HostLayout, VmPlan, replan
 from nimbus.host_agent.usage import find_memory_events, read_memory_events
 from nimbus.host_agent.vmm.choice import BACKENDS
-from nimbus.host_agent.vmm.launch import RestoreFailed, bring_up, launch_machine
-from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage, find_machine, read_console_file
+from nimbus.host_agent.vmm.launch import RestoreFailed, bring_up
+from nimbus.host_agent.vmm.machine import (
+    Boot,
+    KeeperTerms,
+    Machine,
+    Memory,
+    Stage,
+    find_machine,
+    open_machine,
+    read_console_file,
+)
 from nimbus.model.errors import GuestFault, HostFault, NimbusError, Refused, Unavailable
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Command, Slot
@@ -127,7 +137,6 @@ async def _serve_once(
                 machine = await vm.start(partial(bring, host, ready, lease.terms(), life, vm.cancel_scope))
             if machine is None:
                 raise HostFault(f"the VMM was not started in {LAUNCH_LIMIT_S:g} s: its keeper hangs")
-            await in_thread(partial(life.record.change, keeper=machine.keeper.identity))
             await attend(machine, lease, ask_session, sink, life)
             vm.cancel_scope.cancel()
     except* NimbusError as group:
@@ -146,7 +155,7 @@ async def _open_session(life: Life, plan: VmPlan, ask_command: AskCommand, boot_
     return session
 
 
-async def _launch(  # noqa: ASYNC128 - launch_machine has the machine and says that it started
+async def _launch(
     host: Host,
     ready: Ready,
     terms: KeeperTerms,
@@ -155,13 +164,20 @@ async def _launch(  # noqa: ASYNC128 - launch_machine has the machine and says t
     *,
     task_status: trio.TaskStatus[Machine],
 ) -> None:
-    """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer."""
+    """The VMM's own task. When the VM is gone, nobody needs to wait for its guest any longer.
+
+    Its keeper is noted while its VMM starts: nobody waits for the disk then.
+    """
     life.vmm_exit = None
-    life.vmm_exit = await launch_machine(
-        host.choice.vmm, ready.plan, ready.boot, terms, span=life.phases.span, task_status=task_status
-    )
-    await _look_after_it(ready.plan, life)
-    scope.cancel()
+    span = life.phases.span
+    async with AsyncExitStack() as stack:
+        with span("keeper"):
+            machine = await stack.enter_async_context(open_machine(host.choice.vmm, ready.plan, ready.boot, terms))
+        async with trio.open_nursery() as both:
+            both.start_soon(in_thread, partial(life.record.change, keeper=machine.keeper.identity))
+            await bring_up(machine, ready.boot, span=span)
+        task_status.started(machine)
+        await _wait_gone(machine, life, scope)
 
 
 async def _resume(

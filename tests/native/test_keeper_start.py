@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import trio
 
+from nimbus.host import cgroup
 from nimbus.host_agent.keeper import KEEPER_BINARY, KeeperGone, connect_keeper, spawn_keeper
 from nimbus.model.errors import Fenced, HostFault
 from nimbus.wire.keeper import KeeperFailed
@@ -108,3 +109,10 @@ def test_a_wrong_option_is_named(room: Room) -> None:
     ran = run_binary("--ready-fd", "1", "--netns", "relative")
     assert ran.returncode == 64
     assert json.loads(ran.stdout)["error"] == "--netns: an absolute path without .. is needed"
+
+
+@pytest.mark.parametrize("killed", ["keeper", "vmm", ""])
+async def test_a_vmm_starts_in_a_cgroup_that_was_killed_before(room: Room, killed: str) -> None:
+    (cgroup.cgroup_dir(room.name) / killed / "cgroup.kill").write_text("1")
+    async with await spawn_keeper(room.shell("exit 7")) as keeper:
+        assert (await keeper.wait_exit()).code == 7
