@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nimbus.host.sealed import seal_file
+from nimbus.host.sealed import Sealed, seal_file
 
 MIB = 1 << 20
 
@@ -57,3 +57,13 @@ def test_a_link_is_not_followed(source: Path, tmp_path: Path) -> None:
     link.symlink_to(source)
     with pytest.raises(OSError, match="symbolic"):
         seal_file(link, "test")
+
+
+def test_a_copy_is_open_for_as_long_as_anybody_holds_it_and_no_longer(source: Path) -> None:
+    first = Sealed(source, "test")
+    fd, second = first.fd, first
+    del first
+    assert os.fstat(fd).st_size == 64 * MIB
+    del second
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)

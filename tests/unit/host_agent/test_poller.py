@@ -179,3 +179,22 @@ async def test_cores_that_are_anothers_own_do_not_matter_where_vms_share_the_cpu
     plane, room = Plane(), Room(Capacity(8, 65536, 8), Changing((0, replace(ENOUGH, cpus_elsewhere=6))))
     await poll(plane, room, [], busy_s=1, for_s=10)
     assert [request.free_cpus for _, request in plane.requests] == [8]
+
+
+async def test_what_waits_in_the_pool_costs_no_job_its_slot(autojump_clock: trio.testing.MockClock) -> None:
+    held = replace(ENOUGH, slots_held=3, owners=frozenset({"waits", "waits too", "runs"}))
+    plane = Plane()
+    room = Room(Capacity(8, 65536, 3), Changing((0, held)), idle=lambda: frozenset({"waits", "waits too"}))
+    room.take(Shape())
+    await poll(plane, room, [], busy_s=1, for_s=10)
+    assert [request.free_slots for _, request in plane.requests] == [2]
+
+
+async def test_what_is_made_for_the_pool_counts_as_idle_only_once_it_holds_a_slot(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    held = replace(ENOUGH, slots_held=1, owners=frozenset({"a person's own"}))
+    plane = Plane()
+    room = Room(Capacity(8, 65536, 1), Changing((0, held)), idle=lambda: frozenset({"without a slot yet"}))
+    await poll(plane, room, [], busy_s=1, for_s=10)
+    assert plane.requests == []
