@@ -34,6 +34,11 @@ class Vmm(Protocol):
         ...
 
     @property
+    def can_rehearse(self) -> bool:
+        """Whether a guest that ran, was paused and runs again still hears its host."""
+        ...
+
+    @property
     def memory_file(self) -> str | None:
         """In the VM's run folder: where a machine has memory that is to be kept. None: it writes it when it saves."""
         ...

@@ -21,6 +21,7 @@ class Fake:
     name = "fake"
     needs_guest_files = False
     can_restore = False
+    can_rehearse = False
     memory_file: str | None = None
 
     def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:

@@ -80,7 +80,7 @@ async def bring_up(
                 touched = True
                 with span("load"):
                     await machine.vmm.load(machine, boot)
-            if until is Stage.REHEARSED:
+            if until is Stage.REHEARSED and machine.vmm.can_rehearse:  # else it waits paused
                 with span("rehearse"):
                     await _rehearse(machine, boot)
             pinned = await _pin(machine, span)  # a pool machine too: its CPUs come with its job

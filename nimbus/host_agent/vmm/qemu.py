@@ -39,6 +39,7 @@ class Qemu:
     name = "qemu"
     needs_guest_files = True
     can_restore = True
+    can_rehearse = True
     memory_file: str | None = RAM
 
     def describe(self, plan: VmPlan, boot: Boot) -> LaunchSpec:
