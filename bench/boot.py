@@ -130,16 +130,15 @@ def judge_hardware(found: Found) -> list[Bound]:
 def render_kinds(samples: Samples) -> str:
     """Milliseconds to ready, by kind and crowd, beside the floor's of the same crowd."""
     rows = []
-    for name in samples:
-        kind, _, what = name.partition(".")
-        if what != "ready_ms":
-            continue
-        word, _, crowd = kind.rpartition("_")
-        floor = samples[f"raw_restored_{crowd}.ready_ms" if crowd.isdecimal() else "raw_restored.ready_ms"]
-        s = summarise(samples[name])
-        ratio = s.p50 / percentile(floor, 50)
-        label = f"{word}, {crowd} at once" if crowd.isdecimal() else kind
-        rows.append([label, str(s.count), *(f"{ms:.1f}" for ms in (s.p50, s.p95, s.p99, s.max)), f"{ratio:.2f}"])
+    for crowd in ("", *(f"_{at_once}" for at_once in CROWDS)):
+        for kind in (*FLOORS, *AGENT):
+            values = samples.get(f"{kind}{crowd}.ready_ms")
+            if not values:
+                continue
+            s, floor = summarise(values), percentile(samples[f"raw_restored{crowd}.ready_ms"], 50)
+            label = f"{kind}, {crowd[1:]} at once" if crowd else kind
+            numbers = (f"{ms:.1f}" for ms in (s.p50, s.p95, s.p99, s.max))
+            rows.append([label, str(s.count), *numbers, f"{s.p50 / floor:.2f}"])
     return render_table(["ready, ms", "n", "p50", "p95", "p99", "max", "/ raw restored"], rows)
 
 
