@@ -9,9 +9,12 @@ run; milliseconds are judged only where KVM is hardware. Run as root, on a host 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import signal
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,20 +78,21 @@ async def measure(host: BootHost, kind: str, at_once: int, found: Found | None) 
     ]
 
 
-def measure_alone(host: BootHost, found: Found, samples: int, cold: int) -> None:
+def measure_alone(host: BootHost, found: Found, words: argparse.Namespace) -> None:
     """One machine at a time, all kinds in turn; the cold ones, which take seconds, in some rounds only."""
-    every = max(1, samples // max(1, cold))
+    every = max(1, words.samples // max(1, words.cold))
+    over = time.monotonic() + words.minutes * 60
 
     def one(kind: str, calls: list[None]) -> Mapping[str, float]:
         calls.append(None)
         number = len(calls) - 1  # the first is thrown away
-        if kind in COLDS and (number % every or number // every > cold):
+        if time.monotonic() > over or (kind in COLDS and (number % every or number // every > words.cold)):
             return {}
         kept = found if number else None
         return trio.from_thread.run(measure, host, kind, 1, kept)[0]
 
     kinds: dict[str, Callable[[], Mapping[str, float]]] = {kind: partial(one, kind, []) for kind in (*FLOORS, *AGENT)}
-    found.samples |= interleave(kinds, samples)
+    found.samples |= interleave(kinds, words.samples)
 
 
 async def measure_crowds(host: BootHost, found: Found, rounds: int) -> None:
@@ -161,7 +165,7 @@ async def measure_all(words: argparse.Namespace) -> tuple[Found, Mapping[str, fl
             "floor_argv": host.plan_floor(host.lanes[0], cold=False)["argv"],
             "load_before": os.getloadavg(),
         }
-        await trio.to_thread.run_sync(measure_alone, host, found, words.samples, words.cold)
+        await trio.to_thread.run_sync(measure_alone, host, found, words)
         await measure_crowds(host, found, words.crowds)
         memory = await measure_memory(host)
         return found, memory, facts | {"load_after": os.getloadavg(), "phases_p50_ms": found.phases_p50(), **memory}
@@ -184,6 +188,7 @@ def parse_words(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--accel", choices=["auto", "tcg", "kvm"], default="auto")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="of each kind but the cold ones")
     parser.add_argument("--cold", type=int, default=COLD, help="cold samples")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no more single samples after that")
     parser.add_argument("--crowds", type=int, default=CROWD_ROUNDS, help="rounds of 4 and of 10 at once")
     return parser.parse_args(words)
 
@@ -194,6 +199,8 @@ def main() -> int:
     if os.geteuid() != 0:
         sys.exit("bench-boot boots VMs on taps of its own: run it as root")
     quiet_events()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so that nothing is left
     kvm = find_kvm(HostSettings().runtime_dir)
     if obstacle := find_obstacle(words.backend, kvm.verdict):
         sys.exit(f"--backend {words.backend} is not measured: {obstacle}")

@@ -122,6 +122,9 @@ class Reserve:
 
     async def _refill(self, members: trio.Nursery, leash_fd: int) -> float:
         """Make one that is missing, if any. Returns after how many seconds to look again."""
+        quiet_s = self._last_job + QUIET_S - trio.current_time()
+        if quiet_s > 0:  # not even a look at the disk: it would stand in that job's way
+            return quiet_s
         try:
             image = await in_thread(self._find_image)
             await self._give_up_outdated(image)
@@ -130,7 +133,7 @@ class Reserve:
         except (NimbusError, OSError) as error:
             return self._note_failure(_IMAGE, error)
         missing, wait_s = self._find_missing(image)
-        quiet_s = self._last_job + QUIET_S - trio.current_time()
+        quiet_s = self._last_job + QUIET_S - trio.current_time()  # one may have come meanwhile
         if missing is None or quiet_s > 0:
             return wait_s if missing is None else quiet_s
         self._note_lacking(self._find_lacking(supply, missing[0]))
