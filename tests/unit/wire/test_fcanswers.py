@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nimbus.model.errors import HostFault
@@ -87,6 +87,7 @@ def test_any_other_word_of_the_vsock_is_the_hosts_fault(line: bytes) -> None:
 
 
 @pytest.mark.parametrize("parse", PARSERS)
+@settings(deadline=None)
 @given(data=st.binary(max_size=200))
 @example(data=b"[" * 100_000)
 @example(data=b'{"firecracker_version": "\\ud800"}')

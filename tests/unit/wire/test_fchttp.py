@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nimbus.model.errors import HostFault
@@ -39,6 +39,7 @@ def test_a_question_has_no_body() -> None:
 @pytest.mark.parametrize(
     ("said", "answer"), [(DONE, Answer(204, b"")), (TOLD, Answer(200, b'{"firecracker_version":"1.16.1"}'))]
 )
+@settings(deadline=None)
 @given(data=st.data())
 def test_an_answer_may_come_in_any_pieces(said: bytes, answer: Answer, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, len(said) - 1))))
@@ -93,6 +94,7 @@ def test_bytes_after_a_whole_answer_are_the_hosts_fault() -> None:
         exchange.feed(DONE)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=60) | st.sampled_from([DONE, TOLD, TOLD[:60], b"\r\n"]), max_size=6))
 def test_no_bytes_do_more_than_be_refused(pieces: list[bytes]) -> None:
     exchange = Exchange(pause_vm())

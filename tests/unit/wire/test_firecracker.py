@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nimbus.model.errors import HostFault, Refused
@@ -146,6 +146,7 @@ def test_metadata_beyond_what_firecracker_takes_is_refused_before_it_is_sent() -
         render_body(put_metadata({"a": "x" * (MAX_BODY_BYTES - 7)}))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
 def test_metadata_arrives_as_it_was_given(document: dict[str, object]) -> None:
     assert json.loads(render_body(put_metadata(document))) == document
