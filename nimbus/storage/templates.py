@@ -144,6 +144,8 @@ class TemplateStore:
         with self._changing():
             if generation is not None and read_generation(folder) not in (generation, None):
                 return False
+            if self._look(folder) is None:
+                return False  # set aside already, perhaps: what is there to be looked at stays
             self._discard(target)  # one of each digest is enough to look at
             self.aside.mkdir(exist_ok=True, mode=_FOLDER_MODE)
             try:

@@ -303,6 +303,13 @@ def test_a_digest_is_quarantined_once_however_often_it_is_built(store: TemplateS
     assert store.quarantined() == ()
 
 
+def test_who_finds_it_damaged_second_leaves_what_the_first_has_set_aside(store: TemplateStore, tmp_path: Path) -> None:
+    template = publish(store, tmp_path)
+    assert store.quarantine(template.digest, "first", generation=template.generation)
+    assert not store.quarantine(template.digest, "second", generation=template.generation)
+    assert [(one.digest, one.why) for one in store.quarantined()] == [(template.digest, "first")]
+
+
 def test_what_was_built_again_since_it_was_found_damaged_is_not_set_aside(store: TemplateStore, tmp_path: Path) -> None:
     damaged, fresh = publish(store, tmp_path), publish(store, tmp_path)
     assert not store.quarantine(damaged.digest, "late", generation=damaged.generation)
