@@ -8,6 +8,7 @@ teardown.py's. Called by lifecycle.py.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from nimbus.host_agent.vmm.machine import (
     open_machine,
     read_console_file,
 )
-from nimbus.model.errors import GuestFault, HostFault, NimbusError, Refused, Unavailable
+from nimbus.model.errors import Fenced, GuestFault, HostFault, NimbusError, Refused, Unavailable
 from nimbus.model.record import ProcessId, Record
 from nimbus.model.vm import Command, Slot
 from nimbus.wire.keeper import VANISHED
@@ -197,10 +198,22 @@ async def _resume(
     assert keeper is not None  # noqa: S101 - the pool hands over nothing else
     async with find_machine(host.choice.vmm, ready.plan, keeper) as machine:
         if terms.deadline_ns is not None:
-            await machine.keeper.lease(terms.deadline_ns)
+            await _lease_keeper(machine, terms.deadline_ns)
         await bring_up(machine, ready.boot, since=ready.stage, span=life.phases.span)
         task_status.started(machine)
         await _wait_gone(machine, life, scope)
+
+
+async def _lease_keeper(machine: Machine, deadline_ns: int) -> None:
+    """Raises Fenced where the deadline has passed. A keeper that refuses a good one was let go of by its pool in this
+    very moment, and is about to end its VMM: that ends the machine, not its job.
+    """
+    try:
+        await machine.keeper.lease(deadline_ns)
+    except Fenced as error:
+        if deadline_ns <= time.clock_gettime_ns(time.CLOCK_BOOTTIME):
+            raise
+        raise KeeperGone("its pool let go of it before its job took it") from error
 
 
 # --- booted by an earlier agent --------------------------------------------------------------------------------------

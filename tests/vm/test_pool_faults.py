@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -26,6 +29,7 @@ from nimbus.model.errors import HostFault
 from nimbus.model.vm import Ending, Shape
 from nimbus.storage.images import Image
 from nimbus.storage.templates import TemplateFiles
+from nimbus.wire.keeper import SOCKET_NAME
 from tests.hosts import Collected
 from tests.oracle import leak_oracle
 from tests.vm.snapshots import CloneHost, open_clone_host, was_restored
@@ -283,3 +287,39 @@ async def test_only_the_newest_templates_of_a_shape_are_kept(leak_oracle: Territ
             await host.wait_filled(1)
         assert template.digest in store.digests()
         assert len(store.digests()) == KEEP + 1  # it is not among the newest, and in use
+
+
+class HeldLease(LocalLease):
+    """One of a control plane's, good for a minute."""
+
+    def terms(self) -> KeeperTerms:
+        return KeeperTerms(deadline_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 60 * 10**9, orphan_fd=None)
+
+
+async def serve_refusals(path: Path, task_status: trio.TaskStatus[None]) -> None:
+    """A keeper that takes no lease any more: it is about to end its VMM, as when its pool has let go of it."""
+    path.unlink()  # noqa: ASYNC240 - a file of the test, in memory
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        await listening.bind(str(path))
+        listening.listen()
+        task_status.started()
+        while True:
+            asking, _ = await listening.accept()
+            with asking:
+                asked = await asking.recv(1024)
+                await asking.send(b"2" if asked == b"VERSION" else b"ERR past")
+
+
+async def test_a_job_that_claims_a_machine_while_the_pool_lets_go_of_it_boots_cold(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 warm=1") as host:
+        await host.wait_filled(1)
+        first, out = host.reserve.waiting[0], Collected()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_refusals, first.plan.paths.folder / SOCKET_NAME)
+            order = host.clones.test.order("echo", "ran", sink=out)
+            with trio.fail_after(LIMIT_S):
+                outcome = await run_machine(host.clones.test.host, order, HeldLease(-1))
+            nursery.cancel_scope.cancel()
+        assert (outcome.ending, outcome.vm, out.stdout) == (Ending.DONE, first.plan.vm, "ran\n"), outcome.cause
+        assert (outcome.boots, outcome.clean) == (2, True)
+        assert host.clones.templates.store.find(host.clones.template.digest) is not None
