@@ -16,6 +16,7 @@ from nimbus.host_agent.memory import explain_kills, judge_vmm_end, panicked_for_
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import read_shape
 from nimbus.host_agent.usage import MemoryEvents
+from nimbus.host_agent.vmm.fcexits import explain_exit
 from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.attestation import Attestation
 from nimbus.model.errors import GuestFault, HostFault, NimbusError
@@ -172,6 +173,8 @@ def describe_end(life: Life, what: str) -> str:
     if life.vmm_exit is not None:
         told = life.vmm_exit
         ended = f"; the VMM {told.kind} {told.code if told.code is not None else ''} ({told.reason or 'no word left'})"
+        if words := explain_exit(life.record.value.backend, told):
+            ended = f"{ended}: {words}"
     if panic:
         return f"{what}{ended}; its kernel died: {panic[0].strip()}"
     return f"{what}{ended}" + (f"; console ends: {' | '.join(lines[-8:])}" if lines else "")

@@ -106,10 +106,12 @@ async def serve_vm(
 
 
 async def _boot_cold(host: Host, ready: Ready, failed: RestoreFailed | None) -> Ready:
-    """After a restore that failed: its template is not tried again, and the disk begins empty, as cold boots do."""
+    """After a boot that failed: its template is not tried again, and the disk begins empty where a clone or a chroot
+    was given one, as cold boots do.
+    """
     plan, boot = ready.plan, ready.boot
     if boot.memory is not Memory.TEMPLATE:
-        return Ready(plan, boot)
+        return Ready(plan, boot if boot.jailer is None else await start_over(host, plan, boot))
     if failed is not None and host.templates is not None and boot.template is not None:
         await host.templates.distrust(boot.template, str(failed))
     return Ready(plan, await start_over(host, plan, boot))

@@ -40,6 +40,8 @@ from nimbus.wire.keeper import VmmExit
 PROBE = Path(__file__).parents[2] / "nimbus" / "host" / "bin" / "nimbus-probe.elf"
 SHAPE = Shape(cpus=1, mem_mib=96, disk_mib=16)
 LIMIT_S = 120.0
+REAL = pytest.param("real", marks=pytest.mark.needs_firecracker)
+on_the_real_one = pytest.mark.parametrize("bench", [REAL], indirect=True)  # what no fake is asked to be like
 IDLE = "idle"  # the probe's own word: print `tick N` each second, for ever
 
 
@@ -170,13 +172,17 @@ class Run:
         return self.machine.plan
 
     async def wait_printed(self, text: str) -> str:
-        """The console, once `text` is in it. It signals nothing, so this asks again."""
-        with trio.fail_after(LIMIT_S):
-            while True:
-                tail = (await self.machine.console_tail(64 << 10)).decode(errors="replace")
-                if text in tail:
-                    return tail
-                await trio.sleep(0.02)
+        return await wait_printed(self.machine, text)
+
+
+async def wait_printed(machine: Machine, text: str) -> str:
+    """The console, once `text` is in it. It signals nothing, so this asks again."""
+    with trio.fail_after(LIMIT_S):
+        while True:
+            tail = (await machine.console_tail(64 << 10)).decode(errors="replace")
+            if text in tail:
+                return tail
+            await trio.sleep(0.02)
 
 
 @asynccontextmanager

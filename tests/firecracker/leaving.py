@@ -15,13 +15,15 @@ from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.vmm.launch import launch_machine
 from nimbus.host_agent.vmm.machine import KeeperTerms
-from tests.firecracker.bench import SHAPE, make_bench, open_record, require_programs
+from tests.firecracker.bench import SHAPE, find_programs, make_bench, open_record
 
 LEASE_S = 300
 
 
 async def leave_a_machine(territory: Territory) -> None:
-    bench = make_bench(territory, require_programs())
+    programs = find_programs()
+    assert programs is not None
+    bench = make_bench(territory, programs)
     deadline_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + LEASE_S * 10**9
     async with open_record(bench) as record, trio.open_nursery() as nursery:
         plan, boot = await build_vm(bench.host, record, SHAPE, bench.image, Phases())

@@ -11,7 +11,7 @@ import trio
 from nimbus.host import process
 from tests.firecracker.bench import LIMIT_S, Bench, open_plan, open_run
 
-pytestmark = [pytest.mark.root, pytest.mark.needs_firecracker]
+pytestmark = pytest.mark.root
 
 
 def read_threads(pid: int) -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from nimbus.host_agent.vmm.machine import Memory, Stage
 from nimbus.storage.templates import Template, TemplateFiles
 from tests.firecracker.bench import LIMIT_S, SHAPE, Bench, holding_tap, open_plan, open_run, run_until_it_fails
 
-pytestmark = [pytest.mark.root, pytest.mark.needs_firecracker]
+pytestmark = pytest.mark.root
 
 
 def is_same(one: Path, other: Path) -> bool:
