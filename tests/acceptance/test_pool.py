@@ -196,3 +196,12 @@ def test_a_pool_larger_than_the_host_takes_no_job_its_slot(fleet: Fleet, door: G
         assert [job["conclusion"] for job in ended] == ["success", "success"]
         assert all(machine["fence"] == 1 for job in ended for machine in job["machines"])
         assert agent.events("pool.larger_than_the_host")
+
+
+def test_sigterm_is_obeyed_while_a_template_is_built(fleet: Fleet, door: Gate) -> None:
+    with pooled(fleet, door, "1x256 warm=1") as agent:
+        wait_until(lambda: [record for record in agent.records() if record.keeper], "the template's machine runs")
+        told_to_stop(agent, "while a template is built")
+        assert agent.records() == []
+        agent.start()
+        wait_filled(agent)

@@ -14,19 +14,20 @@ from pathlib import Path
 import pytest
 import trio
 
-from nimbus.cli.run import LocalLease
+from nimbus.cli.run import LocalLease, open_local_lease
 from nimbus.host import slots
 from nimbus.host.inventory import Territory
 from nimbus.host_agent.jailer import SecurityAlarm
 from nimbus.host_agent.lifecycle import run_machine
 from nimbus.host_agent.pool.reserve import Reserve
 from nimbus.host_agent.pool.sizes import PoolPolicy, parse_pool
+from nimbus.host_agent.serve import RESTORE_LIMIT_PER_VM_S, RESTORE_LIMIT_S
 from nimbus.host_agent.snapshots.templates import KEEP, ReadyTemplate, Templates
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine
 from nimbus.host_agent.vmm.qemu import Qemu
 from nimbus.host_agent.vmm.qmpclient import QemuRefused
 from nimbus.model.errors import HostFault
-from nimbus.model.vm import Ending, Shape
+from nimbus.model.vm import Command, Ending, Shape
 from nimbus.storage.images import Image
 from nimbus.storage.templates import TemplateFiles
 from nimbus.wire.keeper import SOCKET_NAME
@@ -322,4 +323,21 @@ async def test_a_job_that_claims_a_machine_while_the_pool_lets_go_of_it_boots_co
             nursery.cancel_scope.cancel()
         assert (outcome.ending, outcome.vm, out.stdout) == (Ending.DONE, first.plan.vm, "ran\n"), outcome.cause
         assert (outcome.boots, outcome.clean) == (2, True)
+        assert host.clones.templates.store.find(host.clones.template.digest) is not None
+
+
+async def test_no_guest_and_no_template_is_blamed_for_a_forge_that_takes_its_time(leak_oracle: Territory) -> None:
+    async with open_pool(leak_oracle, "1x256 warm=1") as host:
+        await host.wait_filled(1)
+        out, made = Collected(), host.clones.test
+        order = made.order("echo", "ran", sink=out)
+        number = slots.count_slots(leak_oracle.runtime_dir) + 2
+
+        async def register() -> Command:
+            await trio.sleep(RESTORE_LIMIT_S + RESTORE_LIMIT_PER_VM_S * number)
+            return await order.command()
+
+        with trio.fail_after(LIMIT_S), open_local_lease() as lease:
+            outcome = await run_machine(made.host, replace(order, command=register), lease)
+        assert (outcome.ending, outcome.boots, out.stdout) == (Ending.DONE, 1, "ran\n"), outcome.cause
         assert host.clones.templates.store.find(host.clones.template.digest) is not None
