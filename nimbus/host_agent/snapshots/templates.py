@@ -19,7 +19,7 @@ import trio
 from nimbus.host import cpuinfo
 from nimbus.host.sealed import Sealed
 from nimbus.host_agent import metrics
-from nimbus.host_agent.lane import in_thread_or_left
+from nimbus.host_agent.lane import Hung, in_thread_or_left, look
 from nimbus.host_agent.plan import HostLayout, plan_vm
 from nimbus.host_agent.vmm.choice import Choice
 from nimbus.host_agent.vmm.machine import Boot, Memory
@@ -39,6 +39,7 @@ log = structlog.get_logger()
 _ANY_VM = VmId("00000000")
 _ANY_SLOT = Slot(index=0, uid=1, gid=1, cid=3)
 KEEP = 2  # of one image and shape: the one in use, and the one before it, for who goes back to it
+FIND_LIMIT_S = 30.0  # for a first reading; one that takes longer goes on without the boot, and serves the next
 LIMITER = trio.CapacityLimiter(2)  # hashing and copying whole memories: never more than the disk can bear
 
 
@@ -76,8 +77,8 @@ class ReadyTemplate:
 class Templates:
     """See the module. `close` lets go of the memories; what waits to boot from one, or runs, keeps its own."""
 
-    def __init__(self, layout: HostLayout, choice: Choice) -> None:
-        self._layout, self._choice = layout, choice
+    def __init__(self, layout: HostLayout, choice: Choice, *, find_s: float = FIND_LIMIT_S) -> None:
+        self._layout, self._choice, self._find_s = layout, choice, find_s
         self.store = TemplateStore(layout.templates)
         self._verified = VerifiedTemplates(self.store)
         self._sealed: dict[str, SealedTemplate] = {}  # of each template, by its digest, the make that was used last
@@ -92,9 +93,13 @@ class Templates:
 
     async def find(self, image: Image, shape: Shape) -> ReadyTemplate | None:
         """What a boot may use: the template for exactly this, verified. None means a cold boot. Never raises for a
-        template's sake.
+        template's sake, and waits for none for long.
         """
-        ready, outcome = await self._look(image, shape)
+        ready, outcome = None, "unreadable"
+        with trio.move_on_after(self._find_s) as scope:
+            ready, outcome = await self._look(image, shape)
+        if scope.cancelled_caught:
+            log.warning("template.not_used", image=image.name, error=str(Hung(self._find_s)))
         metrics.count_restore(outcome)
         return ready
 
@@ -134,9 +139,9 @@ class Templates:
         self._sealed.pop(template.digest, None)
         metrics.count_restore("quarantined")
         log.error("template.quarantined", template=template.digest, why=why)
+        aside = partial(self.store.quarantine, template.digest, why, generation=template.generation)
         try:
-            aside = partial(self.store.quarantine, template.digest, why, generation=template.generation)
-            await in_thread_or_left(aside, LIMITER)
+            await look(aside, self._layout.limits.release_s)  # left behind it is done all the same
         except (HostFault, OSError) as error:
             log.warning("template.not_set_aside", template=template.digest, error=str(error))
 
@@ -192,7 +197,10 @@ class Templates:
         """
         if not self.is_trusted(template):
             return False
-        found = await in_thread_or_left(partial(read_generation, template.folder), LIMITER)
+        try:
+            found = await look(partial(read_generation, template.folder), self._layout.limits.look_s)
+        except Hung:
+            return False
         return found == template.generation
 
     async def _seal(self, template: Template) -> SealedTemplate | None:
