@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from nimbus.host import cgroup, native
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.plan import VmPlan
-from nimbus.model.errors import HostFault
+from nimbus.model.errors import HostFault, Unavailable
 from nimbus.model.placement import Placement, render_cpus
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ async def pin_machine(machine: Machine) -> bool:
         threads = await machine.vmm.vcpu_threads(machine)
     except ProcessLookupError as error:
         raise PinFailed(f"the VMM of VM {machine.plan.vm} ended while it was pinned") from error
+    except Unavailable as error:  # who asks its keeper which process it is
+        raise PinFailed(str(error)) from error
     if not threads:
         return False
     await in_thread(partial(pin_vcpus, threads, machine.plan))

@@ -194,16 +194,23 @@ async def _resume(
 ) -> None:
     """The same for a machine that waited: its keeper takes the lease before its guest runs.
 
-    Raises KeeperGone where it died while it waited.
+    Raises KeeperGone where it died while it waited, or its keeper gives no answer: it is no machine to go on with.
     """
     keeper = life.record.value.keeper
     assert keeper is not None  # noqa: S101 - the pool hands over nothing else
-    async with find_machine(host.choice.vmm, ready.plan, keeper) as machine:
-        if terms.deadline_ns is not None:
-            await _lease_keeper(machine, terms.deadline_ns)
-        await bring_up(machine, ready.boot, since=ready.stage, span=life.phases.span)
-        task_status.started(machine)
-        await _wait_gone(machine, life, scope)
+    is_up = False
+    try:
+        async with find_machine(host.choice.vmm, ready.plan, keeper) as machine:
+            if terms.deadline_ns is not None:
+                await _lease_keeper(machine, terms.deadline_ns)
+            await bring_up(machine, ready.boot, since=ready.stage, span=life.phases.span)
+            is_up = True
+            task_status.started(machine)
+            await _wait_gone(machine, life, scope)
+    except Unavailable as error:
+        if is_up:
+            raise
+        raise KeeperGone(str(error)) from error
 
 
 async def _lease_keeper(machine: Machine, deadline_ns: int) -> None:

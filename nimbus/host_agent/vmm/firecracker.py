@@ -26,7 +26,7 @@ from nimbus.host_agent.vmm.fcapi import ApiClient, CallLimits
 from nimbus.host_agent.vmm.fcexits import NAME
 from nimbus.host_agent.vmm.machine import Boot, LaunchSpec, Machine, Memory, SavedState
 from nimbus.host_agent.vmm.sockets import connect_unix
-from nimbus.model.errors import HostFault
+from nimbus.model.errors import HostFault, Unavailable
 from nimbus.model.record import ProcessId
 from nimbus.wire import firecracker as api
 from nimbus.wire.fcanswers import parse_connected
@@ -266,3 +266,5 @@ async def _identify(machine: Machine) -> ProcessId:
         return await machine.keeper.vmm_identity()
     except KeeperGone as error:
         raise HostFault("the VMM has ended") from error
+    except Unavailable as error:
+        raise HostFault(str(error)) from error
