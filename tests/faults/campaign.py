@@ -19,21 +19,23 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tests.faults.case import Verdict, run_case
 from tests.faults.forks import Child, fork
 from tests.faults.numbers import render_table
-from tests.faults.operations import RACING, RARE, has_peer
+from tests.faults.operations import PATIENT, RACING, RARE, SURE, has_peer
 from tests.faults.place import STOP_S, Place, open_place
 from tests.faults.plane import ROUTES
 from tests.faults.representative import ALWAYS, REPRESENTATIVE
-from tests.faults.strike import CALL_KINDS, Fault, Kind
+from tests.faults.strike import BEGIN, CALL_KINDS, CLAIM, Fault, Kind
+from tests.faults.ways import MUST_MEET, Way
 
 START_KINDS = (Kind.ERROR, Kind.KILL_AFTER)
 # Of these kinds each operation meets one in so many, by a sum over both names: it stays the same when others come.
 ONE_IN = {Kind.HANG: 3, Kind.DELAY: 5, Kind.PARTIAL: 2, Kind.KILL_BEFORE: 3, Kind.KILL_AFTER: 2}
+ONE_WAY_IN = 5  # an operation that was struck on an earlier way is struck again on every fifth other way or so
 ORDER_S = 3600.0  # a whole campaign's share of one worker
 
 
@@ -45,6 +47,7 @@ class Trace:
     at_start: dict[str, int]  # of these, before the machine's life began
     returned: list[str]
     is_async: dict[str, bool]
+    at_claim: dict[str, int] = field(default_factory=dict)  # before a job asked for a machine that waits
 
 
 def plan_faults(trace: Trace) -> list[Fault]:
@@ -60,21 +63,59 @@ def plan_faults(trace: Trace) -> list[Fault]:
     return [*calls, *(Fault(route, kind) for route in ROUTES for kind in Kind)]
 
 
+def plan_way(trace: Trace, way: Way) -> list[Fault]:
+    """Pure: the same for another way, but for its agent's start: there it is as on any."""
+    calls = []
+    for name, count in trace.seen.items():
+        kinds = [kind for kind in CALL_KINDS if _can_be(kind, name, trace)]
+        before, claimed = trace.at_start.get(name, 0), trace.at_claim.get(name, count)
+        if claimed > before:
+            calls += [Fault(name, kind, way=way, after=BEGIN) for kind in kinds]
+        if count > claimed:
+            calls += [Fault(name, kind, way=way, after=CLAIM) for kind in kinds]
+    return calls
+
+
 def _can_be(kind: Kind, name: str, trace: Trace) -> bool:
     """A coroutine hangs only where a peer can be frozen for it, and only what returns can lose its answer."""
-    if name in RARE:
+    if name in RARE or (name in SURE and kind in (Kind.ERROR, Kind.PARTIAL)):
         return False
     if kind is Kind.HANG:
-        return not trace.is_async[name] or has_peer(name)
+        return name not in PATIENT and (not trace.is_async[name] or has_peer(name))
     return kind not in (Kind.PARTIAL, Kind.KILL_AFTER) or (name in trace.returned and name not in RACING)
 
 
-def read_trace(place: Place) -> Trace:
+def read_trace(place: Place, way: Way = Way.FAKE) -> Trace:
     """The operations of a run in which nothing fails. Raises RuntimeError where that run is not clean."""
-    verdict = run_case(place, None)
+    verdict = run_case(place, None, way)
     if verdict.wrong or verdict.leaks or verdict.doubles or verdict.hurt:
-        raise RuntimeError(f"a run without any fault is not clean: {verdict}")
-    return Trace(*json.loads((place.folder / "trace.json").read_text()))
+        raise RuntimeError(f"a run without any fault is not clean ({way}): {verdict}")
+    trace = Trace(*json.loads((place.folder / "trace.json").read_text()))
+    if lacking := MUST_MEET[way] - set(trace.seen):
+        raise RuntimeError(f"a machine did not come up that way ({way}): it never met {', '.join(sorted(lacking))}")
+    return trace
+
+
+def read_steady_trace(place: Place, way: Way) -> Trace:
+    """What two such runs had in common: a pool refills and looks about while the job runs, sometimes more often."""
+    one, other = read_trace(place, way), read_trace(place, way)
+    seen = {name: count for name, count in one.seen.items() if name in other.seen}
+    at_claim = {name: count for name, count in one.at_claim.items() if name in other.at_claim}
+    for name, count in seen.items():
+        if (count > at_claim.get(name, 0)) != (other.seen[name] > other.at_claim.get(name, 0)):
+            at_claim[name] = count
+    return replace(one, seen=seen, at_claim=at_claim, returned=sorted({*one.returned} & {*other.returned}))
+
+
+def plan_campaign(only_fake: bool) -> tuple[list[Fault], int]:
+    """All pairs of all ways, and how many operations there are."""
+    with open_place() as place:
+        first = read_trace(place)
+        ways = [] if only_fake else [way for way in Way if way is not Way.FAKE]
+        traces = {way: read_steady_trace(place, way) for way in ways}
+    names = set(first.seen).union(*(trace.seen for trace in traces.values()))
+    planned = [*plan_faults(first), *(fault for way, trace in traces.items() for fault in plan_way(trace, way))]
+    return planned, len(names) + len(ROUTES)
 
 
 def run_share(faults: Sequence[Fault], results: Path) -> None:
@@ -138,14 +179,16 @@ def render_report(verdicts: Sequence[Verdict]) -> str:
 
 def summarize(verdicts: Sequence[Verdict]) -> str:
     """The one line."""
-    injected = len({verdict.fault.removesuffix(" (agent starts)") for verdict in verdicts if verdict.fired})
+    injected = len({verdict.fault.partition(" (")[0] for verdict in verdicts if verdict.fired})
     leaks, doubles, hurt = (sum(bool(getattr(v, name)) for v in verdicts) for name in ("leaks", "doubles", "hurt"))
     return f"faults: {injected} injected, {leaks} leaks, {doubles} double runs, {hurt} neighbours hurt"
 
 
 def choose_faults(faults: Sequence[Fault], only: Sequence[str], kinds: Sequence[Kind]) -> list[Fault]:
     """Pure: those whose names hold one of the words, of these kinds."""
-    return [f for f in faults if f.kind in kinds and (not only or any(word in f.operation for word in only))]
+    return [
+        f for f in faults if f.kind in kinds and (not only or any(word in f"{f.way} {f.operation}" for word in only))
+    ]
 
 
 def is_usual(fault: Fault) -> bool:
@@ -153,6 +196,37 @@ def is_usual(fault: Fault) -> bool:
     if fault.operation in ROUTES or str(fault) in ALWAYS:
         return True
     return zlib.crc32(f"{fault.operation} {fault.kind}".encode()) % ONE_IN.get(fault.kind, 1) == 0
+
+
+def thin(faults: Sequence[Fault]) -> list[Fault]:
+    """Pure: what a campaign runs that is not told to run all.
+
+    The fake's way is struck as ever. On each other way an operation that no way before it had is struck like that too;
+    one that they had meets a single kind there, chosen by name, and not on every way. What happens to a machine between
+    its job's claim and its end meets an error of each operation once more.
+    """
+    chosen: list[Fault] = []
+    met: set[str] = set()
+    claimed: set[str] = set()
+    for way in Way:
+        mine = [fault for fault in faults if fault.way is way]
+        for fault in mine:
+            is_claim = fault.after == CLAIM and fault.operation not in claimed and fault.kind is Kind.ERROR
+            is_new = way is Way.FAKE or fault.operation not in met
+            if is_claim or (is_usual(fault) if is_new else _is_sample(fault, mine)):
+                chosen.append(fault)
+        met |= {fault.operation for fault in mine}
+        claimed |= {fault.operation for fault in mine if fault.after == CLAIM}
+    return chosen
+
+
+def _is_sample(fault: Fault, faults: Sequence[Fault]) -> bool:
+    """The one kind, of those that it can meet there, that a repeated operation meets; on one way of ONE_WAY_IN."""
+    number = zlib.crc32(f"{fault.way} {fault.operation} {fault.after}".encode())
+    if number % ONE_WAY_IN:
+        return False
+    kinds = [one.kind for one in faults if (one.operation, one.after) == (fault.operation, fault.after)]
+    return fault.kind is kinds[number // ONE_WAY_IN % len(kinds)]
 
 
 def say(line: str) -> None:
@@ -163,7 +237,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.faults.campaign")
-    parser.add_argument("--only", action="append", default=[], help="a part of an operation's name; repeatable")
+    parser.add_argument("--only", action="append", default=[], help="a part of `<way> <operation>`; repeatable")
     parser.add_argument("--kinds", default=",".join(Kind), help="comma separated")
     parser.add_argument("--part", action="store_true", help="the fixed part that `make test` runs")
     parser.add_argument("--all", action="store_true", default=bool(os.environ.get("NIMBUS_FAULTS_ALL")))
@@ -175,15 +249,13 @@ def main() -> None:
     for stale in asked.folder.glob("results*.jsonl"):
         stale.unlink()
     began = time.monotonic()
-    with open_place() as place:
-        trace = read_trace(place)
-    planned = plan_faults(trace)
+    planned, operations = plan_campaign(asked.part)
     faults = choose_faults(planned, asked.only, [Kind(word) for word in asked.kinds.split(",")])
     if asked.part:
         faults = [fault for fault in faults if str(fault) in REPRESENTATIVE]
     elif not (asked.all or asked.only):
-        faults = [fault for fault in faults if is_usual(fault)]
-    say(f"{len(trace.seen) + len(ROUTES)} operations, {len(faults)} of {len(planned)} faults, {asked.at_once} at once")
+        faults = thin(faults)
+    say(f"{operations} operations, {len(faults)} of {len(planned)} faults, {asked.at_once} at once")
     verdicts = run_campaign(faults, asked.at_once, asked.folder)
     (asked.folder / "report.md").write_text(render_report(verdicts))
     bad = [verdict for verdict in verdicts if not verdict.good]

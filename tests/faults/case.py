@@ -15,24 +15,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from nimbus.host import process
 from nimbus.host_agent import main as agent_main
+from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.reaper import reap
 from nimbus.model.vm import Ending
+from tests.faults.clones import run_clone_agent
 from tests.faults.forks import CRASHED, Child, ask, fork, wait_for
 from tests.faults.neighbour import NEIGHBOUR
 from tests.faults.place import SLOTS, STOP_S, Place, find_subnet, read_leftovers
 from tests.faults.plane import ROUTES, SECRET
 from tests.faults.strike import KILLS, Fault, Kind, Tracer
+from tests.faults.ways import Way
 from tests.faults.witness import find_double_runs, find_gaps, read_beats
 
 BEATS = 6  # of the struck job: half a second
 LIMIT_S = 100.0  # from an agent's start to its job's end; at worst a lease is asked for, and READ_S waited in vain
 SETTLE_S = 20.0
 LATE_KILL_S = 3.0  # after its job's end: a kill may be meant for what the agent does then
+FILL_S = 90.0  # a pool's first machine, of a host whose acts may hang
 HUNG_START_S = 30.0  # nothing of an agent lives while it starts: nobody waits for it longer than its operator does
 GAP_S = 15.0  # a neighbour's silence that no load of this machine explains
 JOB_TIMEOUT_S = 20.0
@@ -59,18 +64,23 @@ class Verdict:
         return bool(self.fired) and not (self.wrong or self.leaks or self.doubles or self.hurt)
 
 
-def run_case(place: Place, fault: Fault | None) -> Verdict:
-    """One job under one fault, from grant to nothing left."""
+def run_case(place: Place, fault: Fault | None, way: Way = Way.FAKE) -> Verdict:
+    """One job under one fault, from grant to nothing left; `way` is that of a run without a fault."""
     began = time.monotonic()
+    place.way = way if fault is None else fault.way
+    place.prepare(place.way)
     place.machine += 1
     verdict = Verdict(str(fault))
     for stale in ("fired", "trace.json", "agent1.txt", "agent2.txt"):
         (place.folder / stale).unlink(missing_ok=True)
     of_service = fault is not None and fault.operation in ROUTES
     wire = {"route": fault.operation, "kind": fault.kind} if fault is not None and of_service else None
-    place.tell(machine=place.machine, beats=BEATS, fault=wire)
+    place.tell(machine=None if place.way.pool else place.machine, beats=BEATS, fault=wire)
     agent = _start_agent(place, 1, None if of_service else fault)
     try:
+        if place.way.pool:
+            _fill_pool(place, agent, fault)
+            place.tell(machine=place.machine, beats=BEATS)
         _follow(place, agent, fault, verdict)
     finally:
         agent.kill()
@@ -80,6 +90,12 @@ def run_case(place: Place, fault: Fault | None) -> Verdict:
     _judge(place, fault, verdict)
     verdict.seconds = round(time.monotonic() - began, 1)
     return verdict
+
+
+def _fill_pool(place: Place, agent: Child, fault: Fault | None) -> None:
+    """The job comes once a machine waits for it, or the agent has said that it could make none."""
+    said = ("pool.machine_waits", "pool.not_filled")
+    wait_for(lambda: agent.wait(0.05) or any(word in agent.told() for word in said) or _is_frozen(place, fault), FILL_S)
 
 
 def _follow(place: Place, agent: Child, fault: Fault | None, verdict: Verdict) -> None:
@@ -144,7 +160,11 @@ def _settle(place: Place, agent: Child, fault: Fault | None) -> None:
 def _has_records(place: Place) -> bool:
     """Beside the neighbour's."""
     known = {name.removeprefix("ledger: ") for name in place.mine}
-    return not {str(file) for file in (place.territory.state_root / "ledger").iterdir()} <= known
+    folder = place.territory.state_root / "ledger"
+    if place.way.pool:  # what waits there for the next job is no leftover of the last
+        ledger = Ledger(folder)
+        return any(record is not None and record.lease is not None for record in map(ledger.read, ledger.vms()))
+    return not {str(file) for file in folder.iterdir()} <= known
 
 
 def _stop(agent: Child, verdict: Verdict, fault: Fault | None) -> None:
@@ -186,15 +206,18 @@ def _run_agent(place: Place, fault: Fault | None, go: int) -> None:
         NIMBUS_VM_SHUTDOWN_GRACE="1",
         NIMBUS_AGENT_LEASE_RETRY_BASE="0.2",
         NIMBUS_HOST_ACT_LIMIT=str(ACT_LIMIT_S),
+        NIMBUS_POOL=place.way.pool,
     )
     tracer = Tracer(fault, place.folder / "fired")
     tracer.install()
     try:
-        agent_main.main()
+        if place.fakes is None or place.way is Way.FAKE:
+            agent_main.main()
+        else:
+            run_clone_agent(place.fakes, templates=place.way is not Way.BOOT)
     finally:
-        (place.folder / "trace.json").write_text(
-            json.dumps([tracer.seen, tracer.at_start, sorted(tracer.returned), tracer.is_async])
-        )
+        seen = [tracer.seen, tracer.at_start, sorted(tracer.returned), tracer.is_async, tracer.at_claim]
+        (place.folder / "trace.json").write_text(json.dumps(seen))
 
 
 def _wait_end(place: Place, agent: Child, fault: Fault | None, limit_s: float = LIMIT_S) -> bool:
@@ -229,6 +252,8 @@ def _judge(place: Place, fault: Fault | None, verdict: Verdict) -> None:
         verdict.wrong.append(f"{len(ends)} ends were accepted")
     if ends != [Ending.DONE] and (fault is None or fault.kind in (Kind.DELAY, *KILLS)):
         verdict.wrong.append(f"the job should have been done: {machine['ends']}")
+    if place.way is not Way.FAKE:
+        verdict.wrong += _find_bad_ends(machine["ends"])
     verdict.wrong += machine["clashes"]
     verdict.wrong += [f"a secret stands in {file}" for file in _find_secret(place)]
     try:
@@ -241,6 +266,16 @@ def _judge(place: Place, fault: Fault | None, verdict: Verdict) -> None:
     verdict.hurt += [
         f"process {one.pid} of the neighbour is gone" for one in place.beating if not process.is_alive(one)
     ]
+
+
+def _find_bad_ends(ends: list[dict[str, Any]]) -> list[str]:
+    """Whatever a host's operations do, a sound job is done, or its host says what was wrong with itself."""
+    good = (Ending.DONE, Ending.HOST_FAULT)
+    return [f"an end that is not the job's: {end}" for end in ends if end["ending"] not in good or not _is_named(end)]
+
+
+def _is_named(end: dict[str, Any]) -> bool:
+    return end["ending"] == Ending.DONE or bool(end["cause"])
 
 
 def _find_secret(place: Place) -> Iterator[Path]:

@@ -22,13 +22,17 @@ from nimbus.host_agent.plan import HostLayout
 from nimbus.model.errors import HostFault
 from nimbus.model.ids import state_root_id
 from nimbus.model.record import ProcessId
+from tests.fakes.install import Fakes
+from tests.faults.clones import ensure_template, install_host
 from tests.faults.forks import Child, ask, fork, wait_for
 from tests.faults.neighbour import NEIGHBOUR, run_neighbour
 from tests.faults.plane import open_listener, serve_plane, tell_plane
+from tests.faults.ways import Way
 from tests.faults.witness import read_beats
 from tests.oracle import open_territory
 
 START_S = 60.0
+TEMPLATE_S = 120.0
 LOOK_S = 90.0
 STOP_S = 40.0
 SLOTS = 64  # a /24 of /30s
@@ -47,6 +51,19 @@ class Place:
     spoiled: bool = False  # by a run whose verdict says how
     mine: frozenset[str] = frozenset()  # all that is the neighbour's, by kind and name
     beating: tuple[ProcessId, ...] = ()
+    way: Way = Way.FAKE  # of the run that happens now
+    fakes: Fakes | None = None  # once a way needs them
+
+    def prepare(self, way: Way) -> None:
+        """What machines of that way need below the state root: image, programs, and a sound template, or none."""
+        if way is Way.FAKE:
+            return
+        if self.fakes is None:
+            self.fakes = install_host(self.territory.state_root)
+        if way.has_template:
+            ask(self.folder / "template.txt", TEMPLATE_S, ensure_template, self.layout, self.fakes)
+        else:
+            shutil.rmtree(self.layout.templates, ignore_errors=True)
 
     @property
     def beat_file(self) -> Path:

@@ -27,6 +27,7 @@ from nimbus.model.vm import Ending, Shape
 from nimbus.wire.leaseapi import Grant, GrantTimes, MachineKind, RenewReply, RunnerReply, render_grant
 from nimbus.wire.leaseapi import render_renew_reply as render_renewal
 from nimbus.wire.leaseapi import render_runner_reply as render_runner
+from tests.faults.clones import IMAGE
 from tests.faults.strike import DELAY_S, HANG_S, Kind
 from tests.faults.witness import beat_argv
 
@@ -75,7 +76,7 @@ class Plane:
         """What the campaign tells and asks."""
         with self._lock:
             if "machine" in order:
-                self._machine = Machine(order["machine"], order["beats"])
+                self._machine = Machine(order["machine"], order["beats"]) if order["machine"] is not None else None
                 self._lock.notify_all()
             if "fault" in order:
                 self._released.set()
@@ -184,7 +185,7 @@ class Plane:
                 1,
                 MachineKind.RUNNER,
                 Shape(),
-                "none",
+                IMAGE,
                 ("nimbus",),
                 None,
                 f"{self.url}/ingest",

@@ -23,6 +23,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from tests.faults.operations import fault_of, find_operation, find_peer
+from tests.faults.ways import Way
 
 DELAY_S = 0.3
 HANG_S = 600.0  # longer than any run is given
@@ -48,6 +49,7 @@ KILLS = (Kind.KILL_BEFORE, Kind.KILL_AFTER)
 
 
 BEGIN = "host_agent.ledger.Ledger.create"  # where a machine's life begins; what happens before is the agent's start
+CLAIM = "host_agent.pool.reserve.Reserve.claim"  # where a job asks for a machine that waits
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,13 @@ class Fault:
     kind: Kind
     nth: int = 1
     at_start: bool = False  # of the agent, before there is a machine
+    way: Way = Way.FAKE
+    after: str = ""  # the times are counted from this operation's first on, itself included; empty: all are
 
     def __str__(self) -> str:
-        return f"{self.operation} {self.kind}{' (agent starts)' if self.at_start else ''}"
+        way = "" if self.way is Way.FAKE else f"{self.way} "
+        when = " (agent starts)" if self.at_start else " (claimed)" if self.after == CLAIM else ""
+        return f"{way}{self.operation} {self.kind}{when}"
 
 
 class Tracer:
@@ -69,6 +75,7 @@ class Tracer:
     def __init__(self, fault: Fault | None, fired: Path) -> None:
         self.seen: dict[str, int] = {}
         self.at_start: dict[str, int] = {}  # how often each had happened when the machine's life began
+        self.at_claim: dict[str, int] = {}  # and when a job first asked for a machine that waits
         self.returned: set[str] = set()  # where there is no fault: those that came to an answer
         self.is_async: dict[str, bool] = {}
         self._fault = fault
@@ -76,6 +83,8 @@ class Tracer:
         self._names: dict[CodeType, str | None] = {}
         self._lock = threading.Lock()
         self._struck = False
+        self._since: dict[str, int] = {}  # as `seen`, from the operation on that the fault comes after
+        self._is_counting = fault is None or not fault.after
 
     def install(self) -> None:
         """For this thread and every one that starts from now on."""
@@ -91,15 +100,26 @@ class Tracer:
         if name is None or frame.f_trace is not None:  # a coroutine that goes on was counted already
             return frame.f_trace
         frame.f_trace_lines = False
-        with self._lock:
-            if name == BEGIN and not self.at_start:
-                self.at_start = dict(self.seen)
-            self.seen[name] = count = self.seen.get(name, 0) + 1
-        self.is_async.setdefault(name, is_async(code))
         fault = self._fault
+        with self._lock:
+            count = self._count(name, fault)
+        self.is_async.setdefault(name, is_async(code))
         if fault is None or name != fault.operation or count != fault.nth or self._struck:
             return self._pass_on
         return self._strike_before(fault, frame)
+
+    def _count(self, name: str, fault: Fault | None) -> int:
+        """How often it has happened, as the fault counts it; 0 while that does not count yet. The lock is held."""
+        if name == BEGIN and not self.at_start:
+            self.at_start = dict(self.seen)
+        if name == CLAIM and not self.at_claim:
+            self.at_claim = dict(self.seen)
+        self.seen[name] = self.seen.get(name, 0) + 1
+        if fault is not None and name == fault.after:
+            self._is_counting = True
+        if self._is_counting:
+            self._since[name] = self._since.get(name, 0) + 1
+        return self._since.get(name, 0)
 
     def _pass_on(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
         """Marks a frame that was counted."""

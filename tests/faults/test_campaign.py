@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from tests.faults.campaign import Trace, choose_faults, is_usual, plan_faults, summarize
+from tests.faults.campaign import Trace, choose_faults, is_usual, plan_faults, plan_way, summarize, thin
 from tests.faults.case import Verdict
 from tests.faults.representative import FOUND, REPRESENTATIVE
-from tests.faults.strike import CALL_KINDS, Fault, Kind
+from tests.faults.strike import BEGIN, CALL_KINDS, CLAIM, Fault, Kind
+from tests.faults.ways import Way
 from tests.hosts import needs_root
 
 LIMIT_S = 900.0
@@ -70,6 +72,42 @@ def test_of_all_pairs_each_operation_fails_and_every_service_and_every_old_bug_i
     kinds = [kind for number in range(300) for kind in CALL_KINDS if is_usual(Fault(f"an.operation{number}", kind))]
     assert set(kinds) == set(CALL_KINDS)
     assert len(kinds) < 300 * len(CALL_KINDS) * 0.7
+
+
+def test_what_a_machine_of_the_pool_meets_is_struck_in_its_making_and_again_once_a_job_has_claimed_it() -> None:
+    trace = Trace(
+        seen={"a.starts": 1, "a.makes": 1, "a.both": 3},
+        at_start={"a.starts": 1},
+        returned=["a.makes", "a.both"],
+        is_async=dict.fromkeys(("a.starts", "a.makes", "a.both"), False),
+        at_claim={"a.starts": 1, "a.makes": 1, "a.both": 2},
+    )
+    planned = plan_way(trace, Way.WARM)
+    moments = {(fault.operation, fault.after) for fault in planned}
+    assert moments == {("a.makes", BEGIN), ("a.both", BEGIN), ("a.both", CLAIM)}
+    assert str(Fault("a.both", Kind.ERROR, way=Way.WARM, after=CLAIM)) == "pool-warm a.both error (claimed)"
+    assert choose_faults(planned, ["pool"], [Kind.ERROR]) == [one for one in planned if one.kind is Kind.ERROR]
+
+
+def test_on_a_second_way_what_is_new_there_is_struck_as_on_the_first_and_the_rest_sparsely() -> None:
+    names = [f"an.operation{number}" for number in range(300)]
+    first = [Fault(name, kind) for name in names for kind in CALL_KINDS]
+    second = [replace(fault, way=Way.BOOT, after=BEGIN) for fault in first]
+    new = [replace(fault, operation=f"new.{fault.operation}") for fault in second]
+    chosen = thin([*first, *second, *new])
+    of_new = [fault for fault in chosen if fault in new]
+    again = [fault for fault in chosen if fault in second]
+    assert {fault.operation for fault in of_new if fault.kind is Kind.ERROR} == {f"new.{name}" for name in names}
+    assert 20 < len(again) < 120
+    assert len({fault.operation for fault in again}) == len(again)
+    assert {fault.kind for fault in again} == set(CALL_KINDS)
+
+
+def test_what_never_fails_is_only_killed_or_held_up() -> None:
+    name = "host_agent.pool.reserve.Reserve.claim"
+    trace = Trace(seen={name: 1}, at_start={}, returned=[name], is_async={name: False}, at_claim={name: 0})
+    kinds = {fault.kind for fault in plan_way(trace, Way.WARM)}
+    assert kinds == {Kind.HANG, Kind.DELAY, Kind.KILL_BEFORE, Kind.KILL_AFTER}
 
 
 def test_a_pair_counts_once_and_only_if_it_fired() -> None:

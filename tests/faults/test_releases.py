@@ -12,12 +12,23 @@ import trio
 from nimbus.cli.run import open_local_lease
 from nimbus.host import cgroup
 from nimbus.host.inventory import Territory
+from nimbus.host_agent.build import Host
 from nimbus.host_agent.guest import OutputSink
 from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.life import Outcome
 from nimbus.host_agent.lifecycle import run_machine
+from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.ties import Ties
 from nimbus.model.vm import Ending
-from tests.hosts import Collected, make_host, needs_root
+from tests.faults.clones import (
+    build_clone_template,
+    find_image,
+    find_places,
+    install_host,
+    make_clone_host,
+    open_pool,
+)
+from tests.hosts import Collected, TestHost, make_host, needs_root
 from tests.oracle import open_territory, watch_leaks
 
 pytestmark = [needs_root, pytest.mark.root]
@@ -36,6 +47,42 @@ async def test_a_machine_that_ended_leaves_nothing(territory: Territory) -> None
     with trio.fail_after(LIMIT_S), open_local_lease() as lease:
         outcome = await run_machine(made.host, made.order("true", sink=Collected()), lease)
     assert (outcome.ending, outcome.clean) == (Ending.DONE, True)
+
+
+async def run_true(host: Host, territory: Territory) -> Outcome:
+    order = TestHost(host, territory, find_image(host.layout)).order("true", sink=Collected())
+    with trio.fail_after(LIMIT_S), open_local_lease() as lease:
+        return await run_machine(host, order, lease)
+
+
+@pytest.fixture
+async def clones(territory: Territory) -> Host:
+    """A host whose machines are clones of a template, and that looks at a clone's first run: its threads stay."""
+    layout = HostLayout(territory.state_root, territory.runtime_dir, uid_base=territory.uid_base)
+    host = make_clone_host(layout, install_host(territory.state_root), places=find_places())
+    with trio.fail_after(LIMIT_S):
+        await build_clone_template(host)
+    return host
+
+
+async def test_a_clone_that_ended_leaves_nothing(territory: Territory, clones: Host) -> None:
+    with watch_leaks(territory):
+        outcome = await run_true(clones, territory)
+    assert (outcome.ending, outcome.clean, "load" in outcome.phases_ms) == (Ending.DONE, True, True)
+
+
+@pytest.mark.parametrize("kind", ["built", "prespawned", "warm"])
+async def test_a_machine_of_the_pool_leaves_nothing_claimed_or_not(
+    territory: Territory, clones: Host, kind: str
+) -> None:
+    with watch_leaks(territory):
+        async with open_pool(clones, f"1x256x2048 {kind}=1") as pooled:
+            assert pooled.reserve is not None
+            waiting = pooled.reserve.waiting[0].plan.vm
+            outcome = await run_true(pooled, territory)
+        assert (outcome.vm, outcome.ending, outcome.clean) == (waiting, Ending.DONE, True)
+        async with open_pool(clones, f"1x256x2048 {kind}=1"):
+            pass
 
 
 async def test_a_machine_that_is_cancelled_in_its_job_has_no_vmm_when_its_output_ends(territory: Territory) -> None:
