@@ -5,11 +5,12 @@ The record that lists every claim is on disk before the first of these runs. Cal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nimbus.host.slots import NoSlot
 from nimbus.host_agent import claims
@@ -17,21 +18,76 @@ from nimbus.host_agent.attesting import attest_boot
 from nimbus.host_agent.claims import CLAIMS, Target
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import OpenRecord
+from nimbus.host_agent.page import Page
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.placing import Places
 from nimbus.host_agent.plan import HostLayout, VmPlan, plan_vm, with_placement
 from nimbus.host_agent.vmm.choice import Choice
-from nimbus.host_agent.vmm.machine import Boot
+from nimbus.host_agent.vmm.machine import Boot, Stage
 from nimbus.model.errors import HostFault
+from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Claim, Shape, Slot
 from nimbus.storage.images import Image
 
 if TYPE_CHECKING:
-    from nimbus.host_agent.pool.reserve import Reserve
     from nimbus.host_agent.snapshots.templates import Templates
 
 
 SHARED = Places(why="nobody asked for CPUs of its own")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A VM that has all it needs on this host. `stage` tells how far a pool has brought it up; None: not at all."""
+
+    plan: VmPlan
+    boot: Boot
+    stage: Stage | None = None
+
+
+class Claimed(Protocol):
+    """A machine that waited and is one job's now."""
+
+    @property
+    def record(self) -> OpenRecord: ...
+    @property
+    def page(self) -> Page[OpenRecord]: ...
+    @property
+    def plan(self) -> VmPlan: ...
+    @property
+    def boot(self) -> Boot: ...
+    @property
+    def stage(self) -> Stage | None: ...
+
+    async def enter(self, key: LeaseKey | None, deadline_ns: int | None) -> None:
+        """Put its record under the job's lease. Raises HostFault where the disk refuses."""
+        ...
+
+
+class Waiting(Protocol):
+    """The machines that wait for jobs, as those know them who make and begin machines: pool/reserve.py's Reserve."""
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Object names of machines that hold a slot and have no job."""
+        ...
+
+    @property
+    def waiting(self) -> Sequence[Claimed]:
+        """The machines that a job could be given now."""
+        ...
+
+    def claim(self, image: Image | None, shape: Shape) -> Claimed | None:
+        """The readiest machine of exactly this, the caller's from now on; None where there is none."""
+        ...
+
+    async def make_room(self) -> bool:
+        """Give up the machine that waits longest. True once its slot is free, False where none waits."""
+        ...
+
+    async def run(self) -> None:
+        """Keep it filled until cancelled; then all that waits is torn down."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +98,7 @@ class Host:
     choice: Choice
     tsc_khz: int
     templates: Templates | None = None  # None: every boot is cold
-    reserve: Reserve | None = None  # None: no machine waits for a job
+    reserve: Waiting | None = None  # None: no machine waits for a job
     kernel_override: Path | None = None
     rootfs_override: Path | None = None
     places: Places = SHARED

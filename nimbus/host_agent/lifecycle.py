@@ -17,15 +17,15 @@ from typing import TypeVar
 import structlog
 
 from nimbus.host import process
-from nimbus.host_agent.build import Host, build_vm
+from nimbus.host_agent.build import Claimed, Host, Ready, build_vm
 from nimbus.host_agent.guest import OutputSink
 from nimbus.host_agent.ledger import Ledger, OpenRecord
 from nimbus.host_agent.life import Lease, Life, Outcome
 from nimbus.host_agent.page import Page, open_page
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import render_plan
-from nimbus.host_agent.pool.member import Member, take_over
-from nimbus.host_agent.serve import AskCommand, Ready, ResumableSink, serve_adopted, serve_vm
+from nimbus.host_agent.pool.member import take_over
+from nimbus.host_agent.serve import AskCommand, ResumableSink, serve_adopted, serve_vm
 from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.ties import Ties, see_through
 from nimbus.model.ids import VmId, new_vm_id
@@ -75,7 +75,7 @@ async def adopt_machine(host: Host, ties: Ties[ResumableT], lease: Lease, record
 
 
 @asynccontextmanager
-async def open_start(host: Host, order: Order, lease: Lease) -> AsyncIterator[tuple[OpenRecord, Member | None]]:
+async def open_start(host: Host, order: Order, lease: Lease) -> AsyncIterator[tuple[OpenRecord, Claimed | None]]:
     """A fresh VM's record, or that of one which waited for just such a job, now under this lease."""
     member = host.reserve.claim(order.image, order.shape) if host.reserve is not None else None
     if member is None:

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +21,7 @@ import trio
 from nimbus.host import cgroup, process, slots
 from nimbus.host_agent.attend import CONSOLE_TAIL_BYTES, SILENCE_LIMIT_S, attend, latest_ns, longest_s, until
 from nimbus.host_agent.attesting import attest_boot
-from nimbus.host_agent.build import Host, start_over
+from nimbus.host_agent.build import Host, Ready, start_over
 from nimbus.host_agent.causes import first_error
 from nimbus.host_agent.guest import GuestSession, OutputSink, parse_session, render_session
 from nimbus.host_agent.keeper import KeeperGone, read_exit
@@ -32,11 +32,9 @@ from nimbus.host_agent.usage import find_memory_events, read_memory_events
 from nimbus.host_agent.vmm.choice import BACKENDS
 from nimbus.host_agent.vmm.launch import RestoreFailed, bring_up
 from nimbus.host_agent.vmm.machine import (
-    Boot,
     KeeperTerms,
     Machine,
     Memory,
-    Stage,
     find_machine,
     open_machine,
     read_console_file,
@@ -56,15 +54,6 @@ RESTORE_LIMIT_S, RESTORE_LIMIT_PER_VM_S = 5.0, 1.0
 LAUNCH_LIMIT_S = 60.0  # until its VMM runs a keeper mounts and forks: milliseconds, unless the kernel hangs
 
 AskCommand = Callable[[], Awaitable[Command]]
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A VM that has all it needs on this host. `stage` tells how far a pool has brought it up; None: not at all."""
-
-    plan: VmPlan
-    boot: Boot
-    stage: Stage | None = None
 
 
 class ResumableSink(OutputSink, Protocol):

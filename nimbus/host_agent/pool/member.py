@@ -17,7 +17,7 @@ import trio
 from nimbus.host import process
 from nimbus.host_agent import claims
 from nimbus.host_agent.attesting import attest_boot
-from nimbus.host_agent.build import SHARED, Host, build_vm
+from nimbus.host_agent.build import SHARED, Claimed, Host, Ready, build_vm
 from nimbus.host_agent.claims import Target
 from nimbus.host_agent.lane import in_thread
 from nimbus.host_agent.ledger import Ledger, OpenRecord
@@ -25,7 +25,6 @@ from nimbus.host_agent.page import Page
 from nimbus.host_agent.phases import Phases
 from nimbus.host_agent.plan import VmPlan, render_plan, with_placement
 from nimbus.host_agent.pool.sizes import KINDS
-from nimbus.host_agent.serve import Ready
 from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.vmm.launch import launch_machine
 from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage
@@ -159,7 +158,7 @@ async def _wait_claimed(
             member.leave.cancel()
 
 
-async def take_over(host: Host, member: Member, phases: Phases) -> Ready:
+async def take_over(host: Host, member: Claimed, phases: Phases) -> Ready:
     """What a job needs of the machine that it claimed, with CPUs of its own where this host gives them."""
     record, plan = member.record, member.plan
     with phases.span("claim"):
