@@ -125,7 +125,8 @@ class AgentSettings(KeptBackSettings):
     job_labels: str = Field("nimbus", description="labels whose GitHub jobs this host takes, comma separated")
     pool: str = Field(
         "",
-        description="machines kept waiting, by shape (CPUs x MiB of memory x MiB of disk): `1x256x2048 built=1 prespawned=2 warm=1; 4x8192 warm=1`",
+        description="machines kept waiting, by shape (CPUs x MiB of memory x MiB of disk):"
+        " `1x256x2048 built=1 prespawned=2 warm=1; 4x8192 warm=1`",
     )
     pool_image: str = Field("base", description="their image")
     pool_ttl: float = Field(3600.0, gt=0, description="seconds that one of them waits at most; then it is made anew")
