@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -28,13 +29,14 @@ from nimbus.host_agent.teardown import teardown
 from nimbus.host_agent.vmm.choice import Choice
 from nimbus.host_agent.vmm.firecracker import Firecracker
 from nimbus.host_agent.vmm.launch import launch_machine
-from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Stage
+from nimbus.host_agent.vmm.machine import Boot, KeeperTerms, Machine, Memory, Stage
 from nimbus.model.errors import NimbusError
 from nimbus.model.ids import new_vm_id
 from nimbus.model.record import Record
 from nimbus.model.vm import Shape
 from nimbus.storage.content import hash_file
 from nimbus.storage.images import Image
+from nimbus.storage.templates import Template, TemplateFiles
 from nimbus.wire.keeper import VmmExit
 
 PROBE = Path(__file__).parents[2] / "nimbus" / "host" / "bin" / "nimbus-probe.elf"
@@ -227,3 +229,34 @@ def holding_tap(plan: VmPlan) -> Iterator[None]:
             os.close(tap)
     finally:
         os.close(space)
+
+
+def last_tick(console: str) -> int:
+    return int(re.findall(r"nimbus-probe: tick (\d+)", console)[-1])
+
+
+async def save_template(bench: Bench) -> tuple[Template, int]:
+    """A template of the probe after its second tick, under the key that this host asks for; and the tick it was at."""
+    assert bench.host.templates is not None
+    key = await bench.host.templates.key(bench.image, SHAPE)
+    async with open_plan(replace(bench, host=replace(bench.host, templates=None))) as (plan, cold):
+        boot = replace(cold, memory=Memory.KEPT)
+        async with open_run(plan, boot, bench) as run:
+            await run.wait_printed("nimbus-probe: tick 2")
+            await bench.vmm.pause(run.machine)
+            console = (await run.machine.console_tail(4096)).decode()
+            saved = await bench.vmm.save(run.machine, boot)
+            files = TemplateFiles(saved.memory, saved.state, plan.paths.overlay)
+            publish = partial(bench.host.templates.store.publish, key, files)
+            return await trio.to_thread.run_sync(publish), last_tick(console)
+
+
+@asynccontextmanager
+async def open_template(bench: Bench) -> AsyncIterator[tuple[Bench, int]]:
+    """A bench whose host has a template of the probe."""
+    with trio.fail_after(LIMIT_S):
+        templated = bench.with_templates()
+        _, tick = await save_template(templated)
+        assert templated.host.templates is not None
+        yield templated, tick
+        templated.host.templates.close()

@@ -1,12 +1,9 @@
-"""Templates by the real Firecracker: saved from one guest, loaded by many, and refused where they are damaged."""
+"""Templates by Firecracker: saved from one guest, loaded by many, and refused where they are damaged."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,45 +12,13 @@ import trio
 from nimbus.host_agent import jailer
 from nimbus.host_agent.vmm.launch import RestoreFailed, bring_up
 from nimbus.host_agent.vmm.machine import Memory, Stage
-from nimbus.storage.templates import Template, TemplateFiles
-from tests.firecracker.bench import LIMIT_S, SHAPE, Bench, holding_tap, open_plan, open_run, run_until_it_fails
+from tests.firecracker.bench import SHAPE, Bench, holding_tap, open_plan, open_run, open_template, run_until_it_fails
 
 pytestmark = pytest.mark.root
 
 
 def is_same(one: Path, other: Path) -> bool:
     return one.samefile(other)
-
-
-def last_tick(console: str) -> int:
-    return int(re.findall(r"nimbus-probe: tick (\d+)", console)[-1])
-
-
-async def save_template(bench: Bench) -> tuple[Template, int]:
-    """A template of the probe after its second tick, under the key that this host asks for; and the tick it was at."""
-    assert bench.host.templates is not None
-    key = await bench.host.templates.key(bench.image, SHAPE)
-    async with open_plan(replace(bench, host=replace(bench.host, templates=None))) as (plan, cold):
-        boot = replace(cold, memory=Memory.KEPT)
-        async with open_run(plan, boot, bench) as run:
-            await run.wait_printed("nimbus-probe: tick 2")
-            await bench.vmm.pause(run.machine)
-            console = (await run.machine.console_tail(4096)).decode()
-            saved = await bench.vmm.save(run.machine, boot)
-            files = TemplateFiles(saved.memory, saved.state, plan.paths.overlay)
-            publish = partial(bench.host.templates.store.publish, key, files)
-            return await trio.to_thread.run_sync(publish), last_tick(console)
-
-
-@asynccontextmanager
-async def open_template(bench: Bench) -> AsyncIterator[tuple[Bench, int]]:
-    """A bench whose host has a template of the probe."""
-    with trio.fail_after(LIMIT_S):
-        templated = bench.with_templates()
-        _, tick = await save_template(templated)
-        assert templated.host.templates is not None
-        yield templated, tick
-        templated.host.templates.close()
 
 
 async def test_a_clone_goes_on_where_its_template_was(bench: Bench) -> None:
