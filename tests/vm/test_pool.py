@@ -8,14 +8,16 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 
 import pytest
 import trio
 
-from nimbus.host import cgroup, slots
+from nimbus.host import cgroup
 from nimbus.host.inventory import Territory
 from nimbus.host.netns import netns_path
 from nimbus.host_agent.life import Outcome
+from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.pool.reserve import Reserve
 from nimbus.host_agent.pool.sizes import PoolPolicy, parse_pool
 from nimbus.host_agent.reaper import reap
@@ -46,6 +48,12 @@ class PoolHost:
         return await self.clones.run(script)
 
 
+def own_slots(layout: HostLayout, number: int) -> HostLayout:
+    """So many slots that no neighbour on this host takes or leaves: its own folder of them, and its own addresses."""
+    subnet = IPv4Network(f"10.{100 + int(layout.root_id, 16) % 100}.0.0/16")
+    return replace(layout, runtime=layout.state / "run", slot_limit=number, subnet=subnet)
+
+
 @asynccontextmanager
 async def open_pool(
     territory: Territory, sizes: str, *, ttl_s: float = 3600.0, free_slots: int | None = None
@@ -53,8 +61,7 @@ async def open_pool(
     async with open_clone_host(territory) as clones:
         host = clones.test.host
         if free_slots is not None:
-            limit = 1 + max((slot.index for slot in slots.list_slots(territory.runtime_dir)), default=-1) + free_slots
-            host = replace(host, layout=replace(host.layout, slot_limit=limit))
+            host = replace(host, layout=own_slots(host.layout, free_slots))
         reserve = Reserve(host, clones.templates, PoolPolicy(parse_pool(sizes), ttl_s=ttl_s))
         pooled = replace(clones, test=replace(clones.test, host=replace(host, reserve=reserve)))
         async with trio.open_nursery() as nursery:

@@ -34,7 +34,7 @@ from nimbus.wire.keeper import SOCKET_NAME
 from tests.hosts import Collected
 from tests.oracle import leak_oracle
 from tests.vm.snapshots import CloneHost, open_clone_host, was_restored
-from tests.vm.test_pool import LIMIT_S, PoolHost, open_pool
+from tests.vm.test_pool import LIMIT_S, PoolHost, open_pool, own_slots
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 __all__ = ["leak_oracle"]
@@ -47,9 +47,7 @@ async def filled(clones: CloneHost, sizes: str, free_slots: int | None = None) -
     """A pool on a host that the test has made to its needs."""
     host = clones.test.host
     if free_slots is not None:
-        held = slots.list_slots(host.layout.runtime)
-        limit = 1 + max((slot.index for slot in held), default=-1) + free_slots
-        host = replace(host, layout=replace(host.layout, slot_limit=limit))
+        host = replace(host, layout=own_slots(host.layout, free_slots))
     reserve = Reserve(host, clones.templates, PoolPolicy(parse_pool(sizes)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reserve.run)
