@@ -189,8 +189,8 @@ def slots_for(number: int) -> int:
 
 
 def test_a_pool_larger_than_the_host_takes_no_job_its_slot(fleet: Fleet, door: Gate) -> None:
-    with pooled(fleet, door, "1x256 built=900", NIMBUS_VM_SLOTS=str(slots_for(2))) as agent:
-        wait_until(lambda: len(agent.events("pool.machine_waits")) >= 2, "all slots are taken by what waits")
+    with pooled(fleet, door, "1x256 built=900", NIMBUS_VM_SLOTS=str(slots_for(4))) as agent:
+        wait_until(lambda: len(agent.events("pool.machine_waits")) >= 4, "all slots are taken by what waits")
         jobs = [fleet.submit("true", "--memory", "320M") for _ in range(2)]
         ended = [fleet.wait_job(job, "completed") for job in jobs]
         assert [job["conclusion"] for job in ended] == ["success", "success"]
