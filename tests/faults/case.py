@@ -155,6 +155,9 @@ def _settle(place: Place, agent: Child, fault: Fault | None) -> None:
     """A record stays until its end was told: give the agent the time to tell it. What stays for good is a leak."""
     if fault is None or fault.kind is not Kind.HANG:
         wait_for(lambda: agent.wait(0) or not _has_records(place), SETTLE_S)
+    if place.way.pool and not (fault is not None and (place.folder / "fired").exists()):
+        # the pool makes another one: that is a part of the run, or a fault that is meant for it would miss it
+        wait_for(lambda: agent.wait(0) or agent.told().count("pool.machine_waits") > 1, SETTLE_S)
 
 
 def _has_records(place: Place) -> bool:

@@ -36,6 +36,9 @@ LIMIT_S = 300.0
 LEAVES_NOTHING = "tests/faults/test_releases.py::test_a_machine_that_ended_leaves_nothing"
 CANCELLED = "tests/faults/test_releases.py::test_a_machine_that_is_cancelled_in_its_job_has_no_vmm_when_its_output_ends"
 
+CLONE = "tests/faults/test_releases.py::test_a_clone_that_ended_leaves_nothing"
+POOL = "tests/faults/test_releases.py::test_a_machine_of_the_pool_leaves_nothing_claimed_or_not[prespawned]"
+
 
 @dataclass(frozen=True)
 class Release:
@@ -202,6 +205,70 @@ RELEASES = (
         "    return set()\n",
         "tests/faults/test_leftovers.py::test_a_folder_without_a_record_is_swept_by_its_name",
     ),
+    Release(
+        "a clone's chroot",
+        "nimbus/host_agent/jail.py",
+        "    remove_chroots(jails, name)\n    remove_tree",
+        "    remove_tree",
+        CLONE,
+    ),
+    Release(
+        "a clone's chroot that is being filled",
+        "nimbus/host/chroots.py",
+        "        yield folder\n    finally:\n        os.close(folder)\n",
+        "        yield folder\n    finally:\n        pass\n",
+        CLONE,
+    ),
+    Release(
+        "a clone's files while they are linked",
+        "nimbus/host/hardlink.py",
+        "        yield fd\n    finally:\n        os.close(fd)\n",
+        "        yield fd\n    finally:\n        pass\n",
+        CLONE,
+    ),
+    Release(
+        "a VM's own CPUs",
+        CLAIMS,
+        "    cpus.release_cpus(target.layout.runtime, target.object)\n",
+        "",
+        f"{OF_CLAIMS}::test_a_vms_cpus_are_given_back_with_its_slot_and_not_before_its_vmm_is_gone",
+    ),
+    Release(
+        "a template's sealed memory",
+        "nimbus/host/sealed.py",
+        "        weakref.finalize(self, os.close, self.fd)\n",
+        "        pass\n",
+        "tests/unit/host/test_sealed.py::test_a_copy_is_open_for_as_long_as_anybody_holds_it_and_no_longer",
+    ),
+    Release(
+        "a template that was not finished",
+        "nimbus/storage/templates.py",
+        "            remove_tree(path)\n            os.close(fd)\n",
+        "            os.close(fd)\n",
+        "tests/unit/storage/test_templates.py::test_a_disk_that_takes_no_more_leaves_no_half_of_a_template",
+    ),
+    Release(
+        "the page of a pool's machine that a job claimed",
+        "nimbus/host_agent/lifecycle.py",
+        "        await member.page.close()",
+        "        pass",
+        POOL,
+    ),
+    Release(
+        "a pool's machine that nobody claimed",
+        "nimbus/host_agent/pool/member.py",
+        "                await teardown(host.layout, record)",
+        "                pass",
+        POOL,
+    ),
+    Release(
+        "its page",
+        "nimbus/host_agent/pool/member.py",
+        "                await page.close()",
+        "                pass",
+        POOL,
+    ),
+    Release("the pool's leash", "nimbus/host_agent/leash.py", "        os.close(write_fd)\n", "        pass\n", POOL),
 )
 
 
