@@ -86,6 +86,7 @@ def main() -> None:
     state, runtime, ttl_s, at = sys.argv[1:]
     quiet_events()
     saboteur = Saboteur("kill", int(at))
+    saboteur.begin()
     trio.run(_main, Territory(Path(state), Path(runtime)), float(ttl_s), instruments=[saboteur])
 
 
