@@ -99,7 +99,6 @@ PRIVATE: dict[str, Callable[[], Exception]] = {
     "host.nft._start": _sick,
     "host.nft._finish": _sick,
     "host.disk._sync_folder": _refused(errno.EIO),
-    "host.disk._clone": _refused(errno.ENOSPC),
     "host.disk._copy_range": _refused(errno.EIO),
     "host.link._set_families": _refused(errno.ENOBUFS),
     "host.cpuinfo.read_cpu": _sick,

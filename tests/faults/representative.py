@@ -36,7 +36,7 @@ REPRESENTATIVE = (
     "host.link.ensure_veth partial",
     "host.native.open_tap error",
     "host.netns.ensure_netns kill-after",
-    "host.disk._clone error",
+    "host.disk.clone_file error",
     "host.slots._take_first kill-after",
     "host.cgroup.ensure_leaf error",
     "host_agent.keeper._start kill-after",
