@@ -9,13 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 import trio
 
 from nimbus.host_agent.lane import PAGE_LIMITER, Hung, in_thread, in_thread_or_left
+from nimbus.model.errors import HostFault
 
 T = TypeVar("T")
+
+SETTLE_S = 2.0  # for one that is entered while its opener is cancelled: an agent must stop in 5 s
 
 
 class Page(Generic[T]):
@@ -25,22 +29,28 @@ class Page(Generic[T]):
         self._block = block
         self._unmake = unmake
         self._deciding = threading.Lock()
+        self._has_begun = False
         self._is_entered = False
         self._is_unwanted = False
+        self._ended = threading.Event()  # of the thread that enters it
 
     async def open(self, limit_s: float) -> T:
         """Enter it. Raises Hung beyond the limit, and whatever entering raises."""
-        is_given = False
+        is_given = is_late = False
         try:
             with trio.move_on_after(limit_s):
                 value = await in_thread_or_left(self._enter, PAGE_LIMITER)
                 is_given = True
                 return value
+            is_late = True
             raise Hung(limit_s)
         finally:
             if not is_given and self._give_up():  # entered at the very moment at which nobody waited any more
                 with trio.CancelScope(shield=True):  # in_thread has its own limit
                     await in_thread(self._undo)
+            elif not is_given and not is_late and self._has_begun:  # a process that ends now would leave half of it
+                with trio.move_on_after(SETTLE_S, shield=True):
+                    await in_thread_or_left(partial(self._ended.wait, SETTLE_S), PAGE_LIMITER)
 
     async def close(self) -> None:
         """Leave it, cancelled or not."""
@@ -48,13 +58,20 @@ class Page(Generic[T]):
             await in_thread(self._leave)
 
     def _enter(self) -> T:
-        value = self._block.__enter__()
         with self._deciding:
-            self._is_entered = True
-            if not self._is_unwanted:
-                return value
-        self._undo()
-        return value  # to nobody
+            if self._is_unwanted:
+                raise HostFault("nobody waits for it any more")
+            self._has_begun = True
+        try:
+            value = self._block.__enter__()
+            with self._deciding:
+                self._is_entered = True
+                if not self._is_unwanted:
+                    return value
+            self._undo()
+            return value  # to nobody
+        finally:
+            self._ended.set()
 
     def _give_up(self) -> bool:
         """True where it is entered already, and so the caller's to undo; else its thread undoes what it enters."""
