@@ -12,13 +12,12 @@ import trio
 from nimbus.cli.run import open_local_lease
 from nimbus.host import cgroup
 from nimbus.host.inventory import Territory
-from nimbus.host_agent.build import Host
+from nimbus.host_agent.build import Claimed, Host
 from nimbus.host_agent.guest import OutputSink
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.life import Outcome
 from nimbus.host_agent.lifecycle import run_machine
 from nimbus.host_agent.plan import HostLayout
-from nimbus.host_agent.pool.member import Member
 from nimbus.host_agent.ties import Ties
 from nimbus.model.vm import Ending
 from tests.faults.clones import (
@@ -76,7 +75,7 @@ async def test_a_clone_that_ended_leaves_nothing(territory: Territory, clones: H
 async def test_a_machine_of_the_pool_leaves_nothing_claimed_or_not(
     territory: Territory, clones: Host, kind: str
 ) -> None:
-    members: list[Member] = []  # held, or the collector of garbage would close what they forget
+    members: list[Claimed] = []  # held, or the collector of garbage would close what they forget
     with watch_leaks(territory):
         for is_claimed in (True, False):
             async with open_pool(clones, f"1x256x2048 {kind}=1") as pooled:
