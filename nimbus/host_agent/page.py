@@ -59,9 +59,9 @@ class Page(Generic[T]):
 
     def _enter(self) -> T:
         with self._deciding:
-            if self._is_unwanted:
-                raise HostFault("nobody waits for it any more")
-            self._has_begun = True
+            self._has_begun = not self._is_unwanted
+        if not self._has_begun:
+            raise HostFault("nobody waits for it any more")
         try:
             value = self._block.__enter__()
             with self._deciding:

@@ -98,5 +98,6 @@ def test_every_option_of_the_keeper_is_documented_and_no_other() -> None:
     documented = set(
         re.findall(r"^\| `(--[a-z-]+)|`, `(--[a-z-]+)", (ROOT / "docs/keeper.md").read_text(), re.MULTILINE)
     )
-    parsed = set(re.findall(r'strcmp\((?:name|argv\[\*at\]), "(--[a-z-]+)"\)', (ROOT / "native/host/keeper/options.c").read_text()))
+    source = (ROOT / "native/host/keeper/options.c").read_text()
+    parsed = set(re.findall(r'strcmp\((?:name|argv\[\*at\]), "(--[a-z-]+)"\)', source))
     assert {first or second for first, second in documented} == parsed
