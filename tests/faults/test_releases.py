@@ -29,7 +29,7 @@ from tests.faults.clones import (
     open_pool,
 )
 from tests.hosts import Collected, TestHost, make_host, needs_root
-from tests.oracle import open_territory, watch_leaks
+from tests.oracle import open_territory, watch_leaks, watch_leaks_inside
 
 pytestmark = [needs_root, pytest.mark.root]
 
@@ -66,7 +66,7 @@ async def clones(territory: Territory) -> Host:
 
 
 async def test_a_clone_that_ended_leaves_nothing(territory: Territory, clones: Host) -> None:
-    with watch_leaks(territory):
+    async with watch_leaks_inside(territory):
         outcome = await run_true(clones, territory)
     assert (outcome.ending, outcome.clean, "load" in outcome.phases_ms) == (Ending.DONE, True, True)
 
@@ -76,7 +76,7 @@ async def test_a_machine_of_the_pool_leaves_nothing_claimed_or_not(
     territory: Territory, clones: Host, kind: str
 ) -> None:
     members: list[Claimed] = []  # held, or the collector of garbage would close what they forget
-    with watch_leaks(territory):
+    async with watch_leaks_inside(territory):
         for is_claimed in (True, False):
             async with open_pool(clones, f"1x256x2048 {kind}=1") as pooled:
                 assert pooled.reserve is not None

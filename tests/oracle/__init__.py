@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from nimbus.host.disk import remove_tree
 from nimbus.host.inventory import Inventory, Leak, Territory, diff, read_inventory
@@ -23,6 +24,7 @@ RUNTIME_DIR = Path("/run/nimbus")  # slots are host-wide: a test's VM must not s
 ROOTS_TOLD = "NIMBUS_TEST_ROOTS_TOLD"  # the file that every state root of a test is written to
 GRACE_S = 1.0  # the kernel lets go of a dead process and of its sockets a moment after the kill is seen
 _LOOK_AGAIN_S = 0.02
+_OWN_THREAD = "leak oracle"
 
 
 def find_leaks(before: Inventory, territory: Territory, grace_s: float = GRACE_S) -> tuple[Leak, ...]:
@@ -53,6 +55,16 @@ def watch_leaks(territory: Territory) -> Iterator[None]:
     before = read_inventory(territory)
     yield
     leaks = find_leaks(before, territory)
+    assert not leaks, "left behind:\n" + "\n".join(f"  {leak}" for leak in leaks)
+
+
+@asynccontextmanager
+async def watch_leaks_inside(territory: Territory) -> AsyncIterator[None]:
+    """The same for a part of an async test: netlink and Trio share no thread once trio_asyncio was imported."""
+    before = await trio.to_thread.run_sync(read_inventory, territory, thread_name=_OWN_THREAD)
+    yield
+    found = await trio.to_thread.run_sync(find_leaks, before, territory, thread_name=_OWN_THREAD)
+    leaks = [leak for leak in found if not (leak.kind == "threads" and leak.name.endswith(_OWN_THREAD))]
     assert not leaks, "left behind:\n" + "\n".join(f"  {leak}" for leak in leaks)
 
 
