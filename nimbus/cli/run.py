@@ -219,7 +219,7 @@ def render_outcome(host: Host, outcome: Outcome | None, signum: int | None) -> d
 
 
 def _check_host(host: Host) -> None:
-    missing = caps.missing_for_vm(fake=not host.choice.vmm.needs_guest_files)
+    missing = caps.missing_for_vm(qemu=host.choice.vmm.name == "qemu")
     if missing:
         raise HostFault("; ".join(missing))
 

@@ -48,7 +48,7 @@ def build(image: str, cpus: int, memory: str, disk: str, as_json: bool) -> None:
     started = time.monotonic()
     shape = Shape(cpus, parse_mib(memory), parse_mib(disk))
     host = find_host(read_settings(HostSettings))
-    missing = caps.missing_for_vm(fake=not host.choice.vmm.needs_guest_files)
+    missing = caps.missing_for_vm(qemu=host.choice.vmm.name == "qemu")
     if missing:
         raise HostFault("; ".join(missing))
     found = resolve_image(

@@ -43,16 +43,16 @@ _TOOLS = {
     "nsenter": "util-linux",
     "qemu-system-x86_64": "qemu-system-x86",
 }
-_VMMS = frozenset({"qemu-system-x86_64"})  # the fake backend is its own VMM; all else it takes as they do
+_QEMU = "qemu-system-x86_64"  # wanted by that backend alone: Firecracker's binaries are vmm/choice.py's to find
 
 
-def missing_for_vm(*, fake: bool = False) -> tuple[str, ...]:
-    """One sentence for each thing that a VM needs and this process or host lacks."""
-    return judge(read_facts(), fake=fake)
+def missing_for_vm(*, qemu: bool = True) -> tuple[str, ...]:
+    """One sentence for each thing that a VM needs and this process or host lacks; `qemu`: whether that is its VMM."""
+    return judge(read_facts(), qemu=qemu)
 
 
-def judge(facts: HostFacts, *, fake: bool = False) -> tuple[str, ...]:
-    """Pure: the sentences for these facts. A firecracker in place of QEMU is the caller's choice to check."""
+def judge(facts: HostFacts, *, qemu: bool = True) -> tuple[str, ...]:
+    """Pure: the sentences for these facts."""
     missing = []
     lacking = [
         f"{name} (to {purpose})" for number, (name, purpose) in _NEEDED.items() if not facts.capabilities >> number & 1
@@ -68,7 +68,7 @@ def judge(facts: HostFacts, *, fake: bool = False) -> tuple[str, ...]:
     missing += [
         f"install the Debian package {package} (needs root): {tool} was not found on PATH"
         for tool, package in _TOOLS.items()
-        if tool not in facts.tools and not (fake and tool in _VMMS)
+        if tool not in facts.tools and (qemu or tool != _QEMU)
     ]
     return tuple(missing)
 

@@ -113,7 +113,7 @@ def main() -> None:
         settings = cast("AgentSettings", read_settings(AgentSettings))
         configure_logging(settings.log_level)
         host = with_pool(find_host(settings), settings)
-        missing = caps.missing_for_vm(fake=not host.choice.vmm.needs_guest_files)
+        missing = caps.missing_for_vm(qemu=host.choice.vmm.name == "qemu")
         if missing:
             raise HostFault("; ".join(missing))
         host.places.confine()

@@ -42,12 +42,12 @@ def test_each_lack_names_its_remedy(lack: dict[str, object], word: str) -> None:
     assert word in sentence
 
 
-def test_the_fake_backend_needs_all_that_a_vm_needs_but_the_vmm() -> None:
+def test_a_backend_that_is_not_qemu_needs_all_that_a_vm_needs_but_qemu() -> None:
     without_qemu = replace(ALL, tools=frozenset({"nft", "nsenter"}))
-    assert judge(without_qemu, fake=True) == ()
-    (sentence,) = judge(replace(without_qemu, has_tun=False), fake=True)
+    assert judge(without_qemu, qemu=False) == ()
+    (sentence,) = judge(replace(without_qemu, has_tun=False), qemu=False)
     assert "modprobe tun" in sentence
-    (sentence,) = judge(replace(without_qemu, capabilities=1 << 5 | 1 << 21), fake=True)
+    (sentence,) = judge(replace(without_qemu, capabilities=1 << 5 | 1 << 21), qemu=False)
     assert "CAP_NET_ADMIN" in sentence
 
 
