@@ -26,6 +26,17 @@ class JobSource(enum.StrEnum):
     API = "api"
 
 
+class Learned(enum.StrEnum):
+    """By which way a job, or a step of it, became known to us."""
+
+    WEBHOOK = "webhook"
+    REDELIVERY = "redelivery"  # a delivery that GitHub had to be asked for again
+    POLL = "poll"  # nothing was delivered: we looked
+    API = "api"
+
+
+REPAIRS = frozenset({Learned.REDELIVERY, Learned.POLL})
+
 RANK: dict[JobState, int] = {
     JobState.WAITING: 0,
     JobState.QUEUED: 1,

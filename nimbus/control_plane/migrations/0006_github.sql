@@ -1,0 +1,85 @@
+-- GitHub as it really behaves: many installations, deliveries that get lost, owners who must act.
+
+-- Who signs the names of our runners: two deployments on one organisation never take each other's for theirs.
+CREATE TABLE deployment (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    deployment_id text NOT NULL
+);
+INSERT INTO deployment (deployment_id) VALUES (substr(md5(gen_random_uuid()::text), 1, 4));
+
+-- Where the App is installed, as payloads and GitHub's list of installations tell.
+CREATE TABLE installations (
+    installation_id bigint PRIMARY KEY,  -- GitHub's
+    org_id bigint NOT NULL REFERENCES orgs,
+    suspended boolean NOT NULL DEFAULT false,
+    removed boolean NOT NULL DEFAULT false,
+    seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    listed_at timestamptz  -- when its repositories were last listed
+);
+CREATE INDEX installations_of_org ON installations (org_id);
+
+-- What GitHub refuses us and whose turn it is; gone with the first call that succeeds. Scope '' is all of it.
+CREATE TABLE forge_problems (
+    installation_id bigint NOT NULL,
+    scope text NOT NULL DEFAULT '',  -- '', or the name of one repository
+    kind text NOT NULL,              -- model/forge.py
+    said text NOT NULL,              -- GitHub's own words
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    retry_at timestamptz,
+    PRIMARY KEY (installation_id, scope)
+);
+
+-- One process at a time does what costs calls to GitHub.
+CREATE TABLE duties (
+    name text PRIMARY KEY,
+    holder text NOT NULL,
+    until timestamptz NOT NULL,
+    done_at timestamptz,
+    notes jsonb  -- what the next round must know: where the last one stopped
+);
+
+-- Deliveries that GitHub was asked to send again: what they tell was learned by repair.
+CREATE TABLE redeliveries (
+    guid text PRIMARY KEY,
+    asked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    attempts integer NOT NULL DEFAULT 1
+);
+
+ALTER TABLE orgs
+    ADD COLUMN max_machines integer CHECK (max_machines >= 0),  -- at once; null: no limit but the hosts'
+    ADD COLUMN max_cpus integer CHECK (max_cpus >= 0),          -- at once, over all its machines
+    ADD COLUMN runner_group_id bigint;                          -- null: NIMBUS_RUNNER_GROUP_ID
+
+-- An org's own words for a shape. One alias may have its own cap.
+CREATE TABLE label_aliases (
+    org_id bigint NOT NULL REFERENCES orgs,
+    alias text NOT NULL CHECK (alias = lower(alias)),
+    shape jsonb NOT NULL,
+    arch text NOT NULL DEFAULT 'x64' CHECK (arch IN ('x64', 'arm64')),
+    image text,
+    max_machines integer CHECK (max_machines >= 0),
+    PRIMARY KEY (org_id, alias)
+);
+
+ALTER TABLE repos
+    ADD COLUMN installation_id bigint,
+    ADD COLUMN archived boolean NOT NULL DEFAULT false,
+    ADD COLUMN active_at timestamptz,  -- when it last told of a job, or was pushed to
+    ADD COLUMN polled_at timestamptz;
+
+ALTER TABLE jobs
+    ADD COLUMN repaired_by text CHECK (repaired_by IN ('redelivery', 'poll')),  -- a state of it came by repair, not by webhook
+    ADD COLUMN refusal text,     -- why no machine is made for it: its labels, in words for their author
+    ADD COLUMN checked_at timestamptz;  -- when GitHub was last asked about it
+
+-- `labels` is what GitHub matches; `host_labels` what a host must offer: without those that only name a size.
+ALTER TABLE machines
+    ADD COLUMN host_labels text[],
+    ADD COLUMN arch text NOT NULL DEFAULT 'x64' CHECK (arch IN ('x64', 'arm64')),
+    ADD COLUMN alias text,
+    ADD COLUMN registered_at timestamptz;
+UPDATE machines SET host_labels = labels;
+ALTER TABLE machines ALTER COLUMN host_labels SET NOT NULL, ALTER COLUMN host_labels SET DEFAULT '{}';
+
+CREATE INDEX jobs_open_github ON jobs (org_id, labels) WHERE source = 'github' AND state = 'queued';
+CREATE INDEX deliveries_settled ON deliveries (received_at) WHERE state IN ('processed', 'ignored');
