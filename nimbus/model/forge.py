@@ -37,13 +37,13 @@ PASSING = frozenset({ProblemKind.RATE_LIMIT, ProblemKind.SECONDARY_LIMIT, Proble
 _WORDS: dict[ProblemKind, str] = {
     ProblemKind.SUSPENDED: "the GitHub App's installation on {owner} is suspended: an owner of {owner} must unsuspend "
     "it (Settings, GitHub Apps)",
-    ProblemKind.NOT_INSTALLED: "the GitHub App is not installed on {scope}: an owner of {owner} must install it, or add "
-    "the repository to it",
+    ProblemKind.NOT_INSTALLED: "the GitHub App is not installed on {scope}: an owner of {owner} must install it, or "
+    "add the repository to it",
     ProblemKind.IP_ALLOW_LIST: "{owner} lets only listed addresses in: an owner of {owner} must add this control "
     "plane's address to its IP allow list",
     ProblemKind.ACTIONS_DISABLED: "GitHub Actions is disabled for {scope}: an administrator of {scope} must enable it",
-    ProblemKind.RUNNERS_DISABLED: "self-hosted runners are disabled for {scope}: an administrator of {owner} must allow "
-    "them (Settings, Actions, Runners)",
+    ProblemKind.RUNNERS_DISABLED: "self-hosted runners are disabled for {scope}: an administrator of {owner} must "
+    "allow them (Settings, Actions, Runners)",
     ProblemKind.NO_PERMISSION: "the GitHub App lacks a permission on {scope}: its administrator must grant it, and an "
     "owner of {owner} must accept it",
     ProblemKind.GROUP_MISSING: "the runner group does not exist, or is not open to {scope}: an owner of {owner} must "
@@ -53,7 +53,8 @@ _WORDS: dict[ProblemKind, str] = {
     "NIMBUS_GITHUB_APP_PRIVATE_KEY",
     ProblemKind.RATE_LIMIT: "GitHub's hourly limit for {owner} is used up: nobody must act, it goes on by itself",
     ProblemKind.SECONDARY_LIMIT: "GitHub asks us to slow down for {owner}: nobody must act, it goes on by itself",
-    ProblemKind.OUTAGE: "GitHub does not answer, or with an error of its own: nobody here must act, it goes on by itself",
+    ProblemKind.OUTAGE: "GitHub does not answer, or with an error of its own: nobody here must act, it goes on "
+    "by itself",
     ProblemKind.REFUSED: "GitHub refuses it for {scope}: the operator must look at its answer",
 }
 
