@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
+#include <linux/netlink.h>
 #include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
@@ -22,6 +23,8 @@ struct act {
     uint32_t uid;
     uint32_t gid;
     int numbers[3];
+    void *(*nft_ctx_new)(uint32_t flags);
+    void **context;
     int result;
 };
 
@@ -126,6 +129,25 @@ static int make_socket(const struct act *act)
 int nb_netns_socket(int netns_fd, int domain, int type, int protocol)
 {
     struct act act = {.netns_fd = netns_fd, .perform = make_socket, .numbers = {domain, type, protocol}};
+    if (netns_fd < 0)
+        return -EBADF;
+    return perform_apart(&act);
+}
+
+static int open_nft(const struct act *act)
+{
+    /* A libnftables that gets no socket ends the whole process, so one is tried first. */
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER);
+    if (fd < 0)
+        return -errno;
+    (void)close(fd);
+    *act->context = act->nft_ctx_new(0);
+    return *act->context ? 0 : -ENOMEM;
+}
+
+int nb_open_nft(int netns_fd, void *(*nft_ctx_new)(uint32_t flags), void **context)
+{
+    struct act act = {.netns_fd = netns_fd, .perform = open_nft, .nft_ctx_new = nft_ctx_new, .context = context};
     if (netns_fd < 0)
         return -EBADF;
     return perform_apart(&act);

@@ -2,8 +2,8 @@
  *
  * This header is the cffi cdef: build.py reads it and drops the lines that start with '#'.
  * Each function returns 0 (or a value that its line names) or -errno, keeps no globals and no memory,
- * calls nothing back. Only nimbus/host/native.py calls them. No thread of the caller ever changes its
- * namespace: what must happen inside one is done by a thread made for it, which then ends.
+ * calls nothing of Python back. Only nimbus/host/native.py calls them. No thread of the caller ever changes
+ * its namespace: what must happen inside one is done by a thread made for it, which then ends.
  */
 #ifndef NIMBUS_HOST_H
 #define NIMBUS_HOST_H
@@ -22,6 +22,10 @@ int nb_open_tap(int netns_fd, const char *name, uint32_t uid, uint32_t gid, int 
 
 /* socket(2) inside the namespace: returns the descriptor (CLOEXEC). */
 int nb_netns_socket(int netns_fd, int domain, int type, int protocol);
+
+/* A context of libnftables, made by that library's own `nft_ctx_new` inside the namespace: it speaks to the
+ * namespace from any thread, and is the caller's to free. */
+int nb_open_nft(int netns_fd, void *(*nft_ctx_new)(uint32_t flags), void **context);
 
 /* CPU masks as 64-bit words, CPU 0 in the lowest bit of word 0; `tid` 0 is the calling thread. */
 int nb_set_affinity(int tid, const uint64_t *words, size_t count);

@@ -46,6 +46,14 @@ def netns_socket(netns_fd: int, domain: int, kind: int, protocol: int = 0) -> in
     return _check(_native.lib.nb_netns_socket(netns_fd, domain, kind, protocol))
 
 
+def open_nft(netns_fd: int, nft_ctx_new: int) -> int:
+    """The address of a new context of libnftables that speaks to the namespace; made by the function at that address."""
+    context = _native.ffi.new("uintptr_t[1]")
+    opener = _native.ffi.cast("void *(*)(uint32_t)", nft_ctx_new)
+    _check(_native.lib.nb_open_nft(netns_fd, opener, _native.ffi.cast("void **", context)))
+    return context[0]
+
+
 def set_affinity(tid: int, cpus: Collection[int]) -> None:
     """Pins one thread (0: the calling one). OSError EINVAL where none of the CPUs is there."""
     words = [0] * (max(cpus, default=0) // _WORD_BITS + 1)
