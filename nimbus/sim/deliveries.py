@@ -42,7 +42,7 @@ class Delivery:
     event: str
     action: str | None
     body: bytes = field(repr=False)
-    installation_id: int
+    installation_id: int | None  # none: it is about the App itself
     redelivery: bool = False
     delivered_at_s: float | None = None
     duration_s: float = 0.0
@@ -53,9 +53,8 @@ class Delivery:
 class Deliveries:
     """All attempts, newest last, and the queue of those not yet sent."""
 
-    def __init__(self, target: WebhookTarget | None, installation_id: int) -> None:
+    def __init__(self, target: WebhookTarget | None) -> None:
         self._target = target
-        self._installation_id = installation_id
         self._ids = itertools.count(int(time.time() * 1000))
         self._all: dict[int, Delivery] = {}
         # No limit but memory's: the sim answers a state change at once, however slow the receiver is.
@@ -63,9 +62,11 @@ class Deliveries:
         self._bell = Bell()
         self.changed: Callable[[], None] = lambda: None
 
-    def add(self, event: str, action: str | None, payload: dict[str, object]) -> Delivery:
+    def add(
+        self, event: str, action: str | None, payload: dict[str, object], installation_id: int | None = None
+    ) -> Delivery:
         body = json.dumps(payload).encode()
-        delivery = Delivery(next(self._ids), str(uuid.uuid4()), event, action, body, self._installation_id)
+        delivery = Delivery(next(self._ids), str(uuid.uuid4()), event, action, body, installation_id)
         return self._enqueue(delivery)
 
     def redeliver(self, delivery_id: int) -> Delivery:

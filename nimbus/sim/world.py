@@ -70,7 +70,7 @@ class World:
         self.plan = plan
         self.bell = Bell()
         self.auth = AppAuth(plan.app_id, plan.app_public_key_pem, plan.installation_id, now_s)
-        self.deliveries = Deliveries(plan.webhook, plan.installation_id)
+        self.deliveries = Deliveries(plan.webhook)
         self.rate = RateWindow(plan.rate_limit, now_s)
         self.forge = Forge(plan.owner, plan.policy, now_s)
         self.memory = Memory(plan.state_dir, self.forge, self.deliveries, self.auth)
@@ -84,4 +84,4 @@ class World:
 
     def _tell(self, job: Job, action: str) -> None:
         payload = render_workflow_job_event(job, action, self.plan.installation_id)
-        self.deliveries.add("workflow_job", action, payload)
+        self.deliveries.add("workflow_job", action, payload, self.plan.installation_id)
