@@ -137,7 +137,11 @@ def parse_json_object(body: bytes) -> dict[str, object]:
 
 def parse_workflow_job(body: bytes) -> WorkflowJobEvent:
     """The event in the body of a `workflow_job` delivery; Refused names the field that is wrong."""
-    top = parse_json_object(body)
+    return read_workflow_job(parse_json_object(body))
+
+
+def read_workflow_job(top: Mapping[str, object]) -> WorkflowJobEvent:
+    """The same from a body that is JSON already."""
     job = _object(top, "workflow_job")
     action = _text(top, "action")
     status = _optional_text(job, "status")

@@ -22,11 +22,13 @@ CREATE INDEX installations_of_org ON installations (org_id);
 CREATE TABLE forge_problems (
     installation_id bigint NOT NULL,
     scope text NOT NULL DEFAULT '',  -- '', or the name of one repository
+    task text NOT NULL CHECK (task IN ('any', 'register', 'read')),  -- what it keeps us from; only `read`: no machine waits
     kind text NOT NULL,              -- model/forge.py
     said text NOT NULL,              -- GitHub's own words
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
-    retry_at timestamptz,
-    PRIMARY KEY (installation_id, scope)
+    retry_at timestamptz NOT NULL,
+    probed_at timestamptz,           -- when a machine was last granted to try whether it still stands
+    PRIMARY KEY (installation_id, scope, task)
 );
 
 -- One process at a time does what costs calls to GitHub.
@@ -77,9 +79,15 @@ ALTER TABLE machines
     ADD COLUMN host_labels text[],
     ADD COLUMN arch text NOT NULL DEFAULT 'x64' CHECK (arch IN ('x64', 'arm64')),
     ADD COLUMN alias text,
+    ADD COLUMN runner_fence bigint,  -- of the lease that runner_name belongs to: only the newest lease's runner counts
     ADD COLUMN registered_at timestamptz;
 UPDATE machines SET host_labels = labels;
+UPDATE machines SET runner_fence = fence WHERE runner_name = format('nimbus-%s-%s', machine_id, fence);
+UPDATE machines SET registered_at = clock_timestamp() WHERE runner_id > 0;
 ALTER TABLE machines ALTER COLUMN host_labels SET NOT NULL, ALTER COLUMN host_labels SET DEFAULT '{}';
 
 CREATE INDEX jobs_open_github ON jobs (org_id, labels) WHERE source = 'github' AND state = 'queued';
 CREATE INDEX deliveries_settled ON deliveries (received_at) WHERE state IN ('processed', 'ignored');
+
+-- When a delivery may be worked on next: whoever takes one moves it on, so that nobody else does at the same time.
+ALTER TABLE deliveries ADD COLUMN due_at timestamptz NOT NULL DEFAULT clock_timestamp();
