@@ -80,6 +80,7 @@ ALTER TABLE machines
     ADD COLUMN arch text NOT NULL DEFAULT 'x64' CHECK (arch IN ('x64', 'arm64')),
     ADD COLUMN alias text,
     ADD COLUMN runner_fence bigint,  -- of the lease that runner_name belongs to: only the newest lease's runner counts
+    ADD COLUMN wasted_at timestamptz,  -- its runner served another label set's job, or none in time: such a loop has a limit
     ADD COLUMN registered_at timestamptz;
 UPDATE machines SET host_labels = labels;
 UPDATE machines SET runner_fence = fence WHERE runner_name = format('nimbus-%s-%s', machine_id, fence);
@@ -91,3 +92,14 @@ CREATE INDEX deliveries_settled ON deliveries (received_at) WHERE state IN ('pro
 
 -- When a delivery may be worked on next: whoever takes one moves it on, so that nobody else does at the same time.
 ALTER TABLE deliveries ADD COLUMN due_at timestamptz NOT NULL DEFAULT clock_timestamp();
+
+-- What an agent last offered, so that a job can say why no host takes it. Labels null: it has not asked for work yet.
+ALTER TABLE agents
+    ADD COLUMN labels text[],
+    ADD COLUMN arch text NOT NULL DEFAULT 'x64' CHECK (arch IN ('x64', 'arm64'));
+
+-- What granting looks at: whose turn it is, and how much each org holds already.
+CREATE INDEX machines_queued_of_org ON machines (org_id, machine_id) WHERE state = 'queued';
+CREATE INDEX machines_held ON machines (org_id) WHERE state IN ('leased', 'running');
+CREATE INDEX machines_wasted ON machines (org_id, wasted_at) WHERE wasted_at IS NOT NULL;
+CREATE INDEX jobs_by_age ON jobs (org_id, queued_at) WHERE source = 'github';
