@@ -13,6 +13,7 @@ from quart import Blueprint
 
 from nimbus.control_plane.access import require_metrics_access
 from nimbus.control_plane.agents_api import build_agents_api
+from nimbus.control_plane.duties import note_duties
 from nimbus.control_plane.forge import open_forge
 from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
@@ -141,6 +142,7 @@ def build_health_api(services: Services) -> Blueprint:
         for state, count in dict(counts["machines"]).items():  # type: ignore[call-overload]
             services.metrics.machines.labels(state).set(count)
         services.metrics.agents_seen.set(await services.database.run(_count_agents))
+        await note_duties(services)
         return Response(services.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     return blueprint

@@ -26,6 +26,19 @@ class Metrics:
             "nimbus_control_plane_machines", "Machine requests by state", ["state"], registry=self.registry
         )
         self.agents_seen = self._gauge("nimbus_control_plane_agents_seen", "Agents heard of in the last minute")
+        self.redeliveries_asked = self._gauge(
+            "nimbus_control_plane_redeliveries_asked", "Deliveries that GitHub was asked to send again"
+        )
+        self.polls = self._gauge("nimbus_control_plane_polls", "Repositories whose jobs were asked for")
+        self.jobs_found_by_poll = self._gauge(
+            "nimbus_control_plane_jobs_found_by_poll", "Steps of jobs that no webhook told of before a poll did"
+        )
+        self.duty_age = Gauge(
+            "nimbus_control_plane_duty_age_seconds",
+            "Seconds since a duty was last done, by any process",
+            ["duty"],
+            registry=self.registry,
+        )
 
     def _gauge(self, name: str, documentation: str) -> Gauge:
         return Gauge(name, documentation, registry=self.registry)
