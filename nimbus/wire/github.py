@@ -142,12 +142,15 @@ def parse_workflow_job(body: bytes) -> WorkflowJobEvent:
 
 def read_workflow_job(top: Mapping[str, object]) -> WorkflowJobEvent:
     """The same from a body that is JSON already."""
-    job = _object(top, "workflow_job")
     action = _text(top, "action")
-    status = _optional_text(job, "status")
+    return read_job(_object(top, "workflow_job"), action, read_repo(top, "repository"), installation_id(top))
+
+
+def read_job(job: Mapping[str, object], action: str, repo: ForgeRepo, installation: int | None) -> WorkflowJobEvent:
+    """One job, as deliveries and the REST API both write it."""
     return WorkflowJobEvent(
         action=action,
-        told=told_state(action, status),
+        told=told_state(action, _optional_text(job, "status")),
         forge_job_id=_id(job, "id"),
         run_id=_id(job, "run_id"),
         run_attempt=_id(job, "run_attempt") if job.get("run_attempt") is not None else 1,
@@ -164,8 +167,22 @@ def read_workflow_job(top: Mapping[str, object]) -> WorkflowJobEvent:
         created_at=_time(job, "created_at"),
         started_at=_time(job, "started_at"),
         completed_at=_time(job, "completed_at"),
-        repo=_repo(top),
-        installation_id=installation_id(top),
+        repo=repo,
+        installation_id=installation,
+    )
+
+
+def read_repo(parent: Mapping[str, object], key: str) -> ForgeRepo:
+    """The repository under `key`."""
+    repo = _object(parent, key)
+    owner = _object(repo, "owner")
+    return ForgeRepo(
+        forge_id=_id(repo, "id"),
+        name=_text(repo, "name"),
+        full_name=_text(repo, "full_name"),
+        private=repo.get("private") is not False,  # unknown counts as private: the narrower answer
+        owner_id=_id(owner, "id"),
+        owner_login=_text(owner, "login"),
     )
 
 
@@ -271,16 +288,3 @@ def _labels(job: Mapping[str, object]) -> tuple[str, ...]:
         if not isinstance(label, str) or len(label) > MAX_LABEL_CHARS or _UNSTORABLE.search(label):
             raise Refused(f"labels holds something that is no text of at most {MAX_LABEL_CHARS} characters")
     return label_set(value)
-
-
-def _repo(top: Mapping[str, object]) -> ForgeRepo:
-    repo = _object(top, "repository")
-    owner = _object(repo, "owner")
-    return ForgeRepo(
-        forge_id=_id(repo, "id"),
-        name=_text(repo, "name"),
-        full_name=_text(repo, "full_name"),
-        private=repo.get("private") is not False,  # unknown counts as private: the narrower answer
-        owner_id=_id(owner, "id"),
-        owner_login=_text(owner, "login"),
-    )
