@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from nimbus.host import cgroup
+from nimbus.host import cgroup, nft
 from nimbus.model.errors import HostFault
 
 # Numbers of include/uapi/linux/capability.h; what each is needed for is what a reader must know.
@@ -35,12 +35,11 @@ class HostFacts:
     tools: frozenset[str]  # found on PATH
     has_tun: bool
     has_cgroup2: bool
+    has_nftables: bool
     can_write_run: bool
 
 
 _TOOLS = {
-    "nft": "nftables",
-    "nsenter": "util-linux",
     "qemu-system-x86_64": "qemu-system-x86",
 }
 _QEMU = "qemu-system-x86_64"  # wanted by that backend alone: Firecracker's binaries are vmm/choice.py's to find
@@ -65,6 +64,8 @@ def judge(facts: HostFacts, *, qemu: bool = True) -> tuple[str, ...]:
         missing.append("make /run writable: Nimbus keeps its slots in /run/nimbus and its namespaces in /run/netns")
     if not facts.has_tun:
         missing.append("give this host the device /dev/net/tun (needs root): modprobe tun")
+    if not facts.has_nftables:
+        missing.append(f"install the Debian package libnftables1 (needs root): {nft.LIBRARY} could not be loaded")
     missing += [
         f"install the Debian package {package} (needs root): {tool} was not found on PATH"
         for tool, package in _TOOLS.items()
@@ -85,6 +86,7 @@ def read_facts() -> HostFacts:
         tools=frozenset(tool for tool in _TOOLS if shutil.which(tool)),
         has_tun=Path("/dev/net/tun").is_char_device(),
         has_cgroup2=has_cgroup2,
+        has_nftables=nft.is_installed(),
         can_write_run=os.access("/run", os.W_OK),
     )
 

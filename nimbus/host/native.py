@@ -47,7 +47,7 @@ def netns_socket(netns_fd: int, domain: int, kind: int, protocol: int = 0) -> in
 
 
 def open_nft(netns_fd: int, nft_ctx_new: int) -> int:
-    """The address of a new context of libnftables that speaks to the namespace; made by the function at that address."""
+    """A new context of libnftables that speaks to the namespace, made by its `nft_ctx_new`; both are addresses."""
     context = _native.ffi.new("uintptr_t[1]")
     opener = _native.ffi.cast("void *(*)(uint32_t)", nft_ctx_new)
     _check(_native.lib.nb_open_nft(netns_fd, opener, _native.ffi.cast("void **", context)))

@@ -1,4 +1,4 @@
-"""Network namespaces by name, as files under /run/netns that `ip netns` and `nsenter` understand too.
+"""Network namespaces by name, as files under /run/netns that `ip netns` understands too.
 
 Makes and removes the namespace and nothing inside it. Never moves the calling thread into one: the C
 library does that in a thread of its own. Called by host_agent/network.py and by host/inventory.py.

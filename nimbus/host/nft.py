@@ -1,52 +1,77 @@
-"""nftables through the `nft` binary: whole batches that the kernel takes at once or not at all.
+"""nftables by libnftables, in this process: whole batches that the kernel takes at once or not at all.
 
-Renders nothing: the text comes from host_agent/network.py, made of checked values. Never a shell, never
-`flush ruleset`: other software's tables live beside ours. A rejected batch is a HostFault: fail closed.
+Renders nothing: the text comes from host_agent/network.py, made of checked values. Never `flush ruleset`: other
+software's tables live beside ours. A rejected batch is a HostFault: fail closed. Called by host_agent/network.py, the
+reaper, `nimbus doctor` and host/inventory.py, in any thread; docs/decisions/0021 says why no `nft` is started.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
-import signal
-import subprocess
+import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
+from nimbus.host import native
 from nimbus.model.errors import HostFault
 
-# nft waits for the kernel's nftables lock; past this the host is sick and the caller must undo.
-BATCH_LIMIT_S = 10.0
-_TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_NOT_FOUND = "nft was not found: install the Debian package nftables"
+LIBRARY = "libnftables.so.1"
+_TURN_LIMIT_S = 3.0  # a third of what a release may take in all; a batch takes a millisecond
+_OWN = Path("/proc/thread-self/ns/net")
+_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON of nftables/libnftables.h
+
+# One at a time: the library keeps a list of links, and libc its last answer about protocols, for the whole process.
+_turn = threading.Lock()
+_changing_turn = threading.Lock()
+# The host's own context stays open: closing its socket waits until the kernel has freed what was deleted by it.
+_kept: list[_Context] = []
+
+
+class _Context:
+    """The library's state, and its socket, for one namespace. Never freed by itself."""
+
+    def __init__(self, netns: Path) -> None:
+        self._library = _load()
+        opener = ctypes.cast(self._library.nft_ctx_new, ctypes.c_void_p).value
+        assert opener is not None  # noqa: S101 (a function that was loaded has an address; for the type checker)
+        try:
+            netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                # Its socket is not CLOEXEC: whoever starts a process here has subprocess close what it does not pass.
+                self._address = native.open_nft(netns_fd, opener)
+            finally:
+                os.close(netns_fd)
+        except OSError as error:
+            raise HostFault(f"nftables could not be reached ({error.strerror})") from error
+        if self._library.nft_ctx_buffer_output(self._address) or self._library.nft_ctx_buffer_error(self._address):
+            self.close()
+            raise HostFault("nftables could not be reached (out of memory)")
+
+    def run(self, text: str, flags: int) -> str:
+        """What the library prints."""
+        self._library.nft_ctx_output_set_flags(self._address, flags)
+        # In one line: of several the library shows the first, whichever was wrong.
+        line = text.replace("\n", ";").encode()
+        failed = self._library.nft_run_cmd_from_buffer(self._address, line)
+        out, told = (
+            read(self._address).decode(errors="replace")
+            for read in (self._library.nft_ctx_get_output_buffer, self._library.nft_ctx_get_error_buffer)
+        )
+        if failed:
+            raise HostFault(parse_error(told))
+        return str(out)
+
+    def close(self) -> None:
+        self._library.nft_ctx_free(self._address)
 
 
 def apply_ruleset(text: str, *, netns: Path | None = None) -> None:
-    """Load one batch, in the namespace whose path is given or in the host's own."""
-    with applying_ruleset(text, netns=netns):
-        pass
-
-
-@contextmanager
-def applying_ruleset(text: str, *, netns: Path | None = None) -> Iterator[None]:
-    """Load one batch while the block does other work; leaving the block waits for the kernel's answer.
-
-    A start of `nft` costs more than all netlink calls of a VM together, so those run meanwhile.
-    """
-    process = _start(["-f", "-"], netns)
-    try:
-        stdin = process.stdin
-        assert stdin is not None  # noqa: S101 (asked for with PIPE; for the type checker)
-        try:
-            stdin.write(text.encode())
-            stdin.close()
-        except BrokenPipeError:
-            pass  # nft ended early; its exit status tells why
-        process.stdin = None  # communicate() would flush a closed file
-        yield
-        _finish(process, "the kernel rejected an nftables batch")
-    finally:
-        _reap(process)
+    """Load one batch, free of comments, in the namespace whose path is given or in the host's own."""
+    _run(text, netns, "the kernel rejected an nftables batch")
 
 
 def remove_table(name: str, *, family: str = "inet", netns: Path | None = None) -> None:
@@ -61,49 +86,96 @@ def render_removal(name: str, *, family: str = "inet") -> str:
 
 def list_tables(prefix: str, *, family: str = "inet", netns: Path | None = None) -> tuple[str, ...]:
     """Names of the tables of one family that begin with `prefix`."""
-    process = _start(["-j", "list", "tables"], netns)
-    try:
-        out = _finish(process, "the tables could not be listed")
-    finally:
-        _reap(process)
-    tables = (entry["table"] for entry in json.loads(out)["nftables"] if "table" in entry)
+    told = _run("list tables", netns, "the tables could not be listed", flags=_JSON)
+    tables = (entry["table"] for entry in json.loads(told)["nftables"] if "table" in entry)
     return tuple(sorted(t["name"] for t in tables if t["family"] == family and t["name"].startswith(prefix)))
 
 
-def _start(args: list[str], netns: Path | None) -> subprocess.Popen[bytes]:
-    inside = ["nsenter", f"--net={netns}", "--"] if netns is not None else []
-    # A Ctrl-C at a terminal reaches every process of its group: one that hits nft would break an undo half-way. The
-    # child inherits this thread's mask from its first moment on, as no process group of its own could.
-    usual = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)
+def is_installed() -> bool:
+    """Whether this process finds the library."""
     try:
-        return subprocess.Popen(
-            [*inside, "nft", *args],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    except FileNotFoundError as error:
-        raise HostFault(_NOT_FOUND) from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+        _load()
+    except HostFault:
+        return False
+    return True
 
 
-def _finish(process: subprocess.Popen[bytes], what: str) -> bytes:
+def parse_error(told: str) -> str:
+    """Pure: the first fault in one line. The library tells it, then the batch, then a mark below the words it means."""
+    fault, batch, mark, *_ = [*told.splitlines(), "", "", ""]
+    words = batch[mark.find("^") : mark.rfind("^") + 1] if "^" in mark else ""
+    return (fault or "no cause was given") + (f" at {words!r}" if words else "")
+
+
+def _run(text: str, netns: Path | None, what: str, *, flags: int = 0) -> str:
+    """One act in the namespace's context. The calling thread never leaves its own namespace."""
     try:
-        out, err = process.communicate(timeout=BATCH_LIMIT_S)
-    except subprocess.TimeoutExpired as error:
-        raise HostFault(f"{what}: nft gave no answer in {BATCH_LIMIT_S:.0f} s") from error
-    if process.returncode != 0:
-        lines = err.decode(errors="replace").strip().splitlines()
-        raise HostFault(f"{what}: {lines[0] if lines else f'nft ended with {process.returncode}'}")
-    return out
+        with _in_turn():
+            if netns is None:
+                return _run_on_host(text, flags)
+            with closing(_Context(netns)) as inside:
+                return inside.run(text, flags)
+    except HostFault as fault:
+        raise HostFault(f"{what}: {fault}") from fault
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Leave neither a process nor a pipe behind, whatever happened in between."""
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
+def _run_on_host(text: str, flags: int) -> str:
+    context = _kept.pop() if _kept else _Context(_OWN)
+    try:
+        told = context.run(text, flags)
+    except BaseException:
+        context.close()  # its socket may still hold answers to what failed
+        raise
+    _kept.append(context)
+    return told
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """One after the other. Who waits in vain opens a new queue for all that come later: one that hangs in the kernel,
+    with a context that nobody else has, must not hold up every other VM's network."""
+    global _turn  # noqa: PLW0603 (what every thread waits for, as the library is one for all)
+    while True:
+        turn = _turn
+        if not turn.acquire(timeout=_TURN_LIMIT_S):
+            with _changing_turn:
+                if _turn is turn:
+                    _turn = threading.Lock()
+            continue
+        try:
+            if turn is _turn:
+                yield
+                return
+        finally:
+            turn.release()
+
+
+@cache
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise HostFault(f"{LIBRARY} was not found: install the Debian package libnftables1") from error
+    for name, result, arguments in (
+        ("nft_ctx_free", None, []),
+        ("nft_ctx_buffer_output", ctypes.c_int, []),
+        ("nft_ctx_buffer_error", ctypes.c_int, []),
+        ("nft_ctx_get_output_buffer", ctypes.c_char_p, []),
+        ("nft_ctx_get_error_buffer", ctypes.c_char_p, []),
+        ("nft_ctx_output_set_flags", None, [ctypes.c_uint]),
+        ("nft_run_cmd_from_buffer", ctypes.c_int, [ctypes.c_char_p]),
+    ):
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = [ctypes.c_void_p, *arguments]
+    return library
+
+
+def _start_over() -> None:
+    """In the child of a fork: the socket is the parent's, and so is the thread that may have had the turn."""
+    global _turn, _changing_turn
+    _turn, _changing_turn = threading.Lock(), threading.Lock()
+    _kept.clear()
+
+
+os.register_at_fork(after_in_child=_start_over)

@@ -127,11 +127,11 @@ def render_host_rules(plan: NetPlan) -> str:
             f"ip saddr {peer} oifname != {veth} masquerade",
         ],
     }
-    return _render_table(plan.name, chains)
+    return nft.render_removal(plan.name) + _render_table(plan.name, chains)
 
 
 def render_netns_rules(plan: NetPlan) -> str:
-    """The one table inside the netns: what the guest may send, and under whose address it leaves."""
+    """The one table inside the new netns: what the guest may send, and under whose address it leaves."""
     tap, peer = f'"{plan.tap}"', f'"{plan.peer}"'
     host = plan.uplink_host.ip
     aims = [
@@ -208,8 +208,10 @@ def _end_links_and_tables(names: list[str]) -> None:
     """The veths and the host's tables of VMs that end at the same moment."""
     faults: list[str] = []
     tables = "".join(nft.render_removal(name) for name in names)
-    with _noting(faults), nft.applying_ruleset(tables), _noting(faults), link.open_netlink() as route:
-        link.remove_links(route, names)  # while nft starts
+    with _noting(faults), link.open_netlink() as route:
+        link.remove_links(route, names)
+    with _noting(faults):
+        nft.apply_ruleset(tables)
     if faults:
         raise HostFault("; ".join(faults))
 
@@ -251,13 +253,13 @@ def _forget_connections(name: str, known: IPv4Address | None) -> None:
 def _acquire(plan: NetPlan) -> None:
     with link.open_netlink() as route:
         _refuse_used_addresses(route, plan)
-        with nft.applying_ruleset(render_host_rules(plan)):
-            path = netns.ensure_netns(plan.name)
-            with nft.applying_ruleset(render_netns_rules(plan), netns=path), netns.open_netns(plan.name) as inside:
-                index = link.ensure_veth(route, plan.name, plan.peer, inside)
-                _configure_host_side(route, index, plan)
-                _configure_inside(inside, plan)
-        link.raise_link(route, index)  # only now: the rules of both sides are in force
+        nft.apply_ruleset(render_host_rules(plan))
+        nft.apply_ruleset(render_netns_rules(plan), netns=netns.ensure_netns(plan.name))
+        with netns.open_netns(plan.name) as inside:
+            index = link.ensure_veth(route, plan.name, plan.peer, inside)
+            _configure_host_side(route, index, plan)
+            _configure_inside(inside, plan)
+        link.raise_link(route, index)  # only now: both sides are complete
 
 
 def _refuse_used_addresses(route: link.Netlink, plan: NetPlan) -> None:
@@ -302,7 +304,7 @@ def _services(plan: NetPlan) -> list[tuple[str, int, IPv4Address, int]]:
 
 
 def _render_table(name: str, chains: dict[str, list[str]]) -> str:
-    lines = [nft.render_removal(name).rstrip(), f"table inet {name} {{"]
+    lines = [f"table inet {name} {{"]
     for chain, rules in chains.items():
         lines += [f"  chain {chain} {{", *(f"    {rule}" for rule in rules), "  }"]
     return "\n".join([*lines, "}", ""])

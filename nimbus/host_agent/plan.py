@@ -25,10 +25,10 @@ DEFAULT_SUBNET = IPv4Network("172.30.0.0/16")
 class ActLimits:
     """How long a host act may take. One that takes longer is left behind in the kernel, and its claim stays."""
 
-    acquire_s: float = 15.0  # a network takes 0.1 s on an idle host; nft alone may wait 10 s for the kernel's lock
+    acquire_s: float = 15.0  # a network takes 0.1 s on an idle host; of many at once each waits for the kernel's locks
     release_s: float = 10.0
     empty_s: float = 5.0  # from cgroup.kill to an empty cgroup; a process in uninterruptible sleep needs longer
-    look_s: float = 15.0  # for a list of the host's objects or one record; nft may wait here too
+    look_s: float = 15.0  # for a list of the host's objects or one record; those locks are waited for here too
     settle_s: float = 2.0  # for an acquisition whose machine was cancelled: an agent must stop in 5 s
 
     @classmethod

@@ -149,8 +149,8 @@ RELEASES = (
     Release(
         "the VM's table of rules",
         NETWORK,
-        "nft.applying_ruleset(tables)",
-        'nft.applying_ruleset("")',
+        "nft.apply_ruleset(tables)",
+        'nft.apply_ruleset("")',
     ),
     Release(
         "its tracked connections",
@@ -162,10 +162,17 @@ RELEASES = (
     Release(
         "the veth",
         NETWORK,
-        "        link.remove_links(route, names)  # while nft starts\n",
+        "        link.remove_links(route, names)\n",
         "        pass\n",
         # of a whole network the end of its namespace takes the veth too, only later
         "tests/host/test_network_lifecycle.py::test_release_of_a_network_that_was_half_made_takes_what_is_there",
+    ),
+    Release(
+        "a namespace's context of libnftables",
+        "nimbus/host/nft.py",
+        "        self._library.nft_ctx_free(self._address)\n",
+        "        pass\n",
+        "tests/host/test_network_lifecycle.py::test_no_descriptor_stays_open_after_a_network_came_and_went",
     ),
     Release("a route socket", "nimbus/host/link.py", "        route.close()\n", "        pass\n"),
     Release(

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from nimbus.host import nft, process
+from nimbus.host import process
 from nimbus.host.inventory import Territory, leftovers
 from nimbus.host_agent.plan import HostLayout
 from nimbus.model.errors import HostFault
@@ -34,6 +34,7 @@ from tests.oracle import open_territory
 START_S = 60.0
 TEMPLATE_S = 120.0
 LOOK_S = 90.0
+LAST_LOOK_S = 20.0  # what is left of it for the last one
 STOP_S = 40.0
 SLOTS = 64  # a /24 of /30s
 FIRST_UID = 1_000_000  # above all uids that anybody else gives to VMs
@@ -130,7 +131,7 @@ def read_leftovers(place: Place) -> frozenset[str]:
 
 def _look_until_answered(territory: Territory) -> list[str]:
     """A busy host may take longer to list its tables than any product waits; only what it says counts."""
-    deadline = time.monotonic() + LOOK_S - 2 * nft.BATCH_LIMIT_S
+    deadline = time.monotonic() + LOOK_S - LAST_LOOK_S
     while True:
         try:
             return [str(leak) for leak in leftovers(territory)]

@@ -127,7 +127,7 @@ def check_network(patient: Patient) -> Iterator[Finding]:
             nft.apply_ruleset(render_host_rules(plan), netns=path)
             nft.apply_ruleset(render_netns_rules(plan), netns=path)
         except HostFault as error:
-            remedy = "apt-get install nftables; modprobe -a nf_tables nft_chain_nat nft_ct nft_masq"
+            remedy = "apt-get install libnftables1; modprobe -a nf_tables nft_chain_nat nft_ct nft_masq"
             yield broken("nft", f"{error}: no VM starts without its firewall", remedy)
         else:
             yield ok("nft", "a VM's firewall rules were taken by the kernel")

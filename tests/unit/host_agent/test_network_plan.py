@@ -92,11 +92,11 @@ def test_without_declared_ports_nothing_is_let_into_the_host() -> None:
     ]
 
 
-def test_every_batch_replaces_the_table_of_its_name_and_touches_no_other() -> None:
-    for text, table in (
-        (render_host_rules(plan_slot(0)), "nb0a1-0123abcd"),
-        (render_netns_rules(plan_slot(0)), "nimbus"),
+def test_a_batch_makes_one_table_and_touches_no_other_and_on_the_host_replaces_that_of_its_name() -> None:
+    for text, table, begin in (
+        (render_host_rules(plan_slot(0)), "nb0a1-0123abcd", "add table inet {0}\ndelete table inet {0}\n"),
+        (render_netns_rules(plan_slot(0)), "nimbus", ""),
     ):
-        assert text.startswith(f"add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n")
+        assert text.startswith(f"{begin.format(table)}table inet {table} {{\n")
         assert set(re.findall(r"table inet (\S+)", text)) == {table}
         assert "flush" not in text
