@@ -47,6 +47,13 @@ CREATE TABLE redeliveries (
     attempts integer NOT NULL DEFAULT 1
 );
 
+-- Deliveries that GitHub lists as failed and that never came: to be asked for, until they come or are given up.
+CREATE TABLE missed_deliveries (
+    guid text PRIMARY KEY,
+    delivery_id bigint NOT NULL,  -- GitHub's newest attempt at it: what can be asked for again
+    delivered_at timestamptz NOT NULL
+);
+
 ALTER TABLE orgs
     ADD COLUMN max_machines integer CHECK (max_machines >= 0),  -- at once; null: no limit but the hosts'
     ADD COLUMN max_cpus integer CHECK (max_cpus >= 0),          -- at once, over all its machines
