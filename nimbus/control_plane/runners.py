@@ -64,9 +64,9 @@ class Patience:
         self.until_s[machine_id] = time.monotonic() + BUSY_PAUSE_S
 
 
-def runner_name(machine_id: int, fence: int) -> str:
-    """The one name of a machine's runner under one lease."""
-    return f"nimbus-{machine_id}-{fence}"
+def runner_name(deployment_id: str, machine_id: int, fence: int) -> str:
+    """The one name of a machine's runner under one lease, in one deployment of Nimbus."""
+    return f"nimbus-{deployment_id}-{machine_id}-{fence}"
 
 
 def build_runners_api(services: Services, github: GithubClient, rules: DemandRules) -> Blueprint:
@@ -123,7 +123,7 @@ async def _intend(
     if held["cancel_requested"] or not await is_needed(transaction, label_set, waiting):
         await cancel_machine(transaction, key.machine_id, "no queued job needs it any more")
         return None
-    name = runner_name(key.machine_id, key.fence)
+    name = runner_name(row["deployment_id"], key.machine_id, key.fence)
     await transaction.execute(_SQL["intend_runner"], key.machine_id, name)
     earlier = row["runner_name"] if row["runner_id"] is not None and row["runner_name"] != name else None
     return _Intent(name, _scope(row, rules.default_installation_id), tuple(row["labels"]), earlier)

@@ -34,12 +34,12 @@ SET state = $2,
 WHERE job_id = $1
 
 -- name: link_machine
--- The runner's name carries machine and fence, and stays until the next lease mints its own: only the newest lease's
+-- The runner's name and fence are those of the lease that it was registered under, and stay until the next lease mints its own: only the newest lease's
 -- runner counts, or a late event would bind the job of a dead VM to the machine's next holder. A machine that is queued again runs nothing; one that has ended
 -- may still be linked, for its output.
 UPDATE machines
 SET job_id = $3
-WHERE org_id = $1 AND runner_name = $2 AND runner_name = format('nimbus-%s-%s', machine_id, fence) AND kind = 'runner' AND job_id IS NULL AND state <> 'queued'
+WHERE org_id = $1 AND runner_name = $2 AND runner_fence = fence AND kind = 'runner' AND job_id IS NULL AND state <> 'queued'
 RETURNING machine_id, repo_id, labels
 
 -- name: count_demand

@@ -2,7 +2,8 @@
 SELECT org_id FROM machines WHERE machine_id = $1
 
 -- name: scope_of_machine
-SELECT m.org_id, m.repo_id, m.labels, m.installation_id, m.fence, m.runner_name, m.runner_id, o.login, r.name AS repo
+SELECT m.org_id, m.repo_id, m.labels, m.installation_id, m.fence, m.runner_name, m.runner_id, o.login, r.name AS repo,
+       (SELECT deployment_id FROM deployment) AS deployment_id
 FROM machines m JOIN orgs o USING (org_id) LEFT JOIN repos r ON r.repo_id = m.repo_id
 WHERE m.machine_id = $1
 
@@ -15,10 +16,10 @@ WHERE org_id = $1 AND repo_id IS NOT DISTINCT FROM $2 AND labels = $3::text[] AN
 
 -- name: intend_runner
 -- Written before GitHub is asked: 0 says that a runner of this name may exist, whose id we don't know.
-UPDATE machines SET runner_name = $2, runner_id = 0 WHERE machine_id = $1
+UPDATE machines SET runner_name = $2, runner_fence = fence, runner_id = 0, registered_at = NULL WHERE machine_id = $1
 
 -- name: record_runner
-UPDATE machines SET runner_id = $2 WHERE machine_id = $1
+UPDATE machines SET runner_id = $2, registered_at = clock_timestamp() WHERE machine_id = $1
 
 -- name: superfluous
 -- Registrations whose machine has ended or is queued again. GitHub itself removes a runner whose job completed.

@@ -76,6 +76,11 @@ class GithubPlane:
         path = f"/api/machines/{grant['machine_id']}/runner"
         return await self.plane.http.post(path, json=key_of(grant), headers=agent)
 
+    async def name_of(self, grant: dict[str, Any], fence: int = 1) -> str:
+        """The name that the machine's runner has under one lease."""
+        [deployment] = await self.plane.sql("SELECT deployment_id FROM deployment")
+        return f"nimbus-{deployment['deployment_id']}-{grant['machine_id']}-{fence}"
+
     async def lease(self, agent: dict[str, str]) -> dict[str, Any]:
         grant = await self.plane.lease(agent)
         assert grant is not None

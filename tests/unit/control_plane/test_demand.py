@@ -86,7 +86,7 @@ async def test_in_progress_links_the_machine_by_its_runners_name_and_the_link_re
     grant = await register(github, agent)
     await github.tell("in_progress", runner_name=grant["runner_name"], **RUNNER)
     [job], [machine] = await github.jobs(), await github.machines()
-    assert (job["state"], job["runner_name"]) == ("in_progress", f"nimbus-{grant['machine_id']}-1")
+    assert (job["state"], job["runner_name"]) == ("in_progress", await github.name_of(grant))
     assert job["started_at"].second == 9
     assert machine["job_id"] == job["job_id"]
     reply = (await github.plane.renew(agent, grant)).json()
@@ -172,7 +172,7 @@ async def test_a_lease_that_expires_before_the_job_runs_goes_to_a_new_machine_un
     await github.plane.pass_deadlines()
     again = await github.lease(agent)
     assert again["fence"] == 2
-    assert (await github.mint(agent, again)).json()["runner_name"] == f"nimbus-{again['machine_id']}-2"
+    assert (await github.mint(agent, again)).json()["runner_name"] == await github.name_of(again, 2)
 
 
 async def test_a_job_lost_in_progress_ends_lost_with_its_cause_and_keeps_githubs_last_word(

@@ -100,7 +100,7 @@ async def test_a_late_event_of_a_dead_vms_runner_links_nothing_to_the_machines_n
         assert (await github.mint(agent, first)).status_code == 200
         await github.plane.pass_deadlines()
         second = await github.lease(agent)
-        await github.tell("in_progress", runner_name=f"nimbus-{first['machine_id']}-1", runner_id=1)
+        await github.tell("in_progress", runner_name=await github.name_of(first), runner_id=1)
         [machine] = await github.machines()
         renewed = await github.plane.renew(agent, second)
 
@@ -257,7 +257,7 @@ async def test_an_outage_of_two_ttls_ends_no_linked_github_job(database_dsn: str
         await github.tell("queued")
         grant = await github.lease(agent)
         await github.mint(agent, grant)
-        await github.tell("in_progress", runner_name=f"nimbus-{grant['machine_id']}-1", runner_id=1)
+        await github.tell("in_progress", runner_name=await github.name_of(grant), runner_id=1)
         told = await _hear(github, agent, grant)
         await github.plane.sql("UPDATE machines SET deadline = deadline - interval '600 s'")  # nobody answered so long
         swept = await expire_leases(github.plane.services)

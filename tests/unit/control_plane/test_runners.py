@@ -48,7 +48,7 @@ async def test_the_holder_of_a_lease_gets_a_jit_config_for_its_own_machine(githu
     agent, [grant] = await leased(github)
     reply = await github.mint(agent, grant)
     assert reply.status_code == 200
-    name = f"nimbus-{grant['machine_id']}-1"
+    name = await github.name_of(grant)
     assert (reply.json()["runner_name"], reply.json()["argv"]) == (name, ["/usr/local/bin/nimbus-runner"])
     files = decode_jit_config(reply.json()["env"]["ACTIONS_RUNNER_INPUT_JITCONFIG"])
     assert json.loads(files[".runner"])["agentName"] == name
@@ -182,7 +182,7 @@ async def test_an_idle_runner_that_no_job_needs_is_deregistered_and_then_its_mac
     assert await github.states() == ["leased", "leased"]
     assert await sweep(github) == (0, 1)
     assert await github.states() == ["leased", "leased!"]
-    assert list(registered(github)) == [f"nimbus-{first['machine_id']}-1"]
+    assert list(registered(github)) == [await github.name_of(first)]
 
 
 async def test_an_idle_looking_runner_that_took_a_job_a_moment_ago_keeps_its_machine(github: GithubPlane) -> None:
@@ -215,7 +215,7 @@ async def test_one_orgs_trouble_does_not_keep_anothers_runners_registered(github
         await github.plane.finish(agent, grant, "host_fault")
     await github.plane.sql("UPDATE machines SET installation_id = 999 WHERE machine_id = $1", grants[0]["machine_id"])
     assert await sweep(github) == (1, 0)
-    assert list(registered(github)) == [f"nimbus-{grants[0]['machine_id']}-1"]
+    assert list(registered(github)) == [await github.name_of(grants[0])]
 
 
 async def test_the_whole_github_line_from_the_sims_webhook_to_a_completed_job(github: GithubPlane) -> None:
