@@ -7,11 +7,13 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 
 from nimbus.model.errors import Refused
 from nimbus.runtime.settings import RoomSettings
+from nimbus.sim.deliveries import WINDOW_S as DELIVERY_WINDOW_S
 from nimbus.sim.deliveries import WebhookTarget
+from nimbus.sim.faults import FaultPlan, parse_plan
 from nimbus.sim.forge import ForgePolicy
 from nimbus.sim.world import WorldPlan
 
@@ -45,6 +47,8 @@ class SimSettings(RoomSettings):
     sim_runner_lost_after_s: float = 600.0
     sim_runner_return_within_s: float = 60.0
     sim_state_dir: Path | None = None  # without one the world ends with the process
+    sim_faults: str | None = None  # JSON; what POST /sim/faults takes
+    sim_delivery_window_s: float = Field(default=DELIVERY_WINDOW_S, gt=0)
 
     def world_plan(self) -> WorldPlan:
         """The values that the rest of the room is given."""
@@ -70,4 +74,12 @@ class SimSettings(RoomSettings):
                 return_within_s=self.sim_runner_return_within_s,
             ),
             state_dir=self.sim_state_dir,
+            faults=self._faults(),
+            delivery_window_s=self.sim_delivery_window_s,
         )
+
+    def _faults(self) -> FaultPlan:
+        try:
+            return parse_plan(self.sim_faults or "{}")
+        except Refused as error:
+            raise Refused(f"NIMBUS_SIM_FAULTS: {error}") from None

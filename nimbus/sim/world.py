@@ -10,7 +10,9 @@ from pathlib import Path
 from nimbus.model.errors import RateLimited
 from nimbus.sim.app_auth import AppAuth
 from nimbus.sim.bell import Bell
+from nimbus.sim.deliveries import WINDOW_S as DELIVERY_WINDOW_S
 from nimbus.sim.deliveries import Deliveries, WebhookTarget
+from nimbus.sim.faults import FaultPlan, Faults
 from nimbus.sim.forge import Forge, ForgePolicy
 from nimbus.sim.jobs import Job
 from nimbus.sim.memory import Memory
@@ -34,6 +36,8 @@ class WorldPlan:
     rate_limit: int = 5000  # REST requests an hour and installation
     policy: ForgePolicy = field(default_factory=ForgePolicy)
     state_dir: Path | None = None  # where the world is kept; without one it ends with the process
+    faults: FaultPlan = field(default_factory=FaultPlan)  # at the start; the control API sets others
+    delivery_window_s: float = DELIVERY_WINDOW_S
 
 
 class RateWindow:
@@ -70,7 +74,8 @@ class World:
         self.plan = plan
         self.bell = Bell()
         self.auth = AppAuth(plan.app_id, plan.app_public_key_pem, plan.installation_id, now_s)
-        self.deliveries = Deliveries(plan.webhook)
+        self.faults = Faults(plan.faults)
+        self.deliveries = Deliveries(plan.webhook, self.faults, plan.delivery_window_s)
         self.rate = RateWindow(plan.rate_limit, now_s)
         self.forge = Forge(plan.owner, plan.policy, now_s)
         self.memory = Memory(plan.state_dir, self.forge, self.deliveries, self.auth)

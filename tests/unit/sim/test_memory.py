@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -335,7 +336,7 @@ async def test_an_old_delivery_can_be_sent_again_after_a_restart(life: Life) -> 
     async with life.open() as world:
         start(world)
         [old] = world.deliveries.pending_and_newest(9)
-        old.delivered_at_s, old.status, old.status_code = 1.0, "failed to connect to host", 502
+        old.delivered_at_s, old.status, old.status_code = time.time(), "failed to connect to host", 502
         world.memory.note()
         await world.memory.wait_written()
     async with life.open() as world:
