@@ -228,9 +228,13 @@ class Fleet(Desk):
 
 
 @contextmanager
-def running_fleet(folder: Path, dsn: str, redis_url: str, *, logs: bool = True, **settings: str) -> Iterator[Fleet]:
-    """A control plane on every address of this host, and a pipeline with its embedded store where `logs` are wanted."""
-    fleet = _plan_fleet(folder, {"NIMBUS_DATABASE_URL": dsn, "NIMBUS_REDIS_URL": redis_url, **settings}, logs)
+def running_fleet(
+    folder: Path, dsn: str, redis_url: str, *, logs: bool = True, port: str | None = None, **settings: str
+) -> Iterator[Fleet]:
+    """A control plane on every address of this host (on `port`, where somebody was told of it before), and a pipeline
+    with its embedded store where `logs` are wanted."""
+    own = {"NIMBUS_DATABASE_URL": dsn, "NIMBUS_REDIS_URL": redis_url, **settings}
+    fleet = _plan_fleet(folder, own, logs, port or str(free_port()))
     rooms = [room for room in (fleet.plane, fleet.pipeline) if room is not None]
     try:
         for room in rooms:
@@ -243,8 +247,8 @@ def running_fleet(folder: Path, dsn: str, redis_url: str, *, logs: bool = True, 
                 room.stop(signal.SIGTERM)
 
 
-def _plan_fleet(folder: Path, settings: dict[str, str], logs: bool) -> Fleet:
-    port, logs_port = free_port(), free_port()
+def _plan_fleet(folder: Path, settings: dict[str, str], logs: bool, port: str) -> Fleet:
+    logs_port = free_port()
     url, logs_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{logs_port}"
     jwt_secret, agent_secret = secrets.token_hex(32), secrets.token_hex(32)
     control = {
