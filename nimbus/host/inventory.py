@@ -101,7 +101,7 @@ def read_inventory(territory: Territory) -> Inventory:
     """Everything of this territory, and the caller's own descriptors, threads and descendants."""
     prefix = territory.prefix
     names = netns.list_netns(prefix)
-    tables = nft.list_tables(prefix)  # before the descriptors are read: the first listing opens one that stays
+    nft.ensure_context()
     links, addresses, routes = _read_links(prefix)
     return Inventory(
         processes=frozenset(_processes(territory, names)),
@@ -111,7 +111,7 @@ def read_inventory(territory: Territory) -> Inventory:
         links=links,
         addresses=addresses,
         routes=routes,
-        nft_tables=frozenset(tables),
+        nft_tables=frozenset(nft.list_tables(prefix)),
         cgroups=frozenset(cgroup.list_cgroups(prefix)),
         mounts=frozenset(_mounts(territory)),
         loop_devices=frozenset(_loop_devices(territory.state_root)),
