@@ -71,5 +71,5 @@ async def serve_sim(
 
 async def _sweep(world: World) -> None:
     while True:
-        world.forge.sweep()
+        world.sweep()
         await trio.sleep(SWEEP_EVERY_S)

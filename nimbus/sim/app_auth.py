@@ -1,6 +1,7 @@
 """Who may call the fake GitHub's REST API: App JWTs (RS256, verified for real) and installation tokens.
 
-It never mints an App JWT: the private key is the caller's alone. `github_api.py` asks it.
+It never mints an App JWT: the private key is the caller's alone. It knows no account: whether an installation is
+there, and not suspended, its callers look up (`rest.py`, `app_routes.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 import jwt
 
-from nimbus.model.errors import Forbidden, Refused, Unauthorized
+from nimbus.model.errors import Refused, Unauthorized
 
 TOKEN_LIFE_S = 3600.0
 MAX_JWT_LIFE_S = 600
@@ -32,20 +33,23 @@ class InstallationToken:
 
     token: str = field(repr=False)
     expires_at_s: float
+    installation_id: int
     permissions: Mapping[str, str]
+    repositories: frozenset[str] | None  # names in lower case; none: all
 
-    def may_write(self, permission: str) -> bool:
-        return self.permissions.get(permission) in {"write", "admin"}
+    def may(self, permission: str, *, write: bool) -> bool:
+        return _LEVELS.get(self.permissions.get(permission, ""), -1) >= _LEVELS["write" if write else "read"]
+
+    def reaches(self, repo: str) -> bool:
+        return self.repositories is None or repo.lower() in self.repositories
 
 
 class AppAuth:
-    """One GitHub App with one installation."""
+    """One GitHub App and the tokens of its installations."""
 
-    def __init__(self, app_id: str, public_key_pem: str, installation_id: int, now_s: Callable[[], float]) -> None:
+    def __init__(self, app_id: str, public_key_pem: str, now_s: Callable[[], float]) -> None:
         self._app_id = app_id
         self._public_key_pem = public_key_pem
-        self.installation_id = installation_id
-        self.suspended = False
         self._now_s = now_s
         self.tokens: dict[str, InstallationToken] = {}
 
@@ -77,25 +81,34 @@ class AppAuth:
         if issued > now + CLOCK_SKEW_S:
             raise Unauthorized("'Issued at' claim ('iat') must be in the past")
 
-    def mint(self, permissions: object, repositories: object) -> InstallationToken:
-        """A token for one hour, with all permissions or the narrower ones that were asked for."""
-        if self.suspended:
-            raise Forbidden("This installation has been suspended")
-        if isinstance(repositories, list) and len(repositories) > MAX_REPOSITORIES:
-            raise Refused(f"There are more than {MAX_REPOSITORIES} repositories")
-        token = f"ghs_{secrets.token_hex(20)}"
-        minted = InstallationToken(token, self._now_s() + TOKEN_LIFE_S, _narrow(permissions))
+    def mint(self, installation_id: int, permissions: object, repositories: object) -> InstallationToken:
+        """A token for one hour, with all permissions and repositories or the fewer ones that were asked for."""
+        minted = InstallationToken(
+            token=f"ghs_{secrets.token_hex(20)}",
+            expires_at_s=self._now_s() + TOKEN_LIFE_S,
+            installation_id=installation_id,
+            permissions=_narrow(permissions),
+            repositories=_names(repositories),
+        )
         self.tokens = {text: each for text, each in self.tokens.items() if each.expires_at_s > self._now_s()}
-        self.tokens[token] = minted
+        self.tokens[minted.token] = minted
         return minted
 
     def check_token(self, token: str) -> InstallationToken:
         known = self.tokens.get(token)
         if known is None or known.expires_at_s <= self._now_s():
             raise Unauthorized("Bad credentials")
-        if self.suspended:
-            raise Forbidden("This installation has been suspended")
         return known
+
+
+def _names(asked: object) -> frozenset[str] | None:
+    if asked is None:
+        return None
+    if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
+        raise Refused("repositories must be a list of names")
+    if len(asked) > MAX_REPOSITORIES:
+        raise Refused(f"There are more than {MAX_REPOSITORIES} repositories")
+    return frozenset(name.lower() for name in asked)
 
 
 def _narrow(asked: object) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""The rehearsal's own API: start a workflow, watch it, cancel or approve a job. GitHub has no such routes.
+"""The rehearsal's own API: start a workflow, watch it, cancel, approve or re-run. GitHub has no such routes.
 
 Only who holds the control token may call it or, where none is set, who connects from this machine: a guest
 reaches the sim's port too and must not start or cancel anything. `app.py` registers the blueprint.
@@ -9,21 +9,21 @@ reaches the sim's port too and must not start or cancel anything. `app.py` regis
 
 from __future__ import annotations
 
+import heapq
 import hmac
 import ipaddress
 import json
-import re
 
 from quart import Blueprint, Response, request
 
 from nimbus.model.errors import Conflict, Forbidden, NimbusError, NotFound, Refused, Unauthorized
 from nimbus.sim.callers import read_bearer, read_body
+from nimbus.sim.control_accounts import add_account_routes, check_repo
 from nimbus.sim.payloads import render_run_report
 from nimbus.sim.workflow import MAX_WORKFLOW_BYTES, parse_workflow
 from nimbus.sim.world import World
-from nimbus.wire.github import parse_json_object
 
-_REPO = re.compile(r"[A-Za-z0-9._-]{1,100}")
+NEWEST_RUNS = 100
 _STATUS: tuple[tuple[type[NimbusError], int, str], ...] = (
     (Unauthorized, 401, "unauthorized"),
     (Forbidden, 403, "forbidden"),
@@ -52,17 +52,17 @@ def control_blueprint(world: World) -> Blueprint:
 
     _add_run_routes(blueprint, world)
     _add_change_routes(blueprint, world)
+    add_account_routes(blueprint, world)
     return blueprint
 
 
 def _add_run_routes(blueprint: Blueprint, world: World) -> None:
-    forge = world.forge
+    accounts = world.accounts
 
     @blueprint.post("/workflows")
     async def start_workflow() -> Response:
-        repo = request.args.get("repo", world.plan.repo)
-        if not _REPO.fullmatch(repo) or repo in {".", ".."}:
-            raise Refused("repo: the name of a repository without its owner is needed")
+        account = accounts.named(request.args.get("owner"))
+        repo = check_repo(request.args.get("repo", world.plan.repo))
         raw = await read_body()
         if len(raw) > MAX_WORKFLOW_BYTES:
             raise Refused(f"the workflow is larger than {MAX_WORKFLOW_BYTES // 1024} KiB")
@@ -70,40 +70,41 @@ def _add_run_routes(blueprint: Blueprint, world: World) -> None:
             text = raw.decode()
         except UnicodeDecodeError:
             raise Refused("the workflow is not UTF-8 text") from None
-        run = forge.start_run(parse_workflow(text), repo)
+        run = account.forge.start_run(parse_workflow(text), repo)
         return _reply(render_run_report(run), 201)
 
     @blueprint.get("/runs")
     async def list_runs() -> Response:
-        newest = list(reversed(forge.runs.values()))[:100]
+        runs = (run for account in accounts for run in account.forge.runs.values())
+        newest = heapq.nlargest(NEWEST_RUNS, runs, key=lambda run: run.run_id)
         return _reply({"runs": [render_run_report(run) for run in newest]})
 
     @blueprint.get("/runs/<int:run_id>")
     async def show_run(run_id: int) -> Response:
-        if run_id not in forge.runs:
-            raise NotFound(f"there is no run {run_id}: without NIMBUS_SIM_STATE_DIR the sim forgets all when it stops")
-        return _reply(render_run_report(forge.runs[run_id]))
+        _, run = accounts.of_run(run_id)
+        return _reply(render_run_report(run))
+
+    @blueprint.post("/runs/<int:run_id>/rerun")
+    async def rerun(run_id: int) -> Response:
+        jobs = request.args.get("jobs", "all")
+        if jobs not in {"all", "failed"}:
+            raise Refused("jobs: all or failed is needed")
+        forge, _ = accounts.of_run(run_id)
+        return _reply(render_run_report(forge.rerun(run_id, failed_only=jobs == "failed")), 201)
 
 
 def _add_change_routes(blueprint: Blueprint, world: World) -> None:
-    forge = world.forge
+    accounts = world.accounts
 
     @blueprint.post("/jobs/<int:job_id>/cancel")
     async def cancel_job(job_id: int) -> Response:
+        forge, _ = accounts.of_job(job_id)
         return _reply(render_run_report(forge.cancel(job_id).run), 202)
 
     @blueprint.post("/jobs/<int:job_id>/approve")
     async def approve_job(job_id: int) -> Response:
+        forge, _ = accounts.of_job(job_id)
         return _reply(render_run_report(forge.approve(job_id).run), 202)
-
-    @blueprint.post("/installation")
-    async def set_installation() -> Response:
-        suspended = parse_json_object(await read_body()).get("suspended")
-        if not isinstance(suspended, bool):
-            raise Refused("suspended: true or false is needed")
-        world.auth.suspended = suspended
-        world.memory.note()
-        return _reply({"installation_id": world.plan.installation_id, "suspended": suspended})
 
 
 def _check_caller(control_token: str | None) -> None:

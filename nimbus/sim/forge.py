@@ -9,6 +9,7 @@ It never speaks HTTP and never sends a webhook: `tell` is handed the job and the
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from nimbus.model.errors import Conflict, NotFound, Refused, Unauthorized
 from nimbus.model.job import JobState
 from nimbus.sim.jobs import Conclusion, Happening, Job, Repo, Run, Runner, StepRun
-from nimbus.sim.workflow import Workflow
+from nimbus.sim.workflow import JobSpec, Workflow
 from nimbus.wire.github import runner_serves
 
 DAY_S = 86_400.0
@@ -25,6 +26,17 @@ DAY_S = 86_400.0
 def _stable_id(name: str) -> int:
     """An id that a restarted sim gives again, as GitHub's accounts and repositories keep theirs."""
     return 1 + int.from_bytes(hashlib.sha256(name.lower().encode()).digest()[:5])
+
+
+class Ids:
+    """Ascending numbers, one sequence for all organisations: GitHub gives none twice."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def take(self) -> int:
+        self.last += 1
+        return self.last
 
 
 @dataclass(frozen=True)
@@ -38,37 +50,39 @@ class ForgePolicy:
     cancel_within_s: float = 300.0  # a runner told to stop and still busy: the job is ended without it
     queued_at_most_s: float = DAY_S
     offline_at_most_s: float = DAY_S
+    idle_at_most_s: float = 0.0  # an online runner without a job is dropped after this long; 0: never
 
 
 class Forge:
     """One organisation: its repositories, runs, jobs and runners, all in memory; `memory.py` keeps a copy."""
 
-    def __init__(self, owner: str, policy: ForgePolicy, now_s: Callable[[], float]) -> None:
+    def __init__(self, owner: str, policy: ForgePolicy, now_s: Callable[[], float], ids: Ids | None = None) -> None:
         self.owner = owner
         self.policy = policy
         self.now_s = now_s
         self.tell: Callable[[Job, str], None] = lambda _job, _action: None
         self.changed: Callable[[], None] = lambda: None
         # The control plane keeps ids for ever, and the sim may have lost its file: start where no earlier one was.
-        self.last_id = int(now_s() * 1000)
+        self.ids = ids or Ids(int(now_s() * 1000))
         self.owner_id = _stable_id(owner)
         self.repos: dict[str, Repo] = {}
+        self.archived: set[str] = set()  # names in lower case
         self.runs: dict[int, Run] = {}
         self.jobs: dict[int, Job] = {}
         self.runners: dict[int, Runner] = {}
 
-    def _new_id(self) -> int:
-        self.last_id += 1
-        return self.last_id
+    @property
+    def last_id(self) -> int:
+        return self.ids.last
 
     def take_up(self, last_id: int, runs: Iterable[Run], runners: Iterable[Runner]) -> None:
         """Go on where an earlier sim ended: nobody is online, and who was there has a while to call again."""
         now = self.now_s()
-        self.last_id = max(self.last_id, last_id)
+        self.ids.last = max(self.ids.last, last_id)
         for run in runs:
             self.repos[run.repo.name.lower()] = run.repo
             self.runs[run.run_id] = run
-            self.jobs |= {job.job_id: job for job in run.jobs}
+            self.jobs |= {job.job_id: job for job in (*run.past, *run.jobs)}
         for runner in runners:
             runner.seen_at_s = now if runner.online_at_s is not None else None
             self.runners[runner.runner_id] = runner
@@ -82,20 +96,56 @@ class Forge:
             self.repos[key] = Repo(_stable_id(f"{self.owner}/{name}"), name, self.owner, self.owner_id)
         return self.repos[key]
 
+    def archive(self, name: str, *, archived: bool) -> Repo:
+        """An archived repository is read only: nothing runs in it."""
+        repo = self.repo(name)
+        if archived:
+            self.archived.add(name.lower())
+        else:
+            self.archived.discard(name.lower())
+        self.changed()
+        return repo
+
+    def pushed_at_s(self, repo: Repo) -> float | None:
+        """Of the newest push that started a run."""
+        return max((run.created_at_s for run in self.runs.values() if run.repo == repo), default=None)
+
     def start_run(self, workflow: Workflow, repo_name: str) -> Run:
-        now = self.now_s()
-        run = Run(self._new_id(), workflow.name, self.repo(repo_name), now)
-        for spec in workflow.jobs:
-            state = JobState.QUEUED if spec.environment is None else JobState.WAITING
-            steps = [StepRun(number, step) for number, step in enumerate(spec.steps, start=1)]
-            run.jobs.append(Job(self._new_id(), run, spec, state, now, steps))
+        if repo_name.lower() in self.archived:
+            raise Refused(f"{self.owner}/{repo_name} is archived: nothing runs in it")
+        run = Run(self.ids.take(), workflow.name, self.repo(repo_name), self.now_s())
+        run.jobs = [self._new_job(run, spec) for spec in workflow.jobs]
         self.runs[run.run_id] = run
-        for job in run.jobs:
+        self._begin(run.jobs)
+        return run
+
+    def rerun(self, run_id: int, *, failed_only: bool) -> Run:
+        """Another attempt of a completed run: its jobs, or those that failed, come again under new ids."""
+        if run_id not in self.runs:
+            raise NotFound(f"there is no run {run_id}")
+        run = self.runs[run_id]
+        if run.state is not JobState.COMPLETED:
+            raise Conflict(f"run {run_id} is {run.state}: only a completed one can be run again")
+        again = {job.job_id: job for job in run.jobs if not failed_only or job.conclusion is not Conclusion.SUCCESS}
+        if not again:
+            raise Conflict(f"no job of run {run_id} failed")
+        run.attempt += 1
+        run.past += again.values()
+        run.jobs = [self._new_job(run, job.spec) if job.job_id in again else job for job in run.jobs]
+        self._begin([job for job in run.jobs if job.attempt == run.attempt])
+        return run
+
+    def _new_job(self, run: Run, spec: JobSpec) -> Job:
+        state = JobState.QUEUED if spec.environment is None else JobState.WAITING
+        steps = [StepRun(number, step) for number, step in enumerate(spec.steps, start=1)]
+        return Job(self.ids.take(), run, spec, state, self.now_s(), steps, attempt=run.attempt)
+
+    def _begin(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
             self.jobs[job.job_id] = job
             self._note(job, job.state.value)
             self.tell(job, "queued")  # also for a job at a gate: its status says `waiting`
         self._assign()
-        return run
 
     def job(self, job_id: int) -> Job:
         try:
@@ -135,7 +185,7 @@ class Forge:
             raise Conflict(f"Already exists - A runner with the name {name} already exists.")
         lowered = tuple(dict.fromkeys(label.lower() for label in labels))
         token = secrets.token_urlsafe(32)
-        runner = Runner(self._new_id(), name, scope, lowered, group_id, token, work_folder, self.now_s())
+        runner = Runner(self.ids.take(), name, scope, lowered, group_id, token, work_folder, self.now_s())
         self.runners[runner.runner_id] = runner
         self.changed()
         return runner
@@ -157,19 +207,35 @@ class Forge:
         runner = self.runner_of(scope, runner_id)
         if runner.busy:
             raise Refused(f'Runner "{runner.name}" is currently running a job and cannot be deleted.')
-        self._remove(runner)
+        self.drop(runner)
+
+    def drop(self, runner: Runner) -> None:
+        """Forget a runner that runs nothing: it was deleted, has done its job, or GitHub is tired of it."""
+        offered = self.offer(runner)
+        if offered is not None:
+            self._withdraw(offered)
+        self.runners.pop(runner.runner_id, None)
+        self._assign()
 
     # -- runners, as they see themselves ----------------------------------------------------------
 
+    def find_runner(self, token: str) -> Runner | None:
+        held = (each for each in self.runners.values() if secrets.compare_digest(each.token.encode(), token.encode()))
+        return next(held, None)
+
+    def see(self, runner: Runner) -> None:
+        """It called just now."""
+        runner.seen_at_s = self.now_s()
+        if runner.awaited:
+            self.go_online(runner)
+
     def authenticate(self, token: str) -> Runner:
         """The runner that holds the token, seen alive now."""
-        for runner in self.runners.values():
-            if secrets.compare_digest(runner.token.encode(), token.encode()):
-                runner.seen_at_s = self.now_s()
-                if runner.awaited:
-                    self.go_online(runner)
-                return runner
-        raise Unauthorized("this runner is not registered, or no longer")
+        runner = self.find_runner(token)
+        if runner is None:
+            raise Unauthorized("this runner is not registered, or no longer")
+        self.see(runner)
+        return runner
 
     def go_online(self, runner: Runner) -> None:
         runner.online, runner.awaited = True, False
@@ -185,7 +251,7 @@ class Forge:
 
     def offer(self, runner: Runner) -> Job | None:
         """The job that is offered to the runner, if any."""
-        return next((job for job in self.jobs.values() if job.offered_to is runner), None)
+        return runner.offered
 
     def accept(self, runner: Runner, job_id: int) -> Job:
         job = self.job(job_id)
@@ -193,7 +259,8 @@ class Forge:
             return job  # said again by a runner that missed our answer
         if job.offered_to is not runner:
             raise Conflict(f"job {job_id} is not offered to this runner")
-        job.offered_to, job.runner, runner.job = None, runner, job
+        self._end_offer(job)
+        job.runner, runner.job = runner, job
         job.state, job.started_at_s = JobState.IN_PROGRESS, self.now_s()
         self._note(job, f"accepted by {runner.name}")
         self.tell(job, "in_progress")
@@ -246,8 +313,10 @@ class Forge:
                     self._complete(runner.job, Conclusion.FAILURE)
                 elif now - (runner.job.cancelled_at_s or now) > policy.cancel_within_s:
                     self._complete(runner.job, Conclusion.CANCELLED)
-            elif not runner.online and silent_s > policy.offline_at_most_s:
-                self._remove(runner)
+            else:
+                idle_at_most_s = policy.idle_at_most_s or math.inf
+                if self._idle_s(runner) > idle_at_most_s or (not runner.online and silent_s > policy.offline_at_most_s):
+                    self.drop(runner)
         for job in list(self.jobs.values()):
             if job.offered_to is not None and now - job.offered_at_s > policy.accept_within_s:
                 self._withdraw(job)
@@ -258,42 +327,48 @@ class Forge:
     # -- inside -----------------------------------------------------------------------------------
 
     def _assign(self) -> None:
+        free = [each for each in self.runners.values() if each.online and not each.busy and each.offered is None]
         for job in self.jobs.values():
+            if not free:
+                break
             if job.state is not JobState.QUEUED or job.offered_to is not None:
                 continue
-            runner = next((runner for runner in self.runners.values() if self._may_take(runner, job)), None)
+            runner = next((runner for runner in free if self._may_take(runner, job)), None)
             if runner is not None:
-                job.offered_to, job.offered_at_s = runner, self.now_s()
+                free.remove(runner)
+                job.offered_to, job.offered_at_s, runner.offered = runner, self.now_s(), job
                 self._note(job, f"offered to {runner.name}")
         self.changed()
 
     def _may_take(self, runner: Runner, job: Job) -> bool:
-        free = runner.online and not runner.busy and self.offer(runner) is None
         fits = runner.reaches(job.run.repo) and runner_serves(runner.labels, job.spec.labels)
-        return free and fits and runner.runner_id not in job.passed_by
+        return fits and runner.runner_id not in job.passed_by
+
+    def _idle_s(self, runner: Runner) -> float:
+        """How long it has been there without a job or an offer."""
+        if not runner.online or runner.offered is not None:
+            return 0.0
+        return self.now_s() - (runner.online_at_s or self.now_s())
+
+    def _end_offer(self, job: Job) -> None:
+        if job.offered_to is not None:
+            job.offered_to.offered, job.offered_to = None, None
 
     def _withdraw(self, job: Job) -> None:
         assert job.offered_to is not None  # noqa: S101 -- the callers looked; this tells mypy
         job.passed_by.add(job.offered_to.runner_id)
         self._note(job, f"queued again: {job.offered_to.name} did not accept it")
-        job.offered_to = None
+        self._end_offer(job)
 
     def _complete(self, job: Job, conclusion: Conclusion) -> None:
         runner = job.runner
         job.state, job.conclusion, job.completed_at_s = JobState.COMPLETED, conclusion, self.now_s()
-        job.offered_to = None
+        self._end_offer(job)
         self._note(job, f"completed {conclusion}")
         if runner is not None:
             runner.job = None
-            self._remove(runner)
+            self.drop(runner)
         self.tell(job, "completed")
-        self._assign()
-
-    def _remove(self, runner: Runner) -> None:
-        offered = self.offer(runner)
-        if offered is not None:
-            self._withdraw(offered)
-        self.runners.pop(runner.runner_id, None)
         self._assign()
 
     def _note(self, job: Job, what: str) -> None:

@@ -23,7 +23,7 @@ class Conclusion(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository of the one organisation that the sim holds."""
+    """A repository of one of the organisations."""
 
     repo_id: int
     name: str
@@ -74,11 +74,16 @@ class Job:
     completed_at_s: float | None = None
     cancelled_at_s: float | None = None  # when somebody asked for it
     history: list[Happening] = field(default_factory=list)
+    attempt: int = 1  # of its run, when it was made
+
+    @property
+    def updated_at_s(self) -> float:
+        return max(at_s for at_s in (self.created_at_s, self.started_at_s, self.completed_at_s) if at_s is not None)
 
 
 @dataclass
 class Run:
-    """One run of a workflow."""
+    """One run of a workflow. `jobs` are those of its newest attempt."""
 
     run_id: int
     workflow_name: str
@@ -86,6 +91,19 @@ class Run:
     created_at_s: float
     attempt: int = 1
     jobs: list[Job] = field(default_factory=list)
+    past: list[Job] = field(default_factory=list)  # those that another attempt took the place of
+
+    @property
+    def updated_at_s(self) -> float:
+        return max(job.updated_at_s for job in self.jobs)
+
+    def jobs_of(self, attempt: int) -> list[Job]:
+        """An attempt's jobs; one that was not run again then stands in it as it ended before."""
+        newest: dict[str, Job] = {}
+        for job in sorted([*self.past, *self.jobs], key=lambda job: job.attempt):
+            if job.attempt <= attempt:
+                newest[job.spec.key] = job
+        return [newest[job.spec.key] for job in self.jobs]
 
     @property
     def state(self) -> JobState:
@@ -119,6 +137,7 @@ class Runner:
     online: bool = False
     awaited: bool = False  # it was there when the sim ended, and has not called since the sim is back
     job: Job | None = None  # accepted and not yet completed
+    offered: Job | None = None  # the job whose `offered_to` is this runner
 
     @property
     def busy(self) -> bool:

@@ -17,12 +17,12 @@ from nimbus.host.disk import write_atomically
 from nimbus.model.errors import HostFault
 from nimbus.model.job import JobState
 from nimbus.runtime.threads import ThreadLane
-from nimbus.sim.app_auth import AppAuth
+from nimbus.sim.accounts import Accounts
 from nimbus.sim.bell import Bell
 from nimbus.sim.deliveries import Deliveries
-from nimbus.sim.forge import Forge
 from nimbus.sim.jobs import Run
-from nimbus.sim.records import FORMAT, Header, Pen, Recalled, parse_world
+from nimbus.sim.records import FORMAT, Header, Pen, Recalled, parse_world, record_account, restore_account
+from nimbus.sim.registrations import Registrations
 
 FILE = "world.jsonl"
 # The whole file is written at each change: these limits keep it at a few MiB. What has not ended is kept always.
@@ -35,11 +35,13 @@ log = structlog.get_logger()
 class Memory:
     """One world's file: read once, written after each change."""
 
-    def __init__(self, folder: Path | None, forge: Forge, deliveries: Deliveries, auth: AppAuth) -> None:
+    def __init__(
+        self, folder: Path | None, accounts: Accounts, deliveries: Deliveries, registrations: Registrations
+    ) -> None:
         self._folder = folder
-        self._forge = forge
+        self._accounts = accounts
         self._deliveries = deliveries
-        self._auth = auth
+        self._registrations = registrations
         self._pen = Pen()
         self._lane = ThreadLane("sim-memory", 1)
         self._noted, self._written = 0, 0  # how many changes there were, and how many of them the file holds
@@ -65,11 +67,24 @@ class Memory:
         log.info("sim.recalled", runs=len(recalled.runs), runners=len(recalled.runners))
 
     def _take_up(self, recalled: Recalled) -> None:
-        if recalled.header.owner != self._forge.owner:
-            raise ValueError(f"it is the world of {recalled.header.owner!r}, and this is {self._forge.owner!r}")
-        self._forge.take_up(recalled.header.last_id, recalled.runs, recalled.runners)
+        header, accounts = recalled.header, self._accounts
+        if header.owner != accounts.first.owner:
+            raise ValueError(f"it is the world of {header.owner!r}, and this is {accounts.first.owner!r}")
+        known = {record.owner.lower() for record in header.accounts} | {header.owner.lower()}
+        owners = {run.repo.owner.lower() for run in recalled.runs}
+        if not owners | {_owner(runner.scope) for runner in recalled.runners} <= known:
+            raise ValueError("it holds runs or runners of nobody")
+        for record in header.accounts:
+            restore_account(accounts.recall(record.owner, record.installation_id), record)
+        if header.suspended:
+            accounts.first.suspended_at_s = time.time()
+        for account in accounts:
+            mine = account.owner.lower()
+            runs = [run for run in recalled.runs if run.repo.owner.lower() == mine]
+            runners = [runner for runner in recalled.runners if _owner(runner.scope) == mine]
+            account.forge.take_up(header.last_id, runs, runners)
         self._deliveries.take_up(recalled.deliveries)
-        self._auth.suspended = recalled.header.suspended
+        self._registrations.take_up(header.registrations)
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -104,10 +119,22 @@ class Memory:
 
     def render(self) -> bytes:
         """The file's bytes for the world as it is now."""
-        forge = self._forge
-        header = Header(FORMAT, forge.owner, forge.last_id, self._auth.suspended)
+        accounts = self._accounts
+        header = Header(
+            FORMAT,
+            accounts.first.owner,
+            accounts.first.forge.last_id,
+            accounts=tuple(record_account(account) for account in accounts),
+            registrations=tuple(self._registrations.valid()),
+        )
+        runners = [runner for account in accounts for runner in account.forge.runners.values()]
+        runs = sorted((run for account in accounts for run in account.forge.runs.values()), key=lambda run: run.run_id)
         kept = self._deliveries.pending_and_newest(KEPT_SENT_DELIVERIES)
-        return self._pen.render(header, forge.runners.values(), _open_and_newest(forge.runs.values()), kept)
+        return self._pen.render(header, runners, _open_and_newest(runs), kept)
+
+
+def _owner(scope: str) -> str:
+    return scope.partition("/")[0].lower()
 
 
 def _open_and_newest(runs: Collection[Run]) -> list[Run]:

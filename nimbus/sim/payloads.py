@@ -1,6 +1,6 @@
 """What the fake GitHub shows of its state: `workflow_job` payloads and REST objects, with GitHub's own keys.
 
-Pure rendering, no I/O, no decision. Called by the delivery queue and the REST routes.
+Pure rendering, no I/O, no decision. Called by the world, for webhooks, and by the REST routes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 from nimbus.model.job import JobState
+from nimbus.sim.accounts import Account
+from nimbus.sim.app_auth import PERMISSIONS
+from nimbus.sim.forge import Forge
 from nimbus.sim.jobs import Job, Repo, Run, Runner, StepRun
 
 Json = dict[str, object]
@@ -29,7 +32,7 @@ def render_workflow_job_event(job: Job, action: str, installation_id: int) -> Js
         "workflow_job": render_workflow_job(job),
         "repository": render_repo(repo),
         "organization": {"login": repo.owner, "id": repo.owner_id, "url": f"{API}/orgs/{repo.owner}"},
-        "sender": _account(repo.owner, repo.owner_id, "User"),
+        "sender": _login(repo.owner, repo.owner_id, "User"),
         "installation": {"id": installation_id, "node_id": f"MDIz{installation_id}"},
     }
     if job.spec.environment is not None and job.state is JobState.WAITING:
@@ -45,9 +48,9 @@ def render_workflow_job(job: Job) -> Json:
     return {
         "id": job.job_id,
         "run_id": run.run_id,
-        "run_attempt": run.attempt,
+        "run_attempt": job.attempt,
         "run_url": run_url,
-        "head_sha": sha256(str(run.run_id).encode()).hexdigest()[:40],
+        "head_sha": _head_sha(run),
         "node_id": f"CR_sim{job.job_id}",
         "head_branch": "main",
         "url": f"{API}/repos/{run.repo.full_name}/actions/jobs/{job.job_id}",
@@ -70,6 +73,81 @@ def render_workflow_job(job: Job) -> Json:
     }
 
 
+def render_installation_event(account: Account, action: str, app_id: str) -> Json:
+    """The body of an `installation` delivery: created, deleted, suspend or unsuspend."""
+    forge = account.forge
+    short = ("id", "node_id", "name", "full_name", "private")
+    repos = [render_repo(repo) for repo in forge.repos.values()]
+    return {
+        "action": action,
+        "installation": render_installation(account, app_id),
+        "repositories": [{key: repo[key] for key in short} for repo in repos],
+        "requester": None,
+        "sender": _login(forge.owner, forge.owner_id, "User"),
+    }
+
+
+def render_ping(app_id: str) -> Json:
+    """The body of a `ping`: of no installation, and without an action."""
+    hook: Json = {"type": "App", "id": 1, "name": "web", "active": True, "events": ["workflow_job"], "app_id": app_id}
+    return {"zen": "Rehearse it before you need it.", "hook_id": 1, "hook": hook}
+
+
+def render_installation(account: Account, app_id: str) -> Json:
+    """An installation as the App sees it."""
+    forge = account.forge
+    return {
+        "id": account.installation_id,
+        "account": _login(forge.owner, forge.owner_id, "Organization"),
+        "app_id": app_id,
+        "target_id": forge.owner_id,
+        "target_type": "Organization",
+        "repository_selection": "all",
+        "permissions": dict(PERMISSIONS),
+        "events": ["workflow_job"],
+        "suspended_at": iso_time(account.suspended_at_s),
+        "suspended_by": None if account.suspended_at_s is None else _login(forge.owner, forge.owner_id, "User"),
+    }
+
+
+def render_listed_repo(repo: Repo, forge: Forge) -> Json:
+    """A repository as the list of an installation's repositories has it."""
+    pushed_at = iso_time(forge.pushed_at_s(repo))
+    archived = repo.name.lower() in forge.archived
+    return {**render_repo(repo), "archived": archived, "disabled": False, "pushed_at": pushed_at}
+
+
+def run_status(run: Run) -> str:
+    """GitHub's word: a run of which one job has started is in progress, however many are queued."""
+    waits = {job.state for job in run.jobs} == {JobState.WAITING}
+    return "waiting" if waits else run.state.value
+
+
+def render_run(run: Run) -> Json:
+    """A run as the REST API lists it."""
+    url = f"{API}/repos/{run.repo.full_name}/actions/runs/{run.run_id}"
+    return {
+        "id": run.run_id,
+        "node_id": f"WFR_sim{run.run_id}",
+        "name": run.workflow_name,
+        "display_title": run.workflow_name,
+        "head_branch": "main",
+        "head_sha": _head_sha(run),
+        "run_number": run.run_id,
+        "run_attempt": run.attempt,
+        "event": "push",
+        "status": run_status(run),
+        "conclusion": run.conclusion,
+        "created_at": iso_time(run.created_at_s),
+        "run_started_at": iso_time(max(job.created_at_s for job in run.jobs)),
+        "updated_at": iso_time(run.updated_at_s),
+        "url": url,
+        "html_url": f"{WEB}/{run.repo.full_name}/actions/runs/{run.run_id}",
+        "jobs_url": f"{url}/jobs",
+        "repository": render_repo(run.repo),
+    }
+
+
 def render_repo(repo: Repo) -> Json:
     return {
         "id": repo.repo_id,
@@ -77,7 +155,7 @@ def render_repo(repo: Repo) -> Json:
         "name": repo.name,
         "full_name": repo.full_name,
         "private": True,
-        "owner": _account(repo.owner, repo.owner_id, "Organization"),
+        "owner": _login(repo.owner, repo.owner_id, "Organization"),
         "html_url": f"{WEB}/{repo.full_name}",
         "url": f"{API}/repos/{repo.full_name}",
         "default_branch": "main",
@@ -105,6 +183,7 @@ def render_run_report(run: Run) -> Json:
     """A run for the rehearsal's own API: states, conclusions and history in milliseconds."""
     return {
         "run_id": run.run_id,
+        "attempt": run.attempt,
         "workflow": run.workflow_name,
         "repo": run.repo.full_name,
         "status": run.state.value,
@@ -152,7 +231,7 @@ def _step(step: StepRun) -> Json:
     }
 
 
-def _account(login: str, account_id: int, kind: str) -> Json:
+def _login(login: str, account_id: int, kind: str) -> Json:
     return {
         "login": login,
         "id": account_id,
@@ -162,6 +241,10 @@ def _account(login: str, account_id: int, kind: str) -> Json:
         "type": kind,
         "site_admin": False,
     }
+
+
+def _head_sha(run: Run) -> str:
+    return sha256(str(run.run_id).encode()).hexdigest()[:40]
 
 
 def _ms(at_s: float | None) -> int | None:

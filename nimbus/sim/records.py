@@ -7,17 +7,33 @@ that was on offer is queued. A runner's token stays, because its guest lives on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
 from nimbus.model.job import JobState
+from nimbus.sim.accounts import Account, Refusal
 from nimbus.sim.deliveries import Delivery
 from nimbus.sim.jobs import Conclusion, Happening, Job, Repo, Run, Runner, StepRun
+from nimbus.sim.registrations import Registration
 from nimbus.sim.workflow import JobSpec
 
-FORMAT = "nimbus-sim/1"
+FORMAT = "nimbus-sim/2"
+_READABLE = frozenset({FORMAT, "nimbus-sim/1"})  # the previous one knew one organisation and no second attempt
+
+
+@dataclass(frozen=True)
+class AccountRecord:
+    """One organisation and the App's installation on it."""
+
+    owner: str
+    installation_id: int
+    suspended_at_s: float | None = None
+    removed: bool = False
+    refusals: Mapping[str, tuple[Refusal, ...]] = field(default_factory=dict)
+    repos: tuple[str, ...] = ()
+    archived: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,9 +41,11 @@ class Header:
     """The first line: whose world it is."""
 
     format: str
-    owner: str
+    owner: str  # of the first organisation
     last_id: int
-    suspended: bool = False
+    suspended: bool = False  # the previous format's only installation
+    accounts: tuple[AccountRecord, ...] = ()
+    registrations: tuple[Registration, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class JobRecord:
     completed_at_s: float | None = None
     cancelled_at_s: float | None = None
     history: tuple[Happening, ...] = ()
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,7 @@ class RunRecord:
     created_at_s: float
     attempt: int
     jobs: tuple[JobRecord, ...]
+    past: tuple[JobRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,7 @@ class Pen:
     """Writes the lines; remembers those of what has ended, which is most of a world and never changes again."""
 
     def __init__(self) -> None:
-        self._settled: dict[tuple[str, int], bytes] = {}
+        self._settled: dict[tuple[str, int, int], bytes] = {}
 
     def render(
         self, header: Header, runners: Iterable[Runner], runs: Iterable[Run], deliveries: Iterable[Delivery]
@@ -115,13 +135,13 @@ class Pen:
         lines = [_render(Line(header=header))]
         lines += [_render(Line(runner=_record_runner(runner, runner.token))) for runner in runners]
         for run in runs:
-            key = ("run", run.run_id)
+            key = ("run", run.run_id, run.attempt)
             line = known.get(key) or _render(_line_of(run))
             lines.append(line)
             if run.state is JobState.COMPLETED:
                 self._settled[key] = line
         for each in deliveries:
-            key = ("delivery", each.delivery_id)
+            key = ("delivery", each.delivery_id, 0)
             line = known.get(key) or _render(Line(delivery=each))
             lines.append(line)
             if each.delivered_at_s is not None:
@@ -141,7 +161,7 @@ def parse_world(data: bytes) -> Recalled:
     if not lines or lines[-1].end != len(lines) - 1:
         raise ValueError("its end is missing")
     header = lines[0].header
-    if header is None or header.format != FORMAT:
+    if header is None or header.format not in _READABLE:
         raise ValueError(f"it does not begin as {FORMAT}")
     runners = {line.runner.runner_id: _make_runner(line.runner) for line in lines if line.runner is not None}
     runs = [_make_run(line.run, runners) for line in lines if line.run is not None]
@@ -153,8 +173,30 @@ def _render(line: Line) -> bytes:
 
 
 def _line_of(run: Run) -> Line:
-    jobs = tuple(_record_job(job) for job in run.jobs)
-    return Line(run=RunRecord(run.run_id, run.workflow_name, run.repo, run.created_at_s, run.attempt, jobs))
+    jobs, past = (tuple(_record_job(job) for job in each) for each in (run.jobs, run.past))
+    return Line(run=RunRecord(run.run_id, run.workflow_name, run.repo, run.created_at_s, run.attempt, jobs, past))
+
+
+def record_account(account: Account) -> AccountRecord:
+    """All of an account but its runs and runners, which have lines of their own."""
+    return AccountRecord(
+        owner=account.owner,
+        installation_id=account.installation_id,
+        suspended_at_s=account.suspended_at_s,
+        removed=account.removed,
+        refusals={scope: tuple(sorted(refusals)) for scope, refusals in sorted(account.refusals.items())},
+        repos=tuple(repo.name for repo in account.forge.repos.values()),
+        archived=tuple(sorted(account.forge.archived)),
+    )
+
+
+def restore_account(account: Account, record: AccountRecord) -> None:
+    """Give an account what its record says."""
+    account.suspended_at_s, account.removed = record.suspended_at_s, record.removed
+    account.refusals = {scope: frozenset(refusals) for scope, refusals in record.refusals.items()}
+    account.forge.archived = set(record.archived)
+    for name in record.repos:
+        account.forge.repo(name)
 
 
 def _record_runner(runner: Runner, token: str) -> RunnerRecord:
@@ -203,12 +245,14 @@ def _record_job(job: Job) -> JobRecord:
         completed_at_s=job.completed_at_s,
         cancelled_at_s=job.cancelled_at_s,
         history=tuple(job.history),
+        attempt=job.attempt,
     )
 
 
 def _make_run(record: RunRecord, runners: dict[int, Runner]) -> Run:
     run = Run(record.run_id, record.workflow_name, record.repo, record.created_at_s, record.attempt)
     run.jobs = [_make_job(each, run, runners) for each in record.jobs]
+    run.past = [_make_job(each, run, runners) for each in record.past]
     return run
 
 
@@ -228,6 +272,7 @@ def _make_job(record: JobRecord, run: Run, runners: dict[int, Runner]) -> Job:
         completed_at_s=record.completed_at_s,
         cancelled_at_s=record.cancelled_at_s,
         history=list(record.history),
+        attempt=record.attempt,
     )
     if (job.state is JobState.COMPLETED) != (job.conclusion is not None):
         raise ValueError("a job has a conclusion and has not ended, or the reverse")

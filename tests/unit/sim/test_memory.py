@@ -220,11 +220,11 @@ async def test_no_id_is_given_twice_even_where_the_clock_went_back(life: Life) -
 
 async def test_a_suspended_installation_stays_suspended(life: Life) -> None:
     async with life.open() as world:
-        world.auth.suspended = True
+        world.accounts.suspend(world.accounts.first, life.clock())
         world.memory.note()
         await world.memory.wait_written()
     async with life.open() as world:
-        assert world.auth.suspended
+        assert world.accounts.first.suspended_at_s == life.clock()
 
 
 # -- the file --------------------------------------------------------------------------------------------------
