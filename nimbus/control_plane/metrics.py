@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 
 class Metrics:
@@ -26,6 +26,12 @@ class Metrics:
             "nimbus_control_plane_machines", "Machine requests by state", ["state"], registry=self.registry
         )
         self.agents_seen = self._gauge("nimbus_control_plane_agents_seen", "Agents heard of in the last minute")
+        self.forge_problems = Gauge(
+            "nimbus_control_plane_forge_problems", "What GitHub refuses us now", ["kind"], registry=self.registry
+        )
+        self.runners_removed = Counter(
+            "nimbus_control_plane_runners_removed", "Runners ended before a job's end", ["why"], registry=self.registry
+        )
         self.redeliveries_asked = self._gauge(
             "nimbus_control_plane_redeliveries_asked", "Deliveries that GitHub was asked to send again"
         )
