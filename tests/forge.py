@@ -58,8 +58,10 @@ class Sim:
         token = jwt.encode({**app_jwt_claims(APP_ID, time.time()), **claims}, app_key().private_pem, algorithm="RS256")
         return {"Authorization": f"Bearer {token}"}
 
-    async def token_headers(self, body: dict[str, object] | None = None) -> dict[str, str]:
-        path = f"/app/installations/{INSTALLATION_ID}/access_tokens"
+    async def token_headers(
+        self, body: dict[str, object] | None = None, *, installation_id: int = INSTALLATION_ID
+    ) -> dict[str, str]:
+        path = f"/app/installations/{installation_id}/access_tokens"
         answer = await self.http.post(path, headers=self.app_headers(), json=body or {})
         assert answer.status_code == 201, answer.text
         return {"Authorization": f"Bearer {answer.json()['token']}"}
@@ -72,6 +74,7 @@ async def open_sim(
     control_token: str | None = None,
     rate_limit: int = 5000,
     policy: ForgePolicy | None = None,
+    more_owners: tuple[str, ...] = (),
     state_dir: Path | None = None,
     bind: str = "127.0.0.1:0",
 ) -> AsyncIterator[Sim]:
@@ -87,6 +90,7 @@ async def open_sim(
         control_token=control_token,
         rate_limit=rate_limit,
         policy=policy or ForgePolicy(),
+        more_owners=more_owners,
         state_dir=state_dir,
     )
     world, stop = World(plan), trio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -16,6 +17,8 @@ from nimbus.sim.deliveries import WebhookTarget
 from nimbus.sim.faults import FaultPlan, parse_plan
 from nimbus.sim.forge import ForgePolicy
 from nimbus.sim.world import WorldPlan
+
+_OWNER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})")  # as GitHub's accounts are named
 
 
 def check_public_key(pem: str) -> str:
@@ -40,12 +43,21 @@ class SimSettings(RoomSettings):
     sim_app_public_key: str  # PEM
     sim_installation_id: int = 1
     sim_owner: str = "nimbus-demo"
+    sim_owners: str = Field(
+        default="",
+        description="further organisations, comma separated; each has the App, under the next installation id",
+    )
     sim_repo: str = "hello"
     sim_control_token: SecretStr | None = None  # without one, /sim answers to loopback only
     sim_rate_limit: int = 5000
     sim_accept_within_s: float = 60.0
     sim_runner_lost_after_s: float = 600.0
     sim_runner_return_within_s: float = 60.0
+    sim_runner_idle_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="seconds; a runner online for so long without a job is dropped by the server; 0: never",
+    )
     sim_state_dir: Path | None = None  # without one the world ends with the process
     sim_faults: str | None = None  # JSON; what POST /sim/faults takes
     sim_delivery_window_s: float = Field(default=DELIVERY_WINDOW_S, gt=0)
@@ -72,7 +84,9 @@ class SimSettings(RoomSettings):
                 accept_within_s=self.sim_accept_within_s,
                 lost_after_s=self.sim_runner_lost_after_s,
                 return_within_s=self.sim_runner_return_within_s,
+                idle_at_most_s=self.sim_runner_idle_s,
             ),
+            more_owners=self._more_owners(),
             state_dir=self.sim_state_dir,
             faults=self._faults(),
             delivery_window_s=self.sim_delivery_window_s,
@@ -83,3 +97,13 @@ class SimSettings(RoomSettings):
             return parse_plan(self.sim_faults or "{}")
         except Refused as error:
             raise Refused(f"NIMBUS_SIM_FAULTS: {error}") from None
+
+    def _more_owners(self) -> tuple[str, ...]:
+        """Those of NIMBUS_SIM_OWNERS that are not the first one, each once."""
+        named = [name.strip() for name in self.sim_owners.split(",") if name.strip()]
+        for name in (self.sim_owner, *named):
+            if not _OWNER.fullmatch(name):
+                raise Refused("NIMBUS_SIM_OWNERS: names of organisations, separated by commas, are needed")
+        by_name = {name.lower(): name for name in reversed(named)}
+        by_name.pop(self.sim_owner.lower(), None)
+        return tuple(reversed(by_name.values()))
