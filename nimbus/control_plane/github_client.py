@@ -1,45 +1,41 @@
-"""GitHub's REST API as far as runners need it: App JWT, installation tokens, just-in-time runners.
+"""GitHub's REST API as far as Nimbus needs it: runners, hook deliveries, installations, runs and jobs.
 
-One token a installation, fetched once however many ask, renewed five minutes early. It never retries by
-itself, never logs a token or a JIT config and knows no database. `runners.py` calls it; guests and agents
-never do. Errors say who must act; GitHub's limits come out as Unavailable with the time to wait.
+One client for one App, shared by everybody in the process. It knows no database; guests and agents never come
+here. Every call raises ForgeTrouble where GitHub refuses, is away or wants us to slow down: it carries the problem,
+and so whose turn it is. NotFound and Conflict stay where the caller knows what they mean. What a call costs and
+when it may go is `github_transport.py`'s to decide.
 """
 
 from __future__ import annotations
 
 import enum
+import random
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
-from urllib.parse import quote
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode, urlsplit
 
-import httpx2
-import jwt
-import trio
+from nimbus.control_plane.github_answers import Answer, outage
+from nimbus.control_plane.github_limits import LimitTerms, Purpose, Quota
+from nimbus.control_plane.github_pages import is_same_origin, next_cursor, next_link
+from nimbus.control_plane.github_tokens import AppCredentials, TokenShelf
+from nimbus.control_plane.github_transport import Call, Observer, Transport, Unobserved, read_answer
+from nimbus.model.errors import Conflict, NotFound, Refused
+from nimbus.model.forge import ForgeTrouble
+from nimbus.runtime.http import open_http
+from nimbus.wire import githubrest
+from nimbus.wire.github import ForgeRepo, WorkflowJobEvent
+from nimbus.wire.githubrest import DeliverySeen, InstallationSeen, JitRunner, RepoSeen, RunnerSeen, RunSeen, TokenReply
 
-from nimbus.model.errors import Conflict, NotFound, Refused, Unauthorized, Unavailable
-from nimbus.runtime.http import mapped_http_errors, open_http
-from nimbus.wire.fields import Fields, parse_object
-from nimbus.wire.github import app_jwt_claims
+# the credentials too: whoever opens a client needs them
+__all__ = ["AppCredentials", "Deletion", "GithubClient", "RunnerScope", "open_github"]
 
-REFRESH_EARLY_S = 300.0
-REQUEST_S = 20.0  # one request, answer included
-WAIT_FORBIDDEN_S = 300.0  # an owner must act first: a suspension, a missing permission, an address list
-WAIT_BUSY_S = 60.0  # GitHub's own advice where a limit names no time
-_SERVICE = "GitHub's API"
-_BUSY = frozenset({409, 422})  # GitHub refuses to delete a runner that runs a job; which of the two is not documented
-_HEADERS = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
-
-
-@dataclass(frozen=True)
-class AppCredentials:
-    """The GitHub App that Nimbus acts as."""
-
-    app_id: str
-    private_key_pem: str = field(repr=False)
+PER_PAGE = 100  # GitHub's most
+MAX_PAGES = 200  # twice the runners that a group may hold
+MAX_RUN_PAGES = 2  # 200 runs: what one look at a repository is worth
+_BUSY = frozenset({409, 422})  # "... is currently running a job and cannot be deleted": seen with 422
+_GONE = frozenset({404})
 
 
 @dataclass(frozen=True)
@@ -52,17 +48,9 @@ class RunnerScope:
 
     @property
     def path(self) -> str:
-        owner = quote(self.owner, safe="")
-        root = f"/orgs/{owner}" if self.repo is None else f"/repos/{owner}/{quote(self.repo, safe='')}"
+        owner = _segment(self.owner)
+        root = f"/orgs/{owner}" if self.repo is None else f"/repos/{owner}/{_segment(self.repo)}"
         return f"{root}/actions/runners"
-
-
-@dataclass(frozen=True)
-class JitRunner:
-    """A runner that GitHub has registered; its config is the secret of one guest."""
-
-    runner_id: int
-    config: str = field(repr=False)
 
 
 class Deletion(enum.StrEnum):
@@ -73,146 +61,175 @@ class Deletion(enum.StrEnum):
     BUSY = "busy"  # it runs a job: GitHub refuses, and so must we
 
 
-@dataclass
-class _Installation:
-    """One installation's token; the lock makes the others wait for the one that fetches."""
-
-    lock: trio.Lock = field(default_factory=trio.Lock)
-    token: str = field(default="", repr=False)
-    expires_at_s: float = 0.0
-
-
 class GithubClient:
     """A client for one App. Get one by `open_github`."""
 
-    def __init__(self, http: httpx2.AsyncClient, app: AppCredentials, now_s: Callable[[], float]) -> None:
-        self._http = http
-        self._app = app
-        self._now_s = now_s
-        self._installations: defaultdict[int, _Installation] = defaultdict(_Installation)
+    def __init__(self, transport: Transport, api_url: str, now_s: Callable[[], float]) -> None:
+        self._transport = transport
+        self._api_url = api_url
+        self._registrations: TokenShelf[RunnerScope] = TokenShelf(self._fetch_registration, now_s)
+
+    # -- runners ---------------------------------------------------------------------------------------------------
 
     async def mint_runner(self, scope: RunnerScope, name: str, labels: tuple[str, ...], group_id: int) -> JitRunner:
         """Register a just-in-time runner; Conflict where the name is taken."""
         body = {"name": name, "runner_group_id": group_id, "labels": list(labels), "work_folder": "_work"}
-        answer = await self._call(scope, "POST", f"{scope.path}/generate-jitconfig", body)
-        if answer.status_code == 409:
+        call = Call(
+            "POST", f"{scope.path}/generate-jitconfig", "generate-jitconfig", scope.installation_id, Purpose.RUNNERS,
+            body, frozenset({409}),
+        )  # fmt: skip
+        answer = await self._transport.send(call)
+        if answer.status == 409:
             raise Conflict(f"GitHub has a runner named {name} already")
-        fields = _read(answer)
-        config = fields.text("encoded_jit_config", max_chars=1_000_000)
-        return JitRunner(fields.child("runner").integer("id", 1), config)
+        return read_answer(githubrest.parse_jit, answer)
 
-    async def find_runner(self, scope: RunnerScope, name: str) -> int | None:
-        """The id of the runner with exactly this name."""
-        answer = await self._call(scope, "GET", f"{scope.path}?per_page=100&name={quote(name, safe='')}", None)
-        _read(answer)
-        runners = answer.json().get("runners")
-        for entry in runners if isinstance(runners, list) else []:
-            runner = Fields(entry, "runner")
-            if runner.text("name").lower() == name.lower():
-                return runner.integer("id", 1)
+    async def registration_token(self, scope: RunnerScope) -> TokenReply:
+        """A token that registers runners in this scope, good for five minutes at least. It serves more than once."""
+        return await self._registrations.read(scope)
+
+    async def find_runner(self, scope: RunnerScope, name: str) -> RunnerSeen | None:
+        """The runner with exactly this name, as GitHub sees it now."""
+        path = f"{scope.path}?{urlencode({'per_page': PER_PAGE, 'name': name})}"
+        call = Call("GET", path, "runners", scope.installation_id, Purpose.RUNNERS)
+        for runner in read_answer(githubrest.parse_runners, await self._transport.send(call)):
+            if runner.name.lower() == name.lower():
+                return runner
         return None
+
+    async def list_runners(self, scope: RunnerScope) -> tuple[RunnerSeen, ...]:
+        """Every runner of the scope. Pages shift while they are read: one that is missing may exist all the same."""
+        call = Call("GET", f"{scope.path}?per_page={PER_PAGE}", "runners", scope.installation_id, kept=True)
+        pages = await self._read_pages(call)
+        # a runner that moved to the next page meanwhile is listed twice
+        runners = {runner.runner_id: runner for page in pages for runner in read_answer(githubrest.parse_runners, page)}
+        return tuple(runners.values())
 
     async def delete_runner(self, scope: RunnerScope, runner_id: int) -> Deletion:
         """Deregister; an absent runner is a success and a busy one is left alone."""
-        answer = await self._call(scope, "DELETE", f"{scope.path}/{runner_id}", None)
-        if answer.status_code == 404:
+        path = f"{scope.path}/{runner_id}"
+        call = Call("DELETE", path, "runner", scope.installation_id, Purpose.RUNNERS, known=_BUSY | _GONE)
+        answer = await self._transport.send(call)
+        if answer.status == 404:
             return Deletion.ABSENT
-        if answer.status_code in _BUSY:
-            return Deletion.BUSY
-        _check(answer, self._now_s())
-        return Deletion.DELETED
+        return Deletion.BUSY if answer.status in _BUSY else Deletion.DELETED
 
-    async def _call(
-        self, scope: RunnerScope, method: str, path: str, body: Mapping[str, object] | None
-    ) -> httpx2.Response:
-        """One request with the installation's token; a token that was revoked is replaced once."""
-        answer = await self._send(method, path, body, await self._token(scope.installation_id))
-        if answer.status_code == 401:
-            self._installations[scope.installation_id].expires_at_s = 0.0
-            answer = await self._send(method, path, body, await self._token(scope.installation_id))
-        if answer.status_code in {404, *_BUSY}:
-            return answer  # the caller knows what these mean
-        return _check(answer, self._now_s())
+    async def _fetch_registration(self, scope: RunnerScope) -> TokenReply:
+        path = f"{scope.path}/registration-token"
+        call = Call("POST", path, "registration-token", scope.installation_id, Purpose.RUNNERS, {}, repeatable=True)
+        return read_answer(githubrest.parse_token, await self._transport.send(call))
 
-    async def _token(self, installation_id: int) -> str:
-        known = self._installations[installation_id]
-        async with known.lock:
-            if self._now_s() >= known.expires_at_s - REFRESH_EARLY_S:
-                await self._refresh(installation_id, known)
-            return known.token
+    # -- the App ---------------------------------------------------------------------------------------------------
 
-    async def _refresh(self, installation_id: int, known: _Installation) -> None:
-        try:
-            claims = app_jwt_claims(self._app.app_id, self._now_s())
-            app_jwt = jwt.encode(claims, self._app.private_key_pem, algorithm="RS256")
-        except (ValueError, TypeError, jwt.PyJWTError):
-            # the library's message could quote the key
-            raise Unavailable("NIMBUS_GITHUB_APP_PRIVATE_KEY is no PEM private key", WAIT_FORBIDDEN_S) from None
-        path = f"/app/installations/{installation_id}/access_tokens"
-        fields = _read(_check(await self._send("POST", path, {}, app_jwt), self._now_s()))
-        known.token = fields.text("token")
-        known.expires_at_s = datetime.fromisoformat(fields.text("expires_at")).timestamp()
+    async def list_deliveries(self, cursor: str | None) -> tuple[tuple[DeliverySeen, ...], str | None]:
+        """One page of the App's webhook deliveries, newest first, and the next cursor; NotFound without a hook."""
+        query = {"per_page": str(PER_PAGE)} | ({} if cursor is None else {"cursor": cursor})
+        call = Call("GET", f"/app/hook/deliveries?{urlencode(query)}", "deliveries", None, known=_GONE)
+        answer = _found(await self._transport.send(call), "the App's webhook")
+        return read_answer(githubrest.parse_deliveries, answer), next_cursor(answer)
 
-    async def _send(self, method: str, path: str, body: Mapping[str, object] | None, token: str) -> httpx2.Response:
-        headers = {**_HEADERS, "Authorization": f"Bearer {token}"}
-        with mapped_http_errors(_SERVICE), trio.move_on_after(REQUEST_S):
-            return await self._http.request(method, path, json=body, headers=headers)
-        raise Unavailable(f"{_SERVICE} took longer than {REQUEST_S:g} s")
+    async def redeliver(self, delivery_id: int) -> None:
+        """Ask for this delivery once more; NotFound where GitHub has forgotten it."""
+        path = f"/app/hook/deliveries/{delivery_id}/attempts"
+        call = Call("POST", path, "redeliver", None, known=_GONE)
+        _found(await self._transport.send(call), f"delivery {delivery_id}")
+
+    async def list_installations(self) -> tuple[InstallationSeen, ...]:
+        """Where the App is installed, suspended installations too."""
+        call = Call("GET", f"/app/installations?per_page={PER_PAGE}", "installations", None, kept=True)
+        pages = await self._read_pages(call)
+        return tuple(seen for page in pages for seen in read_answer(githubrest.parse_installations, page))
+
+    # -- repositories, runs and jobs -------------------------------------------------------------------------------
+
+    async def list_repositories(self, installation_id: int) -> tuple[RepoSeen, ...]:
+        """The repositories that the installation reaches."""
+        path = f"/installation/repositories?per_page={PER_PAGE}"
+        pages = await self._read_pages(Call("GET", path, "repositories", installation_id, kept=True))
+        return tuple(seen for page in pages for seen in read_answer(githubrest.parse_repositories, page))
+
+    async def list_runs(self, installation_id: int, full_name: str, status: str) -> tuple[RunSeen, ...]:
+        """The newest runs with this status, 200 at most; NotFound where the repository is gone."""
+        path = f"{_repo_path(full_name)}/actions/runs?{urlencode({'status': status, 'per_page': PER_PAGE})}"
+        call = Call("GET", path, "runs", installation_id, known=_GONE, kept=True)
+        pages = await self._read_pages(call, MAX_RUN_PAGES, whole=False)
+        return tuple(seen for page in pages for seen in read_answer(githubrest.parse_runs, page))
+
+    async def list_jobs(self, installation_id: int, repo: ForgeRepo, run: RunSeen) -> tuple[WorkflowJobEvent, ...]:
+        """The jobs of this attempt, as the webhooks that would have told the same; NotFound where it is gone."""
+        path = f"{_repo_path(repo.full_name)}/actions/runs/{run.run_id}/attempts/{run.attempt}/jobs?per_page={PER_PAGE}"
+        pages = await self._read_pages(Call("GET", path, "jobs", installation_id, known=_GONE, kept=True))
+        return tuple(
+            job
+            for page in pages
+            for job in read_answer(lambda body: githubrest.parse_jobs(body, repo, installation_id), page)
+        )
+
+    async def find_job(self, installation_id: int, repo: ForgeRepo, forge_job_id: int) -> WorkflowJobEvent | None:
+        """This job as it stands now; None where GitHub knows none such."""
+        path = f"{_repo_path(repo.full_name)}/actions/jobs/{forge_job_id}"
+        answer = await self._transport.send(Call("GET", path, "job", installation_id, known=_GONE, kept=True))
+        if answer.status == 404:
+            return None
+        return read_answer(lambda body: githubrest.parse_job(body, repo, installation_id), answer)
+
+    def quota(self, installation_id: int) -> Quota | None:
+        """The installation's hourly quota as the last answer told it; None before the first and after a reset."""
+        return self._transport.quota(installation_id)
+
+    async def _read_pages(self, call: Call, max_pages: int = MAX_PAGES, *, whole: bool = True) -> list[Answer]:
+        """This page and those after it. A list that would not end is trouble where the `whole` of it counts."""
+        pages = []
+        for _ in range(max_pages):
+            pages.append(_found(await self._transport.send(call), call.route))
+            link = next_link(pages[-1])
+            if link is None:
+                return pages
+            if not is_same_origin(link, self._api_url):
+                raise ForgeTrouble(outage("GitHub's next page is on another host"))
+            call = _at(call, link)
+        if whole:
+            raise ForgeTrouble(outage(f"GitHub's list of {call.route} has more than {max_pages} pages"))
+        return pages
+
+
+def _at(call: Call, link: str) -> Call:
+    return Call(call.method, link, call.route, call.installation_id, call.purpose, known=call.known, kept=call.kept)
+
+
+def _found(answer: Answer, what: str) -> Answer:
+    if answer.status == 404:
+        raise NotFound(f"GitHub does not find {what}")
+    return answer
+
+
+def _repo_path(full_name: str) -> str:
+    owner, separator, name = full_name.partition("/")
+    if not separator:
+        raise Refused(f"{full_name[:100]!r} is no repository: owner/name is needed")
+    return f"/repos/{_segment(owner)}/{_segment(name)}"
+
+
+def _segment(name: str) -> str:
+    """A name as one part of a path, whatever is in it."""
+    if name in {"", ".", ".."}:
+        raise Refused(f"{name!r} is no name of an account or a repository")
+    return quote(name, safe="")
 
 
 @asynccontextmanager
 async def open_github(
-    api_url: str, app: AppCredentials, now_s: Callable[[], float] = time.time
+    api_url: str,
+    app: AppCredentials,
+    terms: LimitTerms | None = None,
+    observer: Observer | None = None,
+    now_s: Callable[[], float] = time.time,
 ) -> AsyncIterator[GithubClient]:
-    """A client for as long as the body runs. Opening it sends nothing."""
-    async with open_http(api_url.rstrip("/")) as http:
-        yield GithubClient(http, app, now_s)
-
-
-def _read(answer: httpx2.Response) -> Fields:
-    """The JSON object of a success; what GitHub refused or did not find is the caller's error by now."""
-    if answer.status_code == 404:
-        raise NotFound(f"GitHub does not find it: {_said(answer)}")
-    if answer.status_code >= 400:
-        raise Refused(f"GitHub refuses it: {_said(answer)}")
-    try:
-        return parse_object(answer.content, "GitHub's answer")
-    except Refused:
-        raise Unavailable("GitHub's answer is not the JSON that was asked for") from None
-
-
-def _check(answer: httpx2.Response, now_s: float) -> httpx2.Response:
-    """The answer itself, or the error that its status and its limit headers stand for (facts 5.6)."""
-    status = answer.status_code
-    if status < 300:
-        return answer
-    if status in {403, 429}:
-        raise _limited_or_forbidden(answer, now_s)
-    if status == 401:
-        raise Unauthorized(f"GitHub does not accept the App's key (check NIMBUS_GITHUB_APP_ID): {_said(answer)}")
-    if status >= 500:
-        raise Unavailable(f"GitHub answers {status}", 5.0)
-    if status == 404:
-        raise NotFound(f"GitHub does not find it: {_said(answer)}")
-    raise Refused(f"GitHub refuses it: {_said(answer)}")
-
-
-def _limited_or_forbidden(answer: httpx2.Response, now_s: float) -> Unavailable:
-    retry_after = answer.headers.get("retry-after", "")
-    reset = answer.headers.get("x-ratelimit-reset", "")
-    if retry_after.isascii() and retry_after.isdigit():
-        return Unavailable(f"GitHub limits us: {_said(answer)}", float(retry_after[:6]))
-    if answer.headers.get("x-ratelimit-remaining") == "0" and reset.isascii() and reset.isdigit():
-        return Unavailable(f"GitHub limits us: {_said(answer)}", max(1.0, float(reset[:12]) - now_s))
-    if answer.status_code == 429:
-        return Unavailable(f"GitHub limits us: {_said(answer)}", WAIT_BUSY_S)
-    return Unavailable(f"GitHub forbids it, its owner must act: {_said(answer)}", WAIT_FORBIDDEN_S)
-
-
-def _said(answer: httpx2.Response) -> str:
-    """GitHub's own message, one short line: an error of theirs carries no secret of ours."""
-    try:
-        message = answer.json().get("message", "")
-    except (ValueError, AttributeError, RecursionError):
-        message = ""
-    return " ".join(str(message).split())[:200] or f"status {answer.status_code}"
+    """A client for as long as the body runs. Opening it sends nothing. Refused where the address is no URL."""
+    root = api_url.rstrip("/")
+    parts = urlsplit(root)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise Refused("NIMBUS_GITHUB_API_URL is no address: https://api.github.com or https://HOST/api/v3 is needed")
+    chance = random.Random()  # noqa: S311 - spreads calls that were refused together
+    async with open_http(root) as http:
+        transport = Transport(http, app, terms or LimitTerms(), observer or Unobserved(), now_s, chance)
+        yield GithubClient(transport, root, now_s)

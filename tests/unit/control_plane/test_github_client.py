@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
+import jwt
 import pytest
 import trio
-from quart import Response, request
 
 from nimbus.control_plane.github_client import AppCredentials, Deletion, GithubClient, RunnerScope, open_github
-from nimbus.model.errors import Conflict, NotFound, Refused, Unauthorized, Unavailable
-from nimbus.runtime.serving import build_app, serve_app
+from nimbus.control_plane.github_limits import LimitTerms, Purpose
+from nimbus.control_plane.github_transport import READ_TRIES
+from nimbus.model.errors import Conflict, NotFound, Refused
+from nimbus.model.forge import ForgeTrouble, ProblemKind
+from nimbus.model.job import JobState
+from nimbus.wire.github import ForgeRepo
+from nimbus.wire.githubrest import RunSeen
 from tests.forge import APP_ID, INSTALLATION_ID, Sim, app_key, open_sim
+from tests.unit.control_plane.github_server import TOKEN, GithubServer, Reply, open_client, open_github_server
 
 SCOPE = RunnerScope(INSTALLATION_ID, "octo-org", "hello")
+ORG = RunnerScope(INSTALLATION_ID, "octo-org", None)
+REPO = ForgeRepo(601, "hello", "octo-org/hello", True, 501, "octo-org")
+RUNNERS = "/repos/octo-org/hello/actions/runners"
+MINT = f"{RUNNERS}/generate-jitconfig"
+NO_RUNNERS = {"total_count": 0, "runners": []}
 
 
 @dataclass
@@ -42,20 +52,61 @@ class Pair:
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     clock = Clock()
-    with trio.fail_after(30):
-        async with open_sim() as sim, open_client(sim.url, clock) as client:
+    with trio.fail_after(60):
+        async with open_sim() as sim, open_client(sim.url, clock=clock) as client:
             yield Pair(client, sim, clock)
 
 
-def open_client(url: str, clock: Callable[[], float] = time.time) -> AbstractAsyncContextManager[GithubClient]:
-    return open_github(url, AppCredentials(APP_ID, app_key().private_pem), clock)
+@dataclass
+class Counts:
+    """An observer that remembers."""
+
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    refusals: list[ProblemKind] = field(default_factory=list)
+    breaker: list[bool] = field(default_factory=list)
+    waits: list[Purpose] = field(default_factory=list)
+
+    def called(self, route: str, status: str) -> None:
+        self.calls.append((route, status))
+
+    def waited(self, purpose: Purpose, wait_s: float) -> None:
+        assert wait_s >= 0
+        self.waits.append(purpose)
+
+    def refused(self, kind: ProblemKind) -> None:
+        self.refusals.append(kind)
+
+    def breaker_changed(self, is_open: bool) -> None:
+        self.breaker.append(is_open)
 
 
-async def test_a_runner_is_minted_found_and_deleted(pair: Pair) -> None:
+@dataclass(frozen=True)
+class Scripted:
+    """A client, what it counted and the scripted server it speaks to."""
+
+    client: GithubClient
+    server: GithubServer
+    counts: Counts
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[Scripted]:
+    counts = Counts()
+    async with open_github_server() as server, open_client(server.url, observer=counts) as client:
+        yield Scripted(client, server, counts)
+
+
+# -- against the sim ----------------------------------------------------------------------------------------------
+
+
+async def test_a_runner_is_minted_found_listed_and_deleted(pair: Pair) -> None:
     runner = await pair.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
     assert runner.config not in repr(runner)
-    assert await pair.client.find_runner(SCOPE, "NIMBUS-1-1") == runner.runner_id
+    found = await pair.client.find_runner(SCOPE, "NIMBUS-1-1")
+    assert found is not None
+    assert (found.runner_id, found.online, found.busy, found.labels) == (runner.runner_id, False, False, ("nimbus",))
     assert await pair.client.find_runner(SCOPE, "nimbus-1") is None
+    assert await pair.client.list_runners(SCOPE) == (found,)
     assert await pair.client.delete_runner(SCOPE, runner.runner_id) is Deletion.DELETED
     assert await pair.client.delete_runner(SCOPE, runner.runner_id) is Deletion.ABSENT
 
@@ -66,13 +117,16 @@ async def test_a_taken_name_is_a_conflict(pair: Pair) -> None:
         await pair.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
 
 
-async def test_a_wrong_group_or_account_is_refused_with_githubs_words(pair: Pair) -> None:
-    with pytest.raises(NotFound, match="Runner group not found"):
+async def test_a_wrong_group_or_account_is_a_problem_with_githubs_words(pair: Pair) -> None:
+    with pytest.raises(ForgeTrouble, match="Runner group not found") as missing:
         await pair.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 99)
-    with pytest.raises(Unavailable, match="not accessible by integration"):
+    assert missing.value.problem.kind is ProblemKind.GROUP_MISSING
+    with pytest.raises(ForgeTrouble, match="not accessible by integration") as forbidden:
         await pair.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 2)
-    with pytest.raises(NotFound):
+    assert forbidden.value.problem.kind is ProblemKind.NO_PERMISSION
+    with pytest.raises(ForgeTrouble) as elsewhere:
         await pair.client.find_runner(RunnerScope(INSTALLATION_ID, "else", "x/../../y"), "nimbus-1-1")
+    assert elsewhere.value.problem.kind is ProblemKind.NOT_INSTALLED
 
 
 async def test_twenty_calls_at_once_fetch_one_token(pair: Pair) -> None:
@@ -89,8 +143,9 @@ async def test_a_token_is_renewed_five_minutes_early(pair: Pair) -> None:
     assert len(pair.sim.world.auth.tokens) == 1
     # the sim's clock stands where it was, so the App's JWT of a client far ahead is refused: it did ask
     pair.clock.ahead_s = 3600 - 299
-    with pytest.raises(Unauthorized):
+    with pytest.raises(ForgeTrouble) as caught:
         await pair.client.find_runner(SCOPE, "a")
+    assert caught.value.problem.kind is ProblemKind.APP_KEY
 
 
 async def test_a_revoked_token_is_replaced_once(pair: Pair) -> None:
@@ -100,90 +155,318 @@ async def test_a_revoked_token_is_replaced_once(pair: Pair) -> None:
     assert len(pair.sim.world.auth.tokens) == 1
 
 
-async def test_an_unknown_installation_is_not_found(pair: Pair) -> None:
-    with pytest.raises(NotFound):
+async def test_an_unknown_installation_is_not_installed(pair: Pair) -> None:
+    with pytest.raises(ForgeTrouble) as caught:
         await pair.client.find_runner(RunnerScope(1, "octo-org", "hello"), "a")
+    assert caught.value.problem.kind is ProblemKind.NOT_INSTALLED
 
 
-async def test_an_exhausted_hour_says_how_long_to_wait() -> None:
+async def test_an_exhausted_hour_says_how_long_to_wait_and_is_not_asked_about_again() -> None:
     async with open_sim(rate_limit=1) as sim, open_client(sim.url) as client:
         await client.find_runner(SCOPE, "a")
-        with pytest.raises(Unavailable) as caught:
-            await client.find_runner(SCOPE, "a")
-    assert 3500 < caught.value.retry_after_s <= 3600
+        for _ in range(2):
+            with pytest.raises(ForgeTrouble) as caught:
+                await client.find_runner(SCOPE, "a")
+            assert caught.value.problem.kind is ProblemKind.RATE_LIMIT
+            assert 3500 < caught.value.retry_after_s <= 3600
+        quota = client.quota(INSTALLATION_ID)
+        assert quota is not None
+        assert (quota.limit, quota.remaining) == (1, 0)
+        assert client.quota(1) is None
 
 
-async def test_a_key_that_is_none_is_never_quoted(pair: Pair) -> None:
+# -- against scripted answers -------------------------------------------------------------------------------------
+
+
+async def test_a_key_that_is_none_is_never_quoted() -> None:
     credentials = AppCredentials(APP_ID, "-----BEGIN PRIVATE KEY----- oops")
     assert "oops" not in repr(credentials)
-    async with open_github(pair.sim.url, credentials) as client:
-        with pytest.raises(Unavailable) as caught:
+    async with open_github("http://127.0.0.1:1", credentials) as client:
+        with pytest.raises(ForgeTrouble) as caught:
             await client.find_runner(SCOPE, "a")
+    assert caught.value.problem.kind is ProblemKind.APP_KEY
     assert "oops" not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
-async def test_a_github_that_is_away_is_unavailable() -> None:
+async def test_a_github_that_is_away_is_an_outage() -> None:
     async with open_client("http://127.0.0.1:1") as client:
-        with pytest.raises(Unavailable, match="cannot be reached"):
+        with pytest.raises(ForgeTrouble, match="cannot be reached") as caught:
             await client.find_runner(SCOPE, "a")
+    assert caught.value.problem.kind is ProblemKind.OUTAGE
 
 
-# -- answers of the real GitHub, or of what stands before it, that the sim never gives --------------------------
-
-
-@dataclass
-class Script:
-    """Answers with what the test wrote, after a good token."""
-
-    status: int = 200
-    body: bytes = b"{}"
-    headers: dict[str, str] = field(default_factory=dict)
-
-    async def answer(self, path: str) -> Response:
-        await request.get_data()
-        if path.endswith("/access_tokens"):
-            token = {"token": "ghs_x", "expires_at": "2999-01-01T00:00:00Z"}
-            return Response(json.dumps(token), 201, content_type="application/json")
-        return Response(self.body, self.status, headers=self.headers)
-
-
-@asynccontextmanager
-async def open_scripted(script: Script) -> AsyncIterator[GithubClient]:
-    app, stop = build_app("scripted"), trio.Event()
-    app.add_url_rule("/<path:path>", "answer", script.answer, methods=["GET", "POST", "DELETE"])
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            urls = await nursery.start(serve_app, app, ["127.0.0.1:0"], stop)
-            async with open_client(urls[0]) as client:
-                yield client
-            stop.set()
+@pytest.mark.parametrize("url", ["", "github.example", "ftp://github.example", "http://"])
+async def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(Refused, match="NIMBUS_GITHUB_API_URL"):
+        async with open_client(url):
+            pytest.fail("opened")
 
 
 @pytest.mark.parametrize(
-    ("script", "kind", "wait_s"),
+    ("reply", "kind", "wait_s"),
     [
-        (Script(403, b"{}", {"Retry-After": "17"}), Unavailable, 17.0),
-        (Script(429, b"{}", {"Retry-After": "23"}), Unavailable, 23.0),
-        (Script(429), Unavailable, 60.0),
-        (Script(403, b'{"message": "IP address is not permitted"}'), Unavailable, 300.0),
-        (Script(502, b"<html>"), Unavailable, 5.0),
-        (Script(200, b"<html>"), Unavailable, 5.0),
-        (Script(301, b"{}", {"Location": "/elsewhere"}), Refused, None),
-        (Script(422, b'{"message": "Validation Failed"}'), Refused, None),
-        (Script(201, b'{"runner": {"id": "7"}, "encoded_jit_config": "x"}'), Refused, None),
-        (Script(201, b'{"runner": {"id": 7}}'), Refused, None),
+        (Reply(403, {}, {"Retry-After": "17"}), ProblemKind.SECONDARY_LIMIT, 17.0),
+        (Reply(429, {}, {"Retry-After": "23"}), ProblemKind.SECONDARY_LIMIT, 23.0),
+        (Reply(429), ProblemKind.SECONDARY_LIMIT, 60.0),
+        (Reply(403, {"message": "Your IP address is not permitted"}), ProblemKind.IP_ALLOW_LIST, 300.0),
+        (Reply(502, b"<html>"), ProblemKind.OUTAGE, 5.0),
+        (Reply(503, b"", {"Retry-After": "9"}), ProblemKind.OUTAGE, 9.0),
+        (Reply(200, b"<html>"), ProblemKind.OUTAGE, 5.0),
+        (Reply(301, {}, {"Location": "https://elsewhere.example/"}), ProblemKind.REFUSED, 60.0),
+        (Reply(422, {"message": "Validation Failed"}), ProblemKind.REFUSED, 60.0),
+        (Reply(201, {"runner": {"id": "7"}, "encoded_jit_config": "x"}), ProblemKind.OUTAGE, 5.0),
+        (Reply(201, {"runner": {"id": 7}}), ProblemKind.OUTAGE, 5.0),
     ],
 )
-async def test_odd_answers_become_errors_that_say_how_long_to_wait(
-    script: Script, kind: type[Exception], wait_s: float | None
+async def test_odd_answers_become_problems_that_say_how_long_to_wait(
+    scripted: Scripted, reply: Reply, kind: ProblemKind, wait_s: float
 ) -> None:
-    async with open_scripted(script) as client:
-        with pytest.raises(kind) as caught:
-            await client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
-    assert getattr(caught.value, "retry_after_s", None) == wait_s
+    scripted.server.on("POST", MINT, reply)
+    with pytest.raises(ForgeTrouble) as caught:
+        await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+    assert caught.value.problem.kind is kind
+    assert wait_s - 0.5 <= caught.value.retry_after_s <= wait_s + 5.5
+    assert scripted.server.routes() == [f"POST {MINT}"], "a write is never sent twice"
 
 
 @pytest.mark.parametrize("status", [409, 422])
-async def test_either_refusal_to_delete_means_busy(status: int) -> None:
-    async with open_scripted(Script(status)) as client:
-        assert await client.delete_runner(SCOPE, 7) is Deletion.BUSY
+async def test_either_refusal_to_delete_means_busy(scripted: Scripted, status: int) -> None:
+    scripted.server.on("DELETE", f"{RUNNERS}/7", Reply(status))
+    assert await scripted.client.delete_runner(SCOPE, 7) is Deletion.BUSY
+
+
+async def test_after_slow_down_nobody_calls_that_installation_and_others_do(scripted: Scripted) -> None:
+    scripted.server.on("GET", RUNNERS, Reply(403, {"message": "You have exceeded a secondary rate limit"}))
+    scripted.server.on("GET", "/repos/other/hello/actions/runners", Reply(200, NO_RUNNERS))
+    with pytest.raises(ForgeTrouble):
+        await scripted.client.list_runners(SCOPE)
+    asked = len(scripted.server.asked)
+    with pytest.raises(ForgeTrouble, match="secondary rate limit") as caught:
+        await scripted.client.mint_runner(ORG, "nimbus-1-1", ("nimbus",), 1)
+    assert 50 < caught.value.retry_after_s <= 66
+    assert len(scripted.server.asked) == asked
+    assert await scripted.client.list_runners(RunnerScope(2, "other", "hello")) == ()
+
+
+async def test_a_short_slow_down_is_waited_for_and_even_a_write_is_made_then(scripted: Scripted) -> None:
+    minted = Reply(201, {"runner": {"id": 7}, "encoded_jit_config": "c2VjcmV0"})
+    scripted.server.on("POST", MINT, Reply(429, {}, {"Retry-After": "1"}), minted)
+    assert (await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)).runner_id == 7
+    assert scripted.server.routes() == [f"POST {MINT}"] * 2
+
+
+async def test_a_read_is_tried_again_after_an_outage(scripted: Scripted) -> None:
+    scripted.server.on("GET", RUNNERS, Reply(502), Reply(503), Reply(200, NO_RUNNERS))
+    assert await scripted.client.list_runners(SCOPE) == ()
+    assert scripted.counts.calls[1:] == [("runners", "502"), ("runners", "503"), ("runners", "200")]
+    assert scripted.counts.refusals == []
+
+
+async def test_an_outage_opens_the_breaker_and_the_first_answer_closes_it(scripted: Scripted) -> None:
+    scripted.server.on("GET", RUNNERS, *[Reply(500)] * 5, Reply(200, NO_RUNNERS))
+    for _ in range(2):
+        with pytest.raises(ForgeTrouble):
+            await scripted.client.list_runners(SCOPE)
+    assert scripted.counts.breaker == [True]
+    assert len(scripted.server.routes()) == 5 < 2 * READ_TRIES
+    with pytest.raises(ForgeTrouble, match="several times in a row") as caught:
+        await scripted.client.list_runners(SCOPE)
+    assert len(scripted.server.routes()) == 5
+    await trio.sleep(caught.value.retry_after_s + 0.01)
+    assert await scripted.client.list_runners(SCOPE) == ()
+    assert scripted.counts.breaker == [True, False]
+    assert scripted.counts.refusals == [ProblemKind.OUTAGE] * 3
+
+
+async def test_a_probe_that_is_cancelled_leaves_the_next_one_free(scripted: Scripted) -> None:
+    never = trio.Event()
+    scripted.server.on("GET", RUNNERS, *[Reply(500)] * 5, Reply(200, NO_RUNNERS, until=never), Reply(200, NO_RUNNERS))
+    for _ in range(2):
+        with pytest.raises(ForgeTrouble):
+            await scripted.client.list_runners(SCOPE)
+    await trio.sleep(1.01)
+    with trio.move_on_after(0.5) as scope:
+        await scripted.client.list_runners(SCOPE)
+    assert scope.cancelled_caught
+    assert await scripted.client.list_runners(SCOPE) == ()
+    never.set()
+
+
+async def test_pages_are_followed_to_the_end(scripted: Scripted) -> None:
+    def page(number: int, following: int | None) -> Reply:
+        runner = {"id": number, "name": f"r{number}", "status": "online", "busy": False, "labels": []}
+        link = f'<{scripted.server.url}{RUNNERS}?per_page=100&page={following}>; rel="next"' if following else ""
+        return Reply(200, {"total_count": 3, "runners": [runner]}, {"Link": link, "ETag": f'"{number}"'})
+
+    scripted.server.on("GET", RUNNERS, page(1, 2), page(2, 3), page(3, None))
+    assert [runner.runner_id for runner in await scripted.client.list_runners(SCOPE)] == [1, 2, 3]
+    assert scripted.server.routes()[1:] == [f"GET {RUNNERS}?per_page=100&page={number}" for number in (2, 3)]
+
+
+async def test_a_page_that_has_not_changed_is_kept(scripted: Scripted) -> None:
+    runner = {"id": 7, "name": "r7", "status": "offline", "busy": False, "labels": [{"name": "nimbus"}]}
+    first = Reply(200, {"total_count": 1, "runners": [runner]}, {"ETag": '"one"'})
+    scripted.server.on("GET", RUNNERS, first, Reply(304, b"", {"ETag": '"one"'}))
+    listed = await scripted.client.list_runners(SCOPE)
+    assert await scripted.client.list_runners(SCOPE) == listed
+    assert [each.headers.get("if-none-match") for each in scripted.server.asked[1:]] == [None, '"one"']
+
+
+@pytest.mark.parametrize("host", ["http://elsewhere.example", "https://127.0.0.1", "http://127.0.0.1:1", "http://a@"])
+async def test_no_other_host_is_followed_with_our_token(scripted: Scripted, host: str) -> None:
+    target = f"{host}{RUNNERS}?page=2"
+    scripted.server.on("GET", RUNNERS, Reply(200, NO_RUNNERS, {"Link": f'<{target}>; rel="next"'}))
+    with pytest.raises(ForgeTrouble, match="another host"):
+        await scripted.client.list_runners(SCOPE)
+    scripted.server.on("GET", RUNNERS, Reply(307, {}, {"Location": target}))
+    with pytest.raises(ForgeTrouble):
+        await scripted.client.list_runners(SCOPE)
+    assert len(scripted.server.routes()) == 2
+
+
+async def test_a_renamed_repository_is_followed_on_the_same_host(scripted: Scripted) -> None:
+    moved = "/repositories/601/actions/runners/generate-jitconfig"
+    scripted.server.on("POST", MINT, Reply(307, {}, {"Location": f"{scripted.server.url}{moved}"}))
+    scripted.server.on("POST", moved, Reply(201, {"runner": {"id": 7}, "encoded_jit_config": "x"}))
+    await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+    assert [each.body for each in scripted.server.asked[1:]] == [scripted.server.asked[-1].body] * 2
+    scripted.server.on("POST", moved, Reply(307, {}, {"Location": moved}))
+    with pytest.raises(ForgeTrouble):  # a circle ends
+        await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+
+
+async def test_a_list_without_an_end_is_no_list(scripted: Scripted) -> None:
+    again = {"Link": f'<{scripted.server.url}{RUNNERS}?page=2>; rel="next"'}
+    scripted.server.on("GET", RUNNERS, Reply(200, NO_RUNNERS, again))
+    with pytest.raises(ForgeTrouble, match="more than 200 pages"):
+        await scripted.client.list_runners(SCOPE)
+
+
+async def test_deliveries_come_by_page_with_the_cursor_of_the_next(scripted: Scripted) -> None:
+    one = {"id": 12, "guid": "0b989ba4-242f-11e5-81e1-c7b6966d2516", "delivered_at": "2026-11-21T08:00:00Z",
+           "redelivery": False, "status": "OK", "status_code": 200, "event": "workflow_job", "action": "queued",
+           "installation_id": 77}  # fmt: skip
+    following = f'<{scripted.server.url}/app/hook/deliveries?per_page=100&cursor=v1_11>; rel="next"'
+    scripted.server.on("GET", "/app/hook/deliveries", Reply(200, [one], {"Link": following}), Reply(200, []))
+    deliveries, cursor = await scripted.client.list_deliveries(None)
+    assert [(each.delivery_id, each.ok, each.installation_id) for each in deliveries] == [(12, True, 77)]
+    assert cursor == "v1_11"
+    assert await scripted.client.list_deliveries(cursor) == ((), None)
+    assert scripted.server.asked[-1].target == "/app/hook/deliveries?per_page=100&cursor=v1_11"
+    claims = jwt.decode(scripted.server.asked[-1].token, app_key().public_pem, algorithms=["RS256"])
+    assert claims["iss"] == APP_ID
+
+
+async def test_a_delivery_is_asked_for_again_unless_github_forgot_it(scripted: Scripted) -> None:
+    scripted.server.on("POST", "/app/hook/deliveries/12/attempts", Reply(202, {}))
+    await scripted.client.redeliver(12)
+    with pytest.raises(NotFound):
+        await scripted.client.redeliver(13)
+
+
+async def test_installations_and_their_repositories_are_listed(scripted: Scripted) -> None:
+    account = {"id": 501, "login": "octo-org"}
+    repo = {"id": 601, "name": "hello", "full_name": "octo-org/hello", "private": True, "owner": account,
+            "archived": False, "pushed_at": "2026-11-21T08:00:00Z"}  # fmt: skip
+    installations = [
+        {"id": 77, "account": account, "suspended_at": None},
+        {"id": 78, "account": {"slug": "an-enterprise"}},
+    ]
+    scripted.server.on("GET", "/app/installations", Reply(200, installations))
+    scripted.server.on("GET", "/installation/repositories", Reply(200, {"total_count": 1, "repositories": [repo]}))
+    (seen,) = await scripted.client.list_installations()
+    assert (seen.installation_id, seen.account_id, seen.login, seen.suspended) == (77, 501, "octo-org", False)
+    (found,) = await scripted.client.list_repositories(77)
+    assert found.repo == REPO
+    assert found.pushed_at is not None
+
+
+async def test_runs_and_their_jobs_are_listed_as_their_webhooks_would_tell(scripted: Scripted) -> None:
+    run = {"id": 10, "run_attempt": 2, "updated_at": "2026-11-21T08:00:00Z"}
+    job = {"id": 20, "run_id": 10, "run_attempt": 2, "name": "build", "status": "queued", "labels": ["Nimbus"]}
+    runs = "/repos/octo-org/hello/actions/runs"
+    scripted.server.on("GET", runs, Reply(200, {"total_count": 1, "workflow_runs": [run]}))
+    scripted.server.on("GET", f"{runs}/10/attempts/2/jobs", Reply(200, {"total_count": 1, "jobs": [job]}))
+    scripted.server.on("GET", "/repos/octo-org/hello/actions/jobs/20", Reply(200, job | {"status": "completed"}))
+    (seen,) = await scripted.client.list_runs(77, "octo-org/hello", "queued")
+    assert scripted.server.asked[-1].target == f"{runs}?status=queued&per_page=100"
+    (listed,) = await scripted.client.list_jobs(77, REPO, seen)
+    assert (listed.told, listed.run_attempt, listed.labels, listed.repo) == (JobState.QUEUED, 2, ("nimbus",), REPO)
+    found = await scripted.client.find_job(77, REPO, 20)
+    assert found is not None
+    assert (found.told, found.installation_id) == (JobState.COMPLETED, 77)
+    assert await scripted.client.find_job(77, REPO, 21) is None
+
+
+async def test_a_repository_that_is_gone_is_not_found(scripted: Scripted) -> None:
+    run = RunSeen(10, 1, datetime.now(UTC))
+    with pytest.raises(NotFound):
+        await scripted.client.list_runs(77, "octo-org/gone", "queued")
+    with pytest.raises(NotFound):
+        await scripted.client.list_jobs(77, REPO, run)
+    for name in ("nothing", "octo-org/..", "/x", "octo-org/"):
+        with pytest.raises(Refused):
+            await scripted.client.list_runs(77, name, "queued")
+
+
+async def test_twenty_callers_of_a_suspended_installation_ask_for_one_token_and_all_hear_why(
+    scripted: Scripted,
+) -> None:
+    path = "/app/installations/77/access_tokens"
+    scripted.server.on("POST", path, Reply(403, {"message": "This installation has been suspended"}))
+    heard: list[ForgeTrouble] = []
+
+    async def mint(number: int) -> None:
+        with pytest.raises(ForgeTrouble) as caught:
+            await scripted.client.mint_runner(SCOPE, f"nimbus-{number}-1", ("nimbus",), 1)
+        heard.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(mint, number)
+    assert {each.problem.kind for each in heard} == {ProblemKind.SUSPENDED}
+    assert {each.retry_after_s for each in heard} == {LimitTerms().owner_retry_s}
+    assert [each.target for each in scripted.server.asked] == [path]
+
+
+async def test_a_registration_token_is_fetched_once_for_its_scope(scripted: Scripted) -> None:
+    for path in (RUNNERS, "/orgs/octo-org/actions/runners"):
+        token = {"token": f"AABF{len(path)}", "expires_at": "2999-01-01T00:00:00Z"}
+        scripted.server.on("POST", f"{path}/registration-token", Reply(201, token))
+    first = await scripted.client.registration_token(SCOPE)
+    assert await scripted.client.registration_token(SCOPE) == first
+    assert first.token not in repr(first)
+    assert (await scripted.client.registration_token(ORG)).token != first.token
+    assert len(scripted.server.routes()) == 2
+
+
+async def test_an_enterprise_servers_path_is_kept_before_every_call(scripted: Scripted) -> None:
+    scripted.server.on("GET", "/api/v3" + RUNNERS, Reply(200, NO_RUNNERS))
+    token = {"token": "ghs_x", "expires_at": "2999-01-01T00:00:00Z"}
+    scripted.server.on("POST", "/api/v3/app/installations/77/access_tokens", Reply(201, token))
+    async with open_client(f"{scripted.server.url}/api/v3/") as client:
+        assert await client.list_runners(SCOPE) == ()
+
+
+async def test_tokens_keys_and_configs_are_in_no_message_and_no_log(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "c2VudGluZWw" * 20
+    told: list[str] = []
+    for status in (403, 404, 422, 429, 500, 401, 201):
+        echo = {
+            "message": f"you sent {TOKEN}1 and {app_key().private_pem}",
+            "errors": [config],
+            "encoded_jit_config": config,
+        }
+        scripted.server.on("POST", MINT, Reply(status, echo, {"Retry-After": "0"} if status == 429 else {}))
+        async with open_client(scripted.server.url) as client:
+            with pytest.raises(ForgeTrouble) as caught:
+                await client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+            told += [str(caught.value), repr(caught.value.problem)]
+    printed = capsys.readouterr()
+    text = "\n".join([*told, printed.out, printed.err])
+    assert "you sent" in text
+    for secret in (TOKEN, config, *app_key().private_pem.splitlines()[1:-1]):
+        assert secret not in text
