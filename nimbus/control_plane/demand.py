@@ -3,7 +3,8 @@
 A runner is not bound to a job, so demand is counted for each label set: as many machines without a job as
 there are queued jobs. Too few: more are queued. Too many: those that GitHub does not know yet are cancelled
 here, registered idle ones by runners.py, after GitHub let them go. Events come late, twice and in any order
-(model/job.py ranks them). Called by webhooks.py and its own sweeper; never talks to GitHub, never rings.
+(model/job.py ranks them), by webhook or by repair. Called by inbox.py, polling.py, orgs.py and its own
+sweeper; never talks to GitHub.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from datetime import datetime
 import structlog
 import trio
 
+from nimbus.control_plane.aliases import judge, load_aliases, refusal_of
+from nimbus.control_plane.installations import keep_account, see_installation, serving_installation
 from nimbus.control_plane.machines import MachineRequest, cancel_machine, queue_machine
-from nimbus.control_plane.services import MACHINES, Services
+from nimbus.control_plane.services import MACHINES, RUNNERS, Services
 from nimbus.model.errors import Refused, Unavailable
-from nimbus.model.job import JobState, merge
-from nimbus.model.vm import Shape
+from nimbus.model.job import REPAIRS, JobState, Learned, merge
+from nimbus.model.labels import LabelRules, Wanted, judge_labels, may_own
 from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.wire.github import WorkflowJobEvent
 from nimbus.wire.leaseapi import MachineKind
+from nimbus.wire.vmjson import render_shape
 
 log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "demand.sql")
 
 SWEEP_S = 15.0
 JOBLESS_PAUSE_S = 60.0  # after a machine of a label set ended without a job, before the sweeper makes another
+STOLEN_LIMIT = 3
 
 
 class RunnerLevel(enum.StrEnum):
@@ -42,14 +47,14 @@ class RunnerLevel(enum.StrEnum):
 class DemandRules:
     """Which jobs are ours and what machine they get."""
 
-    labels: frozenset[str] = frozenset({"nimbus"})  # lower case; a job that carries none of them is ignored
-    image: str = "base"
-    shape: Shape = field(default_factory=Shape)
+    labels: LabelRules = field(default_factory=LabelRules)
     level: RunnerLevel = RunnerLevel.REPO
     default_installation_id: int | None = None
+    stolen_limit: int = STOLEN_LIMIT  # runners that others may take from a label set, for each of its jobs, in an hour
 
     def owns(self, event: WorkflowJobEvent) -> bool:
-        return not self.labels.isdisjoint(event.labels)
+        """By its labels alone: an org's aliases and runners that were taken are for `record_event` to know."""
+        return may_own(event.labels, self.labels)
 
 
 @dataclass(frozen=True)
@@ -63,61 +68,137 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What an event changed; `queued` machines are worth a ring."""
+    """What an event changed; `queued` machines are worth a ring. `drift`: the repair without which we'd not know."""
 
     job_id: int
     state: JobState
     queued: int
     cancelled: int
+    drift: Learned | None = None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What an event did to its job."""
+
+    job_id: int
+    state: JobState
+    moved: bool
 
 
 async def record_event(
-    transaction: Transaction, event: WorkflowJobEvent, told: JobState, received_at: datetime, rules: DemandRules
-) -> Recorded:
-    """Take one `workflow_job` event in: the job's row, its machine's link, the demand of its label set."""
+    transaction: Transaction,
+    event: WorkflowJobEvent,
+    told: JobState,
+    received_at: datetime,
+    rules: DemandRules,
+    learned: Learned = Learned.WEBHOOK,
+) -> Recorded | None:
+    """Take one `workflow_job` event in: the job's row, its machine's link, the demand of its label set.
+
+    None where the job is not ours: neither by its labels, nor by an alias, nor because it took one of our runners.
+    """
     repo = event.repo
-    org_id: int = await transaction.fetchval(_SQL["keep_org"], repo.owner_id, repo.owner_login)
-    repo_id: int = await transaction.fetchval(_SQL["keep_repo"], org_id, repo.forge_id, repo.name, repo.private)
-    job_id, state = await _keep_job(transaction, event, told, org_id, repo_id)
+    if not rules.owns(event) and not await _is_known(transaction, event):
+        return None
+    org_id = await keep_account(transaction, repo.owner_id, repo.owner_login)  # also the lock under which we count
+    repo_id: int = await transaction.fetchval(
+        _SQL["keep_repo"], org_id, repo.forge_id, repo.name, repo.private, event.installation_id
+    )
+    if event.installation_id is not None:
+        await see_installation(transaction, event.installation_id, org_id)
+    step = await _keep_job(transaction, event, told, (org_id, repo_id), rules, learned)
     touched = {LabelSet(org_id, _level(repo_id, rules), event.labels)}
     if event.runner_name is not None:
-        linked = await transaction.fetchrow(_SQL["link_machine"], org_id, event.runner_name, job_id)
+        linked = await transaction.fetchrow(
+            _SQL["link_machine"], org_id, event.runner_name, step.job_id, list(event.labels)
+        )
         if linked is not None:
             # the machine may have been made for another label set: that one lacks a machine now
             touched.add(LabelSet(org_id, linked["repo_id"], tuple(linked["labels"])))
-    installation_id = event.installation_id or rules.default_installation_id
     queued = cancelled = 0
     for label_set in sorted(touched, key=lambda each: each.labels):
-        more, fewer = await balance(transaction, label_set, rules, installation_id, received_at)
+        more, fewer = await balance(transaction, label_set, rules, event.installation_id, received_at)
         queued, cancelled = queued + more, cancelled + fewer
-    return Recorded(job_id, state, queued, cancelled)
+    drift = learned if step.moved and learned in REPAIRS else None
+    return Recorded(step.job_id, step.state, queued, cancelled, drift)
+
+
+async def _is_known(transaction: Transaction, event: WorkflowJobEvent) -> bool:
+    known: bool = await transaction.fetchval(
+        _SQL["is_known"], event.forge_job_id, event.repo.owner_id, list(event.labels), event.runner_name
+    )
+    return known
 
 
 async def _keep_job(
-    transaction: Transaction, event: WorkflowJobEvent, told: JobState, org_id: int, repo_id: int
-) -> tuple[int, JobState]:
+    transaction: Transaction,
+    event: WorkflowJobEvent,
+    told: JobState,
+    owner: tuple[int, int],
+    rules: DemandRules,
+    learned: Learned,
+) -> _Step:
+    org_id, repo_id = owner
     known = await transaction.fetchrow(_SQL["lock_job"], event.forge_job_id)
     picked_up = told in {JobState.IN_PROGRESS, JobState.COMPLETED} and event.runner_name is not None
     started_at = event.started_at if picked_up else None  # of a queued job it is only the time of creation
     if known is None:
+        judged = await judge(transaction, org_id, event.labels, rules.labels)
         job_id: int = await transaction.fetchval(
             _SQL["insert_job"], org_id, repo_id, event.forge_job_id, event.run_id, event.run_attempt,
             event.name, event.workflow_name, list(event.labels), event.html_url, told, event.conclusion,
-            event.runner_name, event.created_at, started_at, event.completed_at,
+            event.runner_name, event.created_at, started_at, event.completed_at, learned, refusal_of(judged),
         )  # fmt: skip
-        return job_id, told
+        return _Step(job_id, told, moved=True)
     if known["org_id"] != org_id:
         raise Refused(f"GitHub's job {event.forge_job_id} belongs to another org here: it is left alone")
     state = merge(JobState(known["state"]), told)
+    moved = state != known["state"]
     await transaction.execute(
         _SQL["update_job"], known["job_id"], state, event.conclusion, event.runner_name,
-        event.created_at, started_at, event.completed_at,
+        event.created_at, started_at, event.completed_at, learned if moved and learned in REPAIRS else None,
     )  # fmt: skip
-    return known["job_id"], state
+    return _Step(known["job_id"], state, moved)
 
 
 def _level(repo_id: int | None, rules: DemandRules) -> int | None:
     return repo_id if rules.level is RunnerLevel.REPO else None
+
+
+async def announce(services: Services, recorded: Recorded) -> None:
+    """After the commit: wake whom it concerns, and count what only a repair told us."""
+    if recorded.drift is not None:
+        services.metrics.drift.labels(recorded.drift).inc()
+        log.warning("demand.drift", job=recorded.job_id, state=str(recorded.state), learned=str(recorded.drift))
+    if recorded.queued:
+        await services.bell.ring(MACHINES)
+    await services.bell.ring(RUNNERS)
+
+
+async def rejudge_org(transaction: Transaction, org_id: int, rules: DemandRules) -> int:
+    """Read the labels of the org's queued jobs anew and follow them; how many machines that queued.
+
+    After an alias was set or removed, a limit of labels changed, or an event got lost.
+    """
+    await lock_org(transaction, org_id)
+    aliases = await load_aliases(transaction, org_id)
+    queued = 0
+    rows = await transaction.fetch(_SQL["waiting_sets"], org_id, JOBLESS_PAUSE_S)
+    for labels in sorted({tuple(row["labels"]) for row in rows}):
+        judged = judge_labels(labels, rules.labels, aliases)
+        await transaction.execute(_SQL["judge_jobs"], org_id, list(labels), refusal_of(judged))
+        if isinstance(judged, Wanted):
+            what = (render_shape(judged.shape), judged.arch, judged.image, list(judged.host_labels), judged.alias)
+            await transaction.execute(_SQL["refit_machines"], org_id, list(labels), *what)
+    sets = {LabelSet(org_id, _level(row["repo_id"], rules), tuple(row["labels"])) for row in rows if not row["rests"]}
+    for label_set in sorted(sets, key=lambda each: (each.repo_id or 0, each.labels)):
+        more, _ = await balance(transaction, label_set, rules, None, None)
+        queued += more
+    return queued
+
+
+# --- as many machines as jobs -------------------------------------------------------------------------------------
 
 
 async def balance(
@@ -131,22 +212,54 @@ async def balance(
     key = (label_set.org_id, label_set.repo_id, list(label_set.labels))
     count = await transaction.fetchrow(_SQL["count_demand"], *key)
     lacking = 0 if count is None else count["wanted"] - count["present"]
-    for _ in range(lacking):
-        request = MachineRequest(
-            org_id=label_set.org_id,
-            kind=MachineKind.RUNNER,
-            image=rules.image,
-            shape=rules.shape,
-            labels=label_set.labels,
-            repo_id=label_set.repo_id,
-            webhook_at=webhook_at,
-            installation_id=installation_id,
+    queued = 0
+    if count is not None and lacking > 0 and await _may_replace(transaction, label_set, rules, count["wasted"]):
+        installation_id = installation_id or await serving_installation(
+            transaction, label_set.org_id, rules.default_installation_id
         )
-        await queue_machine(transaction, request)
+        queued = await _queue(transaction, label_set, rules, lacking, (installation_id, webhook_at))
     surplus = await transaction.fetch(_SQL["surplus_unregistered"], *key, max(0, -lacking))
     for row in surplus:
         await cancel_machine(transaction, row["machine_id"], "no queued job needs it any more")
-    return max(0, lacking), len(surplus)
+    return queued, len(surplus)
+
+
+async def _may_replace(transaction: Transaction, label_set: LabelSet, rules: DemandRules, wasted: int) -> bool:
+    """Whether the set's runners did not go to other jobs so often that the next one would, too."""
+    if not wasted:
+        return True
+    key = (label_set.org_id, label_set.repo_id, list(label_set.labels))
+    return bool(wasted <= rules.stolen_limit * await transaction.fetchval(_SQL["jobs_of_hour"], *key))
+
+
+async def _queue(
+    transaction: Transaction,
+    label_set: LabelSet,
+    rules: DemandRules,
+    lacking: int,
+    origin: tuple[int | None, datetime | None],
+) -> int:
+    """So many machines for the set; none where its labels have come to mean nothing."""
+    wanted = await judge(transaction, label_set.org_id, label_set.labels, rules.labels)
+    if not isinstance(wanted, Wanted):
+        return 0
+    installation_id, webhook_at = origin
+    request = MachineRequest(
+        org_id=label_set.org_id,
+        kind=MachineKind.RUNNER,
+        image=wanted.image,
+        shape=wanted.shape,
+        labels=label_set.labels,
+        host_labels=wanted.host_labels,
+        arch=wanted.arch,
+        alias=wanted.alias,
+        repo_id=label_set.repo_id,
+        webhook_at=webhook_at,
+        installation_id=installation_id,
+    )
+    for _ in range(lacking):
+        await queue_machine(transaction, request)
+    return lacking
 
 
 async def lock_org(transaction: Transaction, org_id: int | None) -> None:
@@ -163,24 +276,17 @@ async def is_needed(transaction: Transaction, label_set: LabelSet, others: int) 
 
 async def meet_demand(services: Services, rules: DemandRules) -> int:
     """Queue machines for queued jobs that have none: one failed too often, or an event was lost. How many."""
-    queued = await services.database.run(_meet, rules)
+    queued = 0
+    for org_id in await services.database.run(_waiting_orgs):
+        queued += await services.database.run(rejudge_org, org_id, rules)
     if queued:
         log.info("demand.met_late", machines=queued)
         await services.bell.ring(MACHINES)
     return queued
 
 
-async def _meet(transaction: Transaction, rules: DemandRules) -> int:
-    rows = await transaction.fetch(_SQL["unmet_demand"], JOBLESS_PAUSE_S)
-    sets = {LabelSet(row["org_id"], _level(row["repo_id"], rules), tuple(row["labels"])) for row in rows}
-    queued = 0
-    # in one order everywhere, so that two sweepers never wait for each other
-    for label_set in sorted(sets, key=lambda each: (each.org_id, each.repo_id or 0, each.labels)):
-        await lock_org(transaction, label_set.org_id)
-        known = await transaction.fetchval(_SQL["known_installation"], label_set.org_id)
-        more, _ = await balance(transaction, label_set, rules, known or rules.default_installation_id, None)
-        queued += more
-    return queued
+async def _waiting_orgs(transaction: Transaction) -> list[int]:
+    return [row["org_id"] for row in await transaction.fetch(_SQL["waiting_orgs"])]
 
 
 async def sweep_demand(services: Services, rules: DemandRules) -> None:

@@ -17,6 +17,7 @@ from nimbus.control_plane.runners import build_runners_api, sweep_runners
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.settings import Settings
 from nimbus.control_plane.webhooks import WebhookRules, build_webhooks, sweep_deliveries
+from nimbus.model.labels import LabelRules
 from nimbus.runtime.serving import App
 
 
@@ -56,10 +57,16 @@ def plan_webhooks(settings: Settings) -> WebhookRules:
 def plan_demand(settings: Settings) -> DemandRules:
     """Pure: which jobs are ours and what machine they get."""
     return DemandRules(
-        labels=settings.labels,
-        image=settings.default_image,
+        labels=LabelRules(
+            labels=settings.labels,
+            image=settings.default_image,
+            max_cpus=settings.label_max_cpus,
+            max_memory_gb=settings.label_max_memory_gb,
+            max_disk_gb=settings.label_max_disk_gb,
+        ),
         level=RunnerLevel(settings.runner_level),
         default_installation_id=settings.github_app_installation_id,
+        stolen_limit=settings.stolen_limit,
     )
 
 

@@ -7,6 +7,7 @@ that nobody speaks for ends in silence.py. Called by agents_api.py and runners.p
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -18,6 +19,8 @@ from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
 from nimbus.control_plane.tokens import KeyRing, mint_machine_token
 from nimbus.control_plane.watch import may_grant, watch_database
 from nimbus.model.errors import Fenced
+from nimbus.model.forge import PASSING
+from nimbus.model.labels import IMPLICIT
 from nimbus.model.lease import LeaseKey, MachineEvent, MachineState, advance
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.fields import Fields
@@ -38,8 +41,8 @@ from nimbus.wire.vmjson import parse_command, parse_shape, render_usage
 log = structlog.get_logger()
 
 _SQL = load_queries("nimbus.control_plane", "queries", "leases.sql")
-# What GitHub gives every self-hosted runner besides its own labels: each of our hosts serves them unasked.
-IMPLICIT_LABELS = ("self-hosted", "linux", "x64")
+LOOK_AGAIN_S = 0.1  # where another process was counting what capped orgs hold: it has committed by then
+_PASSING_PROBLEMS = [str(kind) for kind in sorted(PASSING)]
 _HELD = frozenset({MachineState.LEASED, MachineState.RUNNING})
 
 
@@ -53,37 +56,56 @@ async def wait_grant(services: Services, agent_id: str, request: LeaseRequest) -
     such a lease is short.
     """
     with services.bell.listen(MACHINES) as ear:
-        grant = await grant_lease(services, agent_id, request)
+        look = await _look(services, agent_id, request)
         with trio.move_on_after(request.wait_s):
-            while grant is None and not services.stopping.is_set():
-                with trio.move_on_after(services.lease_terms.poll_s):
+            while look.grant is None and not services.stopping.is_set():
+                with trio.move_on_after(services.lease_terms.poll_s if look.whole else LOOK_AGAIN_S):
                     await ear.wait()
-                grant = await grant_lease(services, agent_id, request)
-    return grant
+                look = await _look(services, agent_id, request)
+    return look.grant
 
 
 async def grant_lease(services: Services, agent_id: str, request: LeaseRequest) -> Grant | None:
-    """The oldest machine request that fits, leased to this agent; None where there is none."""
+    """The machine request whose turn it is among those that fit, leased to this agent; None where there is none."""
+    return (await _look(services, agent_id, request)).grant
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What came of one look into the queue. `whole`: no org was left out because somebody else was counting."""
+
+    grant: Grant | None
+    whole: bool
+
+
+async def _look(services: Services, agent_id: str, request: LeaseRequest) -> _Look:
     if request.free_slots < 1:
-        return None
-    row = await services.database.run(_grant, agent_id, request, services.lease_terms)
+        return _Look(None, whole=True)
+    row, whole = await services.database.run(_grant, agent_id, request, services.lease_terms)
     if row is None:
-        return None
+        return _Look(None, whole)
     grant = _parse_granted(row, services.lease_terms, services.keys, services.log_url)
     services.metrics.leases_granted.inc()
     log.info("lease.granted", machine=grant.key.machine_id, fence=grant.key.fence, agent=agent_id, org=grant.org_id)
-    return grant
+    return _Look(grant, whole)
 
 
-async def _grant(transaction: Transaction, agent_id: str, request: LeaseRequest, terms: LeaseTerms) -> Row | None:
-    await transaction.execute(_SQL["seen_agent"], agent_id)
+async def _grant(
+    transaction: Transaction, agent_id: str, request: LeaseRequest, terms: LeaseTerms
+) -> tuple[Row | None, bool]:
+    labels = sorted({label.lower() for label in request.labels})
+    await transaction.execute(_SQL["offered"], agent_id, labels, request.arch)
     if not await may_grant(transaction, terms.watch):
-        return None
-    labels = [label.lower() for label in request.labels]
-    offered = [*labels, *IMPLICIT_LABELS] if labels else []
+        return None, True
+    # a statement of its own: the next one then sees what whoever counted last has committed
+    counting = await transaction.fetchval(_SQL["lock_caps"])
+    offered = [*labels, *IMPLICIT, request.arch] if labels else []
     answer_s = min(terms.answer_s, terms.policy.ttl_s)
     room = (request.free_cpus, request.free_mem_mib, offered, answer_s, request.free_disk_mib)
-    return await transaction.fetchrow(_SQL["grant_lease"], agent_id, *room)
+    row = await transaction.fetchrow(
+        _SQL["grant_lease"], agent_id, *room, request.arch, bool(counting), _PASSING_PROBLEMS
+    )
+    return row, counting is not False
 
 
 def _parse_granted(row: Row, terms: LeaseTerms, keys: KeyRing, log_url: str | None) -> Grant:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from nimbus.model.labels import Arch
 from nimbus.model.lease import TERMINAL, MachineEvent, MachineState, advance
 from nimbus.model.vm import Command, Shape
 from nimbus.runtime.postgres import Transaction, load_queries
@@ -27,7 +28,10 @@ class MachineRequest:
     kind: MachineKind
     image: str
     shape: Shape = field(default_factory=Shape)
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # what its runner carries
+    host_labels: tuple[str, ...] = ()  # what a host must offer
+    arch: Arch = Arch.X64
+    alias: str | None = None  # of its org, whose own cap counts it
     job_id: int | None = None
     repo_id: int | None = None
     command: Command | None = field(default=None, repr=False)
@@ -54,6 +58,9 @@ async def queue_machine(transaction: Transaction, request: MachineRequest) -> in
         None if request.command is None else render_command(request.command),
         request.webhook_at,
         request.installation_id,
+        normalise_labels(request.host_labels),
+        request.arch,
+        request.alias,
     )
     return machine_id
 

@@ -28,6 +28,9 @@ class Metrics:
         self.agents_seen = self._gauge("nimbus_control_plane_agents_seen", "Agents heard of in the last minute")
         self.forge_problems = Gauge(
             "nimbus_control_plane_forge_problems", "What GitHub refuses us now", ["kind"], registry=self.registry
+        self.drift = Gauge(
+            "nimbus_control_plane_drift", "Steps of jobs that no webhook told", ["source"], registry=self.registry
+        )
         )
         self.runners_removed = Counter(
             "nimbus_control_plane_runners_removed", "Runners ended before a job's end", ["why"], registry=self.registry

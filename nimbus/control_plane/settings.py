@@ -9,6 +9,7 @@ from pydantic_settings import NoDecode
 
 from nimbus.control_plane.outcome import MAX_GRANTS
 from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret
+from nimbus.model.vm import MAX_CPUS
 
 
 class DatabaseSettings(RoomSettings):
@@ -57,9 +58,25 @@ class Settings(DatabaseSettings):
         return _words(self.admin_allowed_subjects)
 
     @property
-    def labels(self) -> frozenset[str]:
-        return frozenset(label.lower() for label in _words(self.job_labels))
+    def labels(self) -> tuple[str, ...]:
+        """In the order in which they are written: an alias stands for the first of them."""
+        return tuple(dict.fromkeys(word.strip().lower() for word in self.job_labels.split(",") if word.strip()))
 
+    label_max_cpus: int = Field(
+        default=MAX_CPUS,
+        ge=1,
+        le=MAX_CPUS,
+        description="CPUs that a label (`nimbus-4cpu-8gb`) may ask for, at most",
+    )
+    label_max_memory_gb: int = Field(default=256, ge=1, le=16384, description="the same for memory, in GiB")
+    label_max_disk_gb: int = Field(default=1024, ge=1, le=65536, description="the same for disk, in GiB")
+    stolen_limit: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        description="runners of a label set that jobs of other labels may take, for each of its jobs, in an hour; "
+        "beyond that no more are made",
+    )
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(word.strip() for word in text.split(",") if word.strip())

@@ -6,6 +6,7 @@ Never runs a machine itself; stops at once when told to. Called by main.py.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ import trio
 from nimbus.host_agent import metrics
 from nimbus.host_agent.admission import DiskPolicy, Supply, count_cpus, count_disk_mib, count_slots
 from nimbus.model.errors import HostFault, NimbusError, Unavailable
+from nimbus.model.labels import Arch
 from nimbus.model.vm import Shape
 from nimbus.runtime.retry import Backoff
 from nimbus.wire.leaseapi import Grant, LeaseRequest
@@ -26,6 +28,7 @@ log = structlog.get_logger()
 POLL_WAIT_S = 20.0
 LOOK_AGAIN_S = 5.0  # disk and slots come free without a word to us: a job ends its files, another agent its VMs
 MIN_SHAPE = Shape()  # the least that any machine request asks for
+_ARCHES = {"x86_64": Arch.X64, "aarch64": Arch.ARM64}  # as the kernel calls them
 MIN_DISK_MIB = 16  # but of disk, which the control plane compares with what we offer: the smallest that Shape allows
 
 
@@ -141,6 +144,14 @@ def fits(left: Capacity) -> bool:
     return disk and left.slots > 0 and left.cpus >= MIN_SHAPE.cpus and left.mem_mib >= MIN_SHAPE.mem_mib
 
 
+def name_arch(machine: str) -> Arch:
+    """Pure: what jobs call this host's architecture; HostFault for one that none can ask for."""
+    try:
+        return _ARCHES[machine]
+    except KeyError:
+        raise HostFault(f"jobs run on {' and '.join(_ARCHES)}: this host is {machine}") from None
+
+
 async def poll_leases(
     control: Lessor,
     room: Room,
@@ -151,12 +162,13 @@ async def poll_leases(
 ) -> None:
     """Lease and serve until cancelled. A control plane that is away is asked again, later and later."""
     failures = 0
+    arch = name_arch(platform.machine())
     delays = Backoff(retry.base_s, retry.max_s).delays_s()
     while True:
         left = await room.wait_free()
         try:
             grant = await control.lease(
-                LeaseRequest(POLL_WAIT_S, left.cpus, left.mem_mib, left.slots, labels, left.disk_mib)
+                LeaseRequest(POLL_WAIT_S, left.cpus, left.mem_mib, left.slots, labels, left.disk_mib, arch)
             )
         except NimbusError as error:
             failures += 1

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nimbus.model.attestation import Attestation
+from nimbus.model.labels import Arch
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.model.vm import Command, Ending, Shape, Usage
 from nimbus.wire.fields import Fields, parse_object
@@ -80,6 +81,7 @@ class LeaseRequest:
     free_slots: int
     labels: tuple[str, ...] = ()
     free_disk_mib: int | None = None  # beyond the host's reserve; None: an agent that does not count it
+    arch: Arch = Arch.X64  # what agents are that do not say
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def render_lease_request(request: LeaseRequest) -> Json:
     free = {"cpus": request.free_cpus, "mem_mib": request.free_mem_mib, "slots": request.free_slots}
     if request.free_disk_mib is not None:
         free["disk_mib"] = request.free_disk_mib
-    return {"wait_s": request.wait_s, "free": free, "labels": list(request.labels)}
+    return {"wait_s": request.wait_s, "free": free, "labels": list(request.labels), "arch": request.arch.value}
 
 
 def parse_lease_request(body: bytes) -> LeaseRequest:
@@ -230,6 +232,7 @@ def parse_lease_request(body: bytes) -> LeaseRequest:
         free_slots=free.integer("slots", 0, 65536),
         labels=fields.texts("labels", 64, 256) if fields.has("labels") else (),
         free_disk_mib=free.integer("disk_mib", 0, 2**40) if free.has("disk_mib") else None,
+        arch=fields.choice("arch", Arch) if fields.has("arch") else Arch.X64,
     )
 
 

@@ -1,55 +1,76 @@
--- name: keep_org
--- Also the lock under which one org's demand is counted: its row stays locked until the commit.
-INSERT INTO orgs (forge, forge_id, login) VALUES ('github', $1, $2)
-ON CONFLICT (forge, forge_id) DO UPDATE SET login = excluded.login
-RETURNING org_id
-
 -- name: lock_org
+-- Under it one org's demand is counted; keep_account of installations.sql locks the same row.
 SELECT org_id FROM orgs WHERE org_id = $1 FOR NO KEY UPDATE
 
 -- name: keep_repo
-INSERT INTO repos (org_id, forge_id, name, private) VALUES ($1, $2, $3, $4)
-ON CONFLICT (org_id, forge_id) DO UPDATE SET name = excluded.name, private = excluded.private
+-- An event of one of its jobs is what makes a repository active, and names the installation that serves it.
+INSERT INTO repos (org_id, forge_id, name, private, installation_id, active_at)
+VALUES ($1, $2, $3, $4, $5, clock_timestamp())
+ON CONFLICT (org_id, forge_id) DO UPDATE
+SET name = excluded.name, private = excluded.private, active_at = excluded.active_at,
+    installation_id = coalesce(excluded.installation_id, repos.installation_id)
 RETURNING repo_id
+
+-- name: is_known
+-- A job that is ours though its labels alone do not say so: by an alias of its org, because we know it already, or
+-- because one of this org's runners took it.
+SELECT EXISTS (SELECT FROM jobs WHERE source = 'github' AND forge_job_id = $1)
+    OR EXISTS (SELECT FROM label_aliases JOIN orgs USING (org_id)
+               WHERE forge = 'github' AND forge_id = $2 AND alias = ANY ($3::text[]))
+    OR EXISTS (SELECT FROM machines JOIN orgs USING (org_id)
+               WHERE forge = 'github' AND forge_id = $2 AND runner_name = $4)
 
 -- name: lock_job
 SELECT job_id, org_id, state FROM jobs WHERE source = 'github' AND forge_job_id = $1 FOR UPDATE
 
 -- name: insert_job
 INSERT INTO jobs (org_id, repo_id, source, forge_job_id, run_id, run_attempt, name, workflow_name, labels, html_url,
-                  state, conclusion, runner_name, queued_at, started_at, completed_at, learned_by)
+                  state, conclusion, runner_name, queued_at, started_at, completed_at, learned_by, refusal)
 VALUES ($1, $2, 'github', $3, $4, $5, $6, $7, $8, $9,
-        $10, $11, $12, coalesce($13, clock_timestamp()), $14, $15, 'webhook')
+        $10, $11, $12, coalesce($13, clock_timestamp()), $14, $15, $16, $17)
 RETURNING job_id
 
 -- name: update_job
--- What was not known is filled in; only the state is decided by rank, before this.
+-- What was not known is filled in; only the state is decided by rank, before this. $8: the repair that moved it on.
 UPDATE jobs
 SET state = $2,
     conclusion = coalesce($3, conclusion),
     runner_name = coalesce($4, runner_name),
     queued_at = least(queued_at, $5),
     started_at = coalesce(started_at, $6),
-    completed_at = coalesce($7, completed_at)
+    completed_at = coalesce($7, completed_at),
+    repaired_by = coalesce($8, repaired_by)
 WHERE job_id = $1
 
 -- name: link_machine
--- The runner's name and fence are those of the lease that it was registered under, and stay until the next lease mints its own: only the newest lease's
--- runner counts, or a late event would bind the job of a dead VM to the machine's next holder. A machine that is queued again runs nothing; one that has ended
--- may still be linked, for its output.
+-- The runner's name and fence are those of the lease that it was registered under, and stay until the next lease mints
+-- its own: only the newest lease's runner counts, or a late event would bind the job of a dead VM to the machine's next
+-- holder. A machine that is queued again runs nothing; one that has ended may still be linked, for its output.
+-- Taken by a job of other labels, it is lost to those that it was made for.
 UPDATE machines
-SET job_id = $3
-WHERE org_id = $1 AND runner_name = $2 AND runner_fence = fence AND kind = 'runner' AND job_id IS NULL AND state <> 'queued'
+SET job_id = $3, wasted_at = CASE WHEN labels = $4::text[] THEN wasted_at ELSE clock_timestamp() END
+WHERE org_id = $1 AND runner_name = $2 AND runner_fence = fence AND kind = 'runner' AND job_id IS NULL
+  AND state <> 'queued'
 RETURNING machine_id, repo_id, labels
 
 -- name: count_demand
--- GitHub gives up a job that was queued for a day.
+-- GitHub gives up a job that was queued for a day; one that is refused asks for nothing.
 SELECT (SELECT count(*) FROM jobs
         WHERE org_id = $1 AND ($2::bigint IS NULL OR repo_id = $2) AND source = 'github' AND state = 'queued'
-          AND labels = $3::text[] AND queued_at > clock_timestamp() - interval '1 day') AS wanted,
+          AND labels = $3::text[] AND refusal IS NULL AND queued_at > clock_timestamp() - interval '1 day') AS wanted,
        (SELECT count(*) FROM machines
         WHERE org_id = $1 AND repo_id IS NOT DISTINCT FROM $2 AND kind = 'runner' AND labels = $3::text[]
-          AND state IN ('queued', 'leased', 'running') AND job_id IS NULL AND NOT cancel_requested) AS present
+          AND state IN ('queued', 'leased', 'running') AND job_id IS NULL AND NOT cancel_requested) AS present,
+       (SELECT count(*) FROM machines
+        WHERE org_id = $1 AND repo_id IS NOT DISTINCT FROM $2 AND labels = $3::text[]
+          AND wasted_at > clock_timestamp() - interval '1 hour') AS wasted
+
+-- name: jobs_of_hour
+-- What the wasted runners of the last hour are measured by: its jobs that still wait, and those that came since.
+SELECT count(*) FROM jobs
+WHERE org_id = $1 AND ($2::bigint IS NULL OR repo_id = $2) AND source = 'github' AND labels = $3::text[]
+  AND refusal IS NULL AND queued_at > clock_timestamp() - interval '1 day'
+  AND (state = 'queued' OR queued_at > clock_timestamp() - interval '1 hour')
 
 -- name: surplus_unregistered
 -- Those that nobody has begun go first, then those that GitHub does not know yet: neither can be running a job.
@@ -60,17 +81,26 @@ ORDER BY (state = 'queued') DESC, machine_id DESC
 LIMIT $4
 FOR UPDATE
 
--- name: unmet_demand
--- Label sets that wait, but for those whose last machine ended without a job a moment ago: no hot loop.
-SELECT DISTINCT j.org_id, j.repo_id, j.labels
-FROM jobs j
-WHERE j.source = 'github' AND j.state = 'queued' AND j.queued_at > clock_timestamp() - interval '1 day'
-  AND NOT EXISTS (
-      SELECT FROM machines m
-      WHERE m.org_id = j.org_id AND m.labels = j.labels AND m.kind = 'runner' AND m.job_id IS NULL
-        AND m.finished_at > clock_timestamp() - make_interval(secs => $1::double precision))
+-- name: waiting_orgs
+SELECT DISTINCT org_id FROM jobs WHERE source = 'github' AND state = 'queued' ORDER BY org_id
 
--- name: known_installation
-SELECT installation_id FROM machines
-WHERE org_id = $1 AND installation_id IS NOT NULL
-ORDER BY machine_id DESC LIMIT 1
+-- name: waiting_sets
+-- An org's label sets with queued jobs. `rests`: its last machine ended without a job a moment ago, so that another
+-- one is not made in a hot loop.
+SELECT j.repo_id, j.labels,
+       EXISTS (SELECT FROM machines m
+               WHERE m.org_id = $1 AND m.labels = j.labels AND m.kind = 'runner' AND m.job_id IS NULL
+                 AND m.finished_at > clock_timestamp() - make_interval(secs => $2::double precision)) AS rests
+FROM (SELECT DISTINCT repo_id, labels FROM jobs
+      WHERE org_id = $1 AND source = 'github' AND state = 'queued'
+        AND queued_at > clock_timestamp() - interval '1 day') j
+
+-- name: judge_jobs
+UPDATE jobs SET refusal = $3
+WHERE org_id = $1 AND labels = $2::text[] AND source = 'github' AND state = 'queued' AND refusal IS DISTINCT FROM $3
+
+-- name: refit_machines
+-- What nobody has begun gets what its labels mean now.
+UPDATE machines SET shape = $3, arch = $4, image = $5, host_labels = $6, alias = $7
+WHERE org_id = $1 AND labels = $2::text[] AND kind = 'runner' AND state = 'queued'
+  AND (shape, arch, image, host_labels, alias) IS DISTINCT FROM ($3::jsonb, $4::text, $5::text, $6::text[], $7::text)

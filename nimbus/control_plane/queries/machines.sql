@@ -1,7 +1,8 @@
 -- name: queue_machine
 WITH queued AS (
-    INSERT INTO machines (org_id, kind, job_id, repo_id, labels, shape, image, command, webhook_at, installation_id)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    INSERT INTO machines (org_id, kind, job_id, repo_id, labels, shape, image, command, webhook_at, installation_id,
+                          host_labels, arch, alias)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
     RETURNING machine_id
 )
 INSERT INTO machine_events (machine_id, state_to, event, fence)

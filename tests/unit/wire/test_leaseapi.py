@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nimbus.model.attestation import Attestation
 from nimbus.model.errors import Refused
+from nimbus.model.labels import Arch
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.model.vm import Command, Ending, Shape, Usage
 from nimbus.wire import leaseapi as api
@@ -38,6 +39,7 @@ def body(value: object) -> bytes:
         (api.EnrolReply("host-1", 3600.0, 300.0, "a.b.c"), api.render_enrol_reply, api.parse_enrol_reply),
         (api.LeaseRequest(30.0, 2, 512, 1, ("nimbus",)), api.render_lease_request, api.parse_lease_request),
         (api.LeaseRequest(30.0, 2, 512, 1, (), 9000), api.render_lease_request, api.parse_lease_request),
+        (api.LeaseRequest(1.0, 2, 512, 1, arch=Arch.ARM64), api.render_lease_request, api.parse_lease_request),
         (GRANT, api.render_grant, api.parse_grant),
         (api.RenewReply(20.0, True, api.JobLink(5, None)), api.render_renew_reply, api.parse_renew_reply),
         (api.RenewReply(20.0, False), api.render_renew_reply, api.parse_renew_reply),
@@ -49,6 +51,11 @@ def test_what_one_end_renders_the_other_parses(
     value: object, render: Callable[[Any], object], parse: Callable[[bytes], object]
 ) -> None:
     assert parse(body(render(value))) == value
+
+
+def test_an_agent_that_does_not_tell_its_architecture_is_an_x64_host() -> None:
+    asked = api.parse_lease_request(b'{"wait_s": 1, "free": {"cpus": 1, "mem_mib": 1, "slots": 1}}')
+    assert asked.arch is Arch.X64
 
 
 def test_writes_of_a_holder_carry_machine_lease_and_fence() -> None:
