@@ -18,6 +18,7 @@ from nimbus.runtime.http import open_http
 from nimbus.runtime.serving import App, build_app, json_response, serve_app
 from nimbus.sim.control_api import control_blueprint
 from nimbus.sim.deliveries import ANSWER_WITHIN_S
+from nimbus.sim.faults_rest import strike_rest
 from nimbus.sim.github_api import github_blueprint
 from nimbus.sim.runner_api import runner_blueprint
 from nimbus.sim.world import World
@@ -44,6 +45,7 @@ def create_app(world: World) -> App:
             await world.memory.wait_written()  # whoever was told of a change finds it again after a SIGKILL
         return response
 
+    strike_rest(app, world)
     return app
 
 

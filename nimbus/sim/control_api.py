@@ -19,6 +19,7 @@ from quart import Blueprint, Response, request
 from nimbus.model.errors import Conflict, Forbidden, NimbusError, NotFound, Refused, Unauthorized
 from nimbus.sim.callers import read_bearer, read_body
 from nimbus.sim.control_accounts import add_account_routes, check_repo
+from nimbus.sim.faults_api import add_fault_routes
 from nimbus.sim.payloads import render_run_report
 from nimbus.sim.workflow import MAX_WORKFLOW_BYTES, parse_workflow
 from nimbus.sim.world import World
@@ -53,6 +54,7 @@ def control_blueprint(world: World) -> Blueprint:
     _add_run_routes(blueprint, world)
     _add_change_routes(blueprint, world)
     add_account_routes(blueprint, world)
+    add_fault_routes(blueprint, world.faults)
     return blueprint
 
 

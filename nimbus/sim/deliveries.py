@@ -79,15 +79,14 @@ class Deliveries:
         self._bell = Bell()
         self.changed: Callable[[], None] = lambda: None
 
-    def add(
-        self, event: str, action: str | None, payload: Mapping[str, object], installation_id: int | None = None
-    ) -> None:
-        """Tell of an event that has just happened."""
+    def add(self, event: str, action: str | None, payload: Mapping[str, object]) -> None:
+        """Tell of an event that has just happened; whose it is stands in the payload."""
         fate = self._faults.deliver(redelivery=False)
         if fate.unlisted:
             self._faults.count("deliveries.unlisted")
             return
-        body = json.dumps(payload).encode()
+        body, installation = json.dumps(payload).encode(), payload.get("installation")
+        installation_id = installation.get("id") if isinstance(installation, dict) else None
         first = Delivery(next(self._ids), str(uuid.uuid4()), event, action, body, installation_id)
         self._enqueue(first, fate)
         if fate.duplicated:

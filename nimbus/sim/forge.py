@@ -62,6 +62,10 @@ class Forge:
         self.now_s = now_s
         self.tell: Callable[[Job, str], None] = lambda _job, _action: None
         self.changed: Callable[[], None] = lambda: None
+        # Where GitHub may be in two minds about a runner; `faults_runners.py` is, on a bad day.
+        self.before_online: Callable[[Runner], None] = lambda _runner: None  # the first time
+        self.before_accept: Callable[[Runner], bool] = lambda _runner: True  # False: the offer stands no more
+        self.before_delete: Callable[[Runner], bool] = lambda _runner: True  # False: it is refused as busy
         # The control plane keeps ids for ever, and the sim may have lost its file: start where no earlier one was.
         self.ids = ids or Ids(int(now_s() * 1000))
         self.owner_id = _stable_id(owner)
@@ -205,7 +209,7 @@ class Forge:
 
     def delete_runner(self, scope: str, runner_id: int) -> None:
         runner = self.runner_of(scope, runner_id)
-        if runner.busy:
+        if runner.busy or not self.before_delete(runner):
             raise Refused(f'Runner "{runner.name}" is currently running a job and cannot be deleted.')
         self.drop(runner)
 
@@ -238,6 +242,8 @@ class Forge:
         return runner
 
     def go_online(self, runner: Runner) -> None:
+        if runner.online_at_s is None:
+            self.before_online(runner)
         runner.online, runner.awaited = True, False
         runner.online_at_s = runner.online_at_s or self.now_s()
         self._assign()
@@ -253,12 +259,22 @@ class Forge:
         """The job that is offered to the runner, if any."""
         return runner.offered
 
+    def offer_to(self, job: Job, runner: Runner) -> None:
+        """Out of turn, unless either is taken already."""
+        if job.state is JobState.QUEUED and job.offered_to is None and not runner.busy and runner.offered is None:
+            self._offer(job, runner)
+            self.changed()
+
     def accept(self, runner: Runner, job_id: int) -> Job:
         job = self.job(job_id)
         if runner.job is job:
             return job  # said again by a runner that missed our answer
         if job.offered_to is not runner:
             raise Conflict(f"job {job_id} is not offered to this runner")
+        if not self.before_accept(runner):
+            self._withdraw(job)
+            self._assign()
+            raise Conflict(f"job {job_id} is no longer offered to this runner")
         self._end_offer(job)
         job.runner, runner.job = runner, job
         job.state, job.started_at_s = JobState.IN_PROGRESS, self.now_s()
@@ -336,9 +352,12 @@ class Forge:
             runner = next((runner for runner in free if self._may_take(runner, job)), None)
             if runner is not None:
                 free.remove(runner)
-                job.offered_to, job.offered_at_s, runner.offered = runner, self.now_s(), job
-                self._note(job, f"offered to {runner.name}")
+                self._offer(job, runner)
         self.changed()
+
+    def _offer(self, job: Job, runner: Runner) -> None:
+        job.offered_to, job.offered_at_s, runner.offered = runner, self.now_s(), job
+        self._note(job, f"offered to {runner.name}")
 
     def _may_take(self, runner: Runner, job: Job) -> bool:
         fits = runner.reaches(job.run.repo) and runner_serves(runner.labels, job.spec.labels)

@@ -62,7 +62,8 @@ def _add_minting(blueprint: Blueprint, world: World, root: str, number: int) -> 
 def _add_looking(blueprint: Blueprint, world: World, root: str, number: int) -> None:
     async def list_runners(owner: str, repo: str = "") -> Response:
         account = enter_runners(world, owner, repo, write=False)
-        found = account.forge.runners_of(_scope(owner, repo), request.args.get("name"))
+        there = account.forge.runners_of(_scope(owner, repo), request.args.get("name"))
+        found = world.bad_runners.seen(there, account.forge.now_s())
         page, links = page_of(found)
         return reply({"total_count": len(found), "runners": [render_runner(each) for each in page]}, headers=links)
 

@@ -15,6 +15,7 @@ from nimbus.sim.calls import Tally
 from nimbus.sim.deliveries import WINDOW_S as DELIVERY_WINDOW_S
 from nimbus.sim.deliveries import Deliveries, WebhookTarget
 from nimbus.sim.faults import FaultPlan, Faults
+from nimbus.sim.faults_runners import BadRunners
 from nimbus.sim.forge import Forge, ForgePolicy, Ids
 from nimbus.sim.jobs import Job
 from nimbus.sim.limits import RateWindow
@@ -57,6 +58,7 @@ class World:
         self.app_rate = RateWindow(max(APP_RATE_LIMIT, plan.rate_limit), now_s)
         self.tally = Tally()
         self.faults = Faults(plan.faults)
+        self.bad_runners = BadRunners(self.faults)
         self.deliveries = Deliveries(plan.webhook, self.faults, plan.delivery_window_s)
         self.registrations = Registrations(now_s)
         self.accounts = Accounts((plan.owner, *plan.more_owners), plan.installation_id, self._open_account)
@@ -73,12 +75,14 @@ class World:
         """Apply every limit that has passed, everywhere."""
         for account in self.accounts:
             account.forge.sweep()
+        self.bad_runners.sweep()
 
     def _open_account(self, owner: str, installation_id: int) -> Account:
         forge = Forge(owner, self.plan.policy, self._now_s, self._ids)
         forge.repo(self.plan.repo)
         account = Account(installation_id, forge, RateWindow(self.plan.rate_limit, self._now_s))
         forge.changed, forge.tell = self._change, partial(self._tell, account)
+        self.bad_runners.attach(forge, self.plan.repo)
         return account
 
     def _change(self) -> None:
