@@ -89,7 +89,7 @@ async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[Ap
     """The application with its services open and its sweepers running."""
     async with (
         open_services(settings, stopping) as services,
-        open_forge(settings) as forge,
+        open_forge(settings, services.metrics.github) as forge,
         trio.open_nursery() as sweepers,
     ):
         sweepers.start_soon(sweep_leases, services)

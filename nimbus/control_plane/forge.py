@@ -13,6 +13,8 @@ import trio
 
 from nimbus.control_plane.demand import DemandRules, RunnerLevel, sweep_demand
 from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
+from nimbus.control_plane.github_limits import LimitTerms
+from nimbus.control_plane.github_transport import Observer
 from nimbus.control_plane.runners import build_runners_api, sweep_runners
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.settings import Settings
@@ -70,10 +72,20 @@ def plan_demand(settings: Settings) -> DemandRules:
     )
 
 
+def plan_limits(settings: Settings) -> LimitTerms:
+    """Pure: what we allow ourselves of GitHub's API."""
+    return LimitTerms(
+        places=settings.github_concurrency,
+        points_per_minute=settings.github_write_points,
+        reserve=settings.github_reserve,
+        owner_retry_s=settings.github_owner_retry,
+    )
+
+
 @asynccontextmanager
-async def open_forge(settings: Settings) -> AsyncIterator[Forge]:
+async def open_forge(settings: Settings, observer: Observer) -> AsyncIterator[Forge]:
     """GitHub, as the settings describe it, for as long as the body runs. Opening it sends nothing."""
     pem = settings.github_app_private_key.get_secret_value().replace("\\n", "\n")  # as environment files write it
     credentials = AppCredentials(str(settings.github_app_id), pem)
-    async with open_github(settings.github_api_url, credentials) as github:
+    async with open_github(settings.github_api_url, credentials, plan_limits(settings), observer) as github:
         yield Forge(github, plan_webhooks(settings), plan_demand(settings))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from nimbus.control_plane.github_metrics import GithubMetrics
+
 
 class Metrics:
     """Counted as gauges where the documented name carries no `_total`: the client would add it to a counter."""
@@ -26,6 +28,7 @@ class Metrics:
             "nimbus_control_plane_machines", "Machine requests by state", ["state"], registry=self.registry
         )
         self.agents_seen = self._gauge("nimbus_control_plane_agents_seen", "Agents heard of in the last minute")
+        self.github = GithubMetrics(self.registry)
         self.forge_problems = Gauge(
             "nimbus_control_plane_forge_problems", "What GitHub refuses us now", ["kind"], registry=self.registry
         self.drift = Gauge(

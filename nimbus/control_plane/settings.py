@@ -27,6 +27,28 @@ class Settings(DatabaseSettings):
     github_webhook_secret: SecretStr
     github_webhook_secret_previous: SecretStr | None = None  # accepted during a rotation
     github_api_url: str = "https://api.github.com"
+    github_concurrency: int = Field(
+        default=20,
+        ge=2,
+        le=100,
+        description="calls to GitHub at once for one installation; GitHub allows 100 to all processes together",
+    )
+    github_write_points: int = Field(
+        default=900,
+        ge=10,
+        description="points a minute that calls for one installation may cost: a read 1, a write 5. GitHub allows 900",
+    )
+    github_reserve: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.9,
+        description="share of places, points and hourly quota that is kept for runners: polls stop earlier",
+    )
+    github_owner_retry: float = Field(
+        default=300.0,
+        gt=0,
+        description="seconds before a refusal that somebody must end (a suspension, a permission) is asked about again",
+    )
     redis_url: SecretStr  # secret: it may hold a password
     jwt_secret: SigningSecret
     public_base_url: str
