@@ -42,6 +42,8 @@ _ADDR_GEN_MODE_NONE = 1  # no link-local address, hence no IPv6 on the link
 _VETH_TRIES = 2
 _VETH_LIMIT_S = 0.5
 _LOOK_AGAIN_S = 0.01
+_SIOCGIFNAME = 0x8910  # these are the fields of struct ifreq: a name of 16 bytes, then what is asked of it
+_SIOCGIFINDEX = 0x8933
 _SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
 _SIOCGIFNETMASK = 0x891B
 _ABSENT = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
@@ -52,7 +54,7 @@ class _LinkSettings(nlmsg):  # type: ignore[misc]  # pyroute2 carries no types
 
     prefix = "IFLA_"
     fields = (("family", "B"), ("__align", "x"), ("ifi_type", "H"), ("index", "i"), ("flags", "I"), ("change", "I"))
-    nla_map = ((26, "IFLA_AF_SPEC", "families"),)
+    nla_map = ((1, "IFLA_ADDRESS", "l2addr"), (26, "IFLA_AF_SPEC", "families"))
 
     class families(nla):  # type: ignore[misc]  # noqa: N801 (pyroute2 finds the class by this name)
         nla_map = ((socket.AF_INET, "AF_INET", "inet"), (socket.AF_INET6, "AF_INET6", "inet6"))
@@ -83,21 +85,19 @@ def open_netlink(netns_fd: int | None = None) -> Iterator[Netlink]:
         route.close()
 
 
-def ensure_veth(route: Netlink, host: str, peer: str, peer_netns_fd: int) -> int:
-    """A veth pair with one end here and the other inside the namespace; both down. Returns the index here.
+def ensure_veth(route: Netlink, host: str, inside: Netlink, peer: str, netns_fd: int) -> tuple[int, int]:
+    """A veth pair with one end here and the other inside the namespace; both down. Returns both indexes, ours first.
 
     A leftover of the same name is deleted first, with its addresses and routes. A pair that does not appear, or goes
     with an earlier owner's namespace whose end comes late, is made once more.
     """
     for _ in range(_VETH_TRIES):
-        remove_link(route, host)
         with _told(f"veth {host} could not be made"):
-            route.link("add", ifname=host, kind="veth", peer={"ifname": peer, "net_ns_fd": peer_netns_fd})
-        with open_netlink(peer_netns_fd) as inside:
-            there = wait_link(inside, peer, _VETH_LIMIT_S)
+            _add_veth(route, host, peer, netns_fd)
+        there = wait_link(inside, peer, _VETH_LIMIT_S)
         here = wait_link(route, host, _VETH_LIMIT_S)
         if there is not None and here is not None:
-            return here
+            return here, there
     raise HostFault(f"veth {host} was made {_VETH_TRIES} times and was not there {_VETH_LIMIT_S:g} s later")
 
 
@@ -145,9 +145,10 @@ def ensure_tap(netns_fd: int, name: str, *, uid: int, gid: int) -> None:
 
 def link_index(route: Netlink, name: str) -> int:
     """The kernel's number of a link."""
-    with _told(f"link {name} was not found"):
-        (message,) = route.link("get", ifname=name)  # get_links() would have the kernel tell of every link of the host
-        return int(message["index"])
+    found = _find_link(route, name)
+    if found is None:
+        raise HostFault(f"link {name} was not found")
+    return found
 
 
 def configure_link(
@@ -160,9 +161,7 @@ def configure_link(
 ) -> None:
     """Address, MAC and per-link settings of a link that is still down; IPv6 is off on it from here."""
     with _told(f"link {index} could not be configured"):
-        _set_families(route, index, settings or {})
-        if mac is not None:
-            route.link("set", index=index, address=mac)
+        _set_families(route, index, settings or {}, mac)
         if address is not None:
             route.addr("replace", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
 
@@ -213,7 +212,7 @@ def uplinks(route: Netlink, targets: tuple[IPv4Address, ...] = ()) -> tuple[str,
         for message in route.get_routes(family=socket.AF_INET, table=254):
             if message["dst_len"] == 0:
                 indexes |= set(_outputs(message))
-        found = {str(route.link("get", index=index)[0].get_attr("IFLA_IFNAME")) for index in indexes}
+        found = {_link_name(route, index) for index in indexes}
     found |= {name for target in targets if (name := find_output(route, target)) is not None}
     return tuple(sorted(found - {"lo"}))
 
@@ -222,11 +221,12 @@ def find_output(route: Netlink, address: IPv4Address) -> str | None:
     """The link by which this host reaches an address now; None where it knows no way."""
     try:
         indexes = set(_outputs(route.route("get", dst=str(address))[0]))
-        return str(route.link("get", index=indexes.pop())[0].get_attr("IFLA_IFNAME")) if indexes else None
-    except NetlinkError as error:
-        if error.code in _ABSENT | {errno.ENETUNREACH, errno.EHOSTUNREACH}:
+        return _link_name(route, indexes.pop()) if indexes else None
+    except (NetlinkError, OSError) as error:
+        number, cause = error.args[:2]
+        if number in _ABSENT | {errno.ENETUNREACH, errno.EHOSTUNREACH}:
             return None
-        raise HostFault(f"the way to {address} could not be looked for ({os.strerror(error.code)})") from error
+        raise HostFault(f"the way to {address} could not be looked for ({cause})") from error
 
 
 def ensure_forwarding(names: tuple[str, ...]) -> None:
@@ -249,13 +249,32 @@ def list_links(prefix: str) -> tuple[str, ...]:
         return tuple(sorted(name for name in names if name.startswith(prefix)))
 
 
-def _find_link(route: Netlink, name: str) -> int | None:
+def _add_veth(route: Netlink, host: str, peer: str, netns_fd: int) -> None:
+    """Asked for at once, and what is in the way removed only then: there seldom is anything."""
+    pair = {"ifname": host, "kind": "veth", "peer": {"ifname": peer, "net_ns_fd": netns_fd}}
     try:
-        return int(route.link("get", ifname=name)[0]["index"])
+        route.link("add", **pair)
     except NetlinkError as error:
-        if error.code in _ABSENT:
+        if error.code != errno.EEXIST:
+            raise
+        remove_link(route, host)
+        route.link("add", **pair)
+
+
+def _find_link(route: Netlink, name: str) -> int | None:
+    """Asked by ioctl, as a link's name is: over netlink all that there is to say of it would be read for one number."""
+    try:
+        told = fcntl.ioctl(route.fileno(), _SIOCGIFINDEX, struct.pack("16s24x", name.encode()))
+    except OSError as error:
+        if error.errno in _ABSENT:
             return None
-        raise HostFault(f"link {name} could not be looked for ({os.strerror(error.code)})") from error
+        raise HostFault(f"link {name} could not be looked for ({error.strerror})") from error
+    return int(struct.unpack_from("i", told, 16)[0])
+
+
+def _link_name(route: Netlink, index: int) -> str:
+    told = fcntl.ioctl(route.fileno(), _SIOCGIFNAME, struct.pack("16xi20x", index))
+    return told[:16].split(b"\0", 1)[0].decode()
 
 
 def _outputs(message: Any) -> Iterator[int]:
@@ -266,21 +285,25 @@ def _outputs(message: Any) -> Iterator[int]:
         yield int(hop["oif"])
 
 
-def _set_families(route: Netlink, index: int, settings: Mapping[int, int]) -> None:
+def _set_families(route: Netlink, index: int, settings: Mapping[int, int], mac: str | None) -> None:
+    """In one message: the kernel takes all of it or nothing."""
     conf = {"attrs": [(str(number), value) for number, value in settings.items()]}
-    _send_families(route, index, [("AF_INET", {"attrs": [("IFLA_INET_CONF", conf)]})])
+    ipv4 = ("AF_INET", {"attrs": [("IFLA_INET_CONF", conf)]})
+    no_ipv6 = ("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]})
     try:
-        no_ipv6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]}
-        _send_families(route, index, [("AF_INET6", no_ipv6)])
+        _send_families(route, index, [ipv4, no_ipv6], mac)
     except NetlinkError as error:
-        if error.code != errno.EAFNOSUPPORT:  # a kernel without IPv6 has nothing to turn off
+        if error.code != errno.EAFNOSUPPORT:
             raise
+        _send_families(route, index, [ipv4], mac)  # a kernel without IPv6 has nothing to turn off
 
 
-def _send_families(route: Netlink, index: int, families: list[tuple[str, Any]]) -> None:
+def _send_families(route: Netlink, index: int, families: list[tuple[str, Any]], mac: str | None) -> None:
     message = _LinkSettings()
     message["index"] = index
     message["attrs"] = [("IFLA_AF_SPEC", {"attrs": families})]
+    if mac is not None:
+        message["attrs"].append(("IFLA_ADDRESS", mac))
     message["header"]["type"] = RTM_SETLINK
     message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
     route.nlm_request_batch([message])

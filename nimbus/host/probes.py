@@ -67,8 +67,8 @@ def open_network() -> Iterator[Path]:
     try:
         path = netns.ensure_netns(name)
         with netns.open_netns(name) as fd:
-            with link.open_netlink() as route:
-                link.ensure_veth(route, name, _PEER, fd)
+            with link.open_netlink() as route, link.open_netlink(fd) as inside:
+                link.ensure_veth(route, name, inside, _PEER, fd)
             link.ensure_tap(fd, "tap0", uid=_NOBODY, gid=_NOBODY)
         yield path
     finally:

@@ -255,10 +255,11 @@ def _acquire(plan: NetPlan) -> None:
         _refuse_used_addresses(route, plan)
         nft.apply_ruleset(render_host_rules(plan))
         nft.apply_ruleset(render_netns_rules(plan), netns=netns.ensure_netns(plan.name))
-        with netns.open_netns(plan.name) as inside:
-            index = link.ensure_veth(route, plan.name, plan.peer, inside)
+        with netns.open_netns(plan.name) as netns_fd, link.open_netlink(netns_fd) as inside:
+            index, peer = link.ensure_veth(route, plan.name, inside, plan.peer, netns_fd)
             _configure_host_side(route, index, plan)
-            _configure_inside(inside, plan)
+            link.ensure_tap(netns_fd, plan.tap, uid=plan.tap_uid, gid=plan.tap_gid)
+            _configure_inside(inside, peer, plan)
         link.raise_link(route, index)  # only now: both sides are complete
 
 
@@ -280,19 +281,15 @@ def _configure_host_side(route: link.Netlink, index: int, plan: NetPlan) -> None
     link.ensure_forwarding(link.uplinks(route, remote))
 
 
-def _configure_inside(netns_fd: int, plan: NetPlan) -> None:
-    link.ensure_tap(netns_fd, plan.tap, uid=plan.tap_uid, gid=plan.tap_gid)
+def _configure_inside(route: link.Netlink, peer: int, plan: NetPlan) -> None:
+    tap = link.link_index(route, plan.tap)
     settings = {link.FORWARDING: 1, link.ACCEPT_REDIRECTS: 0, link.SEND_REDIRECTS: 0}
-    with link.open_netlink(netns_fd) as route:
-        peer, tap = link.link_index(route, plan.peer), link.link_index(route, plan.tap)
-        link.configure_link(route, peer, address=plan.uplink_peer, settings=settings)
-        # arp_ignore 1: the guest learns nothing of the uplink's address by asking for it
-        link.configure_link(
-            route, tap, address=plan.gateway, mac=GATEWAY_MAC, settings={**settings, link.ARP_IGNORE: 1}
-        )
-        link.raise_link(route, tap)
-        link.raise_link(route, peer)
-        link.ensure_default_route(route, plan.uplink_host.ip, peer)
+    link.configure_link(route, peer, address=plan.uplink_peer, settings=settings)
+    # arp_ignore 1: the guest learns nothing of the uplink's address by asking for it
+    link.configure_link(route, tap, address=plan.gateway, mac=GATEWAY_MAC, settings={**settings, link.ARP_IGNORE: 1})
+    link.raise_link(route, tap)
+    link.raise_link(route, peer)
+    link.ensure_default_route(route, plan.uplink_host.ip, peer)
 
 
 def _services(plan: NetPlan) -> list[tuple[str, int, IPv4Address, int]]:

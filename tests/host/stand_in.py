@@ -130,15 +130,13 @@ def open_world() -> Iterator[World]:
     inside = IPv4Interface((first + 2, 30))
     netns.ensure_netns(name)
     try:
-        with netns.open_netns(name) as fd, link.open_netlink() as route:
-            index = link.ensure_veth(route, name, "eth0", fd)
+        with netns.open_netns(name) as fd, link.open_netlink() as route, link.open_netlink(fd) as there:
+            index, eth0 = link.ensure_veth(route, name, there, "eth0", fd)
             link.configure_link(route, index, address=IPv4Interface((first + 1, 30)))
             link.raise_link(route, index)
             link.ensure_forwarding((name,))
-            with link.open_netlink(fd) as there:
-                eth0 = link.link_index(there, "eth0")
-                link.configure_link(there, eth0, address=inside)
-                link.raise_link(there, eth0)
+            link.configure_link(there, eth0, address=inside)
+            link.raise_link(there, eth0)
             yield World(Stack(fd, inside.ip), first + 1, name)
             link.remove_link(route, name)
     finally:

@@ -236,12 +236,16 @@ class Losing:
                 self._route.link("del", ifname=words["ifname"])
         return told
 
+    def fileno(self) -> int:
+        return int(self._route.fileno())
+
 
 def test_a_veth_that_is_lost_while_it_is_made_is_made_once_more(name: str) -> None:
     netns.ensure_netns(name)
-    with netns.open_netns(name) as fd, link.open_netlink() as route:
+    with netns.open_netns(name) as fd, link.open_netlink() as route, link.open_netlink(fd) as inside:
         losing = Losing(route)
-        assert link.ensure_veth(losing, name, "uplink", fd) == link.link_index(route, name)
+        indexes = link.ensure_veth(losing, name, inside, "uplink", fd)
+        assert indexes == (link.link_index(route, name), link.link_index(inside, "uplink"))
         link.remove_link(route, name)
     assert losing.made == 2
 
