@@ -124,7 +124,7 @@ class DutyTerms:
     ttl_s: float
 
 
-async def sweep_duty(services: Services, terms: DutyTerms, work: Callable[[Duty], Awaitable[None]]) -> None:
+async def sweep_duty(services: Services, terms: DutyTerms, work: Callable[[Duty], Awaitable[object]]) -> None:
     """Do a round whenever one is due, here or in another process, until cancelled.
 
     What is away (GitHub, the database) is tried again at the next interval; anything else is a bug and escapes.

@@ -7,9 +7,34 @@ webhooks.py keeps what its events say, demand.py and runners.py ask, forge.py sw
 
 from __future__ import annotations
 
-from nimbus.runtime.postgres import Transaction, load_queries
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
+import structlog
+
+from nimbus.control_plane.duties import Duty
+from nimbus.control_plane.github_client import GithubClient
+from nimbus.control_plane.problems import clear_problem, note_problem, retry_now
+from nimbus.control_plane.services import Services
+from nimbus.model.errors import NotFound
+from nimbus.model.forge import PASSING, ForgeTrouble, Problem, ProblemKind
+from nimbus.runtime.postgres import Transaction, load_queries
+from nimbus.wire.githubrest import InstallationSeen, RepoSeen
+
+log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "installations.sql")
+
+NAME = "installations"
+REPOS_AT_ONCE = 500  # in one transaction: an organisation may have ten thousand
+SUSPENDED = Problem(ProblemKind.SUSPENDED, "it is listed as suspended", 3600.0)
+
+
+@dataclass(frozen=True)
+class InstallationRules:
+    """How often all of them are listed. An interval of 0: never, and polling knows what webhooks told of."""
+
+    interval_s: float = 900.0
 
 
 async def keep_account(transaction: Transaction, account_id: int, login: str) -> int:
@@ -36,3 +61,80 @@ async def serving_installation(transaction: Transaction, org_id: int, default: i
     """The installation by which an org is served; the default where none of its own is known."""
     found: int | None = await transaction.fetchval(_SQL["serving_installation"], org_id, default)
     return found
+
+
+async def list_all(services: Services, github: GithubClient, duty: Duty) -> int:
+    """One round: every installation and its repositories, as GitHub lists them; how many repositories.
+
+    An installation that refuses keeps what was known of it, and does not keep the next one back.
+    """
+    await duty.keep()
+    asked_at: datetime = await services.database.run(_now)
+    listed = await github.list_installations()
+    await services.database.run(keep_listed, listed, asked_at)
+    repos = 0
+    for seen in listed:
+        if seen.suspended:
+            continue
+        await duty.keep()
+        try:
+            reached = await github.list_repositories(seen.installation_id)
+        except (ForgeTrouble, NotFound) as error:
+            await _note_trouble(services, seen, error)
+            continue
+        await _keep_reached(services, seen, reached)
+        repos += len(reached)
+    log.info("installations.listed", installations=len(listed), repos=repos)
+    return repos
+
+
+async def _now(transaction: Transaction) -> datetime:
+    now: datetime = await transaction.fetchval(_SQL["now"])
+    return now
+
+
+async def keep_listed(transaction: Transaction, listed: Sequence[InstallationSeen], asked_at: datetime) -> None:
+    """What a webhook said since GitHub was asked is newer than the list, and stays."""
+    for seen in listed:
+        org_id = await keep_account(transaction, seen.account_id, seen.login)
+        served = await transaction.fetchval(_SQL["served"], seen.installation_id)
+        kept = await transaction.fetchval(
+            _SQL["keep_installation"], seen.installation_id, org_id, seen.suspended, False, asked_at
+        )
+        if kept is not None and seen.suspended:
+            await note_problem(transaction, seen.installation_id, None, SUSPENDED)
+        elif kept is not None and served is False:
+            await retry_now(transaction, seen.installation_id)
+    await transaction.execute(_SQL["remove_unlisted"], asked_at, [seen.installation_id for seen in listed])
+
+
+async def _note_trouble(services: Services, seen: InstallationSeen, error: ForgeTrouble | NotFound) -> None:
+    log.warning("installations.not_listed", installation=seen.installation_id, owner=seen.login, reason=str(error))
+    # what passes by itself is told by the calls for runners, to which more is allowed
+    if isinstance(error, ForgeTrouble) and error.problem.kind not in PASSING:
+        await services.database.run(note_problem, seen.installation_id, None, error.problem)
+
+
+async def _keep_reached(services: Services, seen: InstallationSeen, reached: Sequence[RepoSeen]) -> None:
+    repos = list({each.repo.forge_id: each for each in reached}.values())  # one may have moved to the next page
+    for first in range(0, len(repos), REPOS_AT_ONCE):
+        await services.database.run(_keep_repos, seen, repos[first : first + REPOS_AT_ONCE])
+    await services.database.run(_finish, seen.installation_id, [each.repo.forge_id for each in repos])
+
+
+async def _keep_repos(transaction: Transaction, seen: InstallationSeen, repos: Sequence[RepoSeen]) -> None:
+    org_id = await keep_account(transaction, seen.account_id, seen.login)
+    await transaction.execute(
+        _SQL["keep_repos"], org_id, seen.installation_id,
+        [each.repo.forge_id for each in repos],
+        [each.repo.name for each in repos],
+        [each.repo.private for each in repos],
+        [each.archived for each in repos],
+        [each.pushed_at for each in repos],
+    )  # fmt: skip
+
+
+async def _finish(transaction: Transaction, installation_id: int, reached: list[int]) -> None:
+    await transaction.execute(_SQL["leave_unlisted"], installation_id, reached)
+    await transaction.execute(_SQL["note_listed"], installation_id)
+    await clear_problem(transaction, installation_id, None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from nimbus.control_plane.outcome import MAX_GRANTS
-from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret
 from nimbus.model.vm import MAX_CPUS
+from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret
 
 
 class DatabaseSettings(RoomSettings):
@@ -71,19 +72,45 @@ class Settings(DatabaseSettings):
     database_pool_size: int = Field(default=8, ge=2, le=200)
     webhook_timestamp_required: bool = False  # GitHub sends none: only behind a relay that adds it
     webhook_timestamp_tolerance: float = Field(default=300.0, gt=0)
+    delivery_retention: float = Field(default=604800.0, ge=259200.0)  # not below GitHub's own three days
+    redelivery_interval: float = Field(
+        default=120.0,
+        ge=0,
+        description="seconds between two looks for failed deliveries; 0: they are never asked for",
+    )
+    redelivery_window: float = Field(
+        default=259200.0, gt=0, le=259200.0, description="seconds that the first of these looks goes back"
+    )
+    poll_interval: float = Field(
+        default=300.0,
+        ge=0,
+        description="seconds between two polls of a repository where jobs run; slower while little of GitHub's quota "
+        "is left; 0 polls none",
+    )
+    poll_idle_interval: float = Field(
+        default=900.0, gt=0, description="the same for one where nothing happens; longer where there are hundreds"
+    )
+    poll_idle_after: float = Field(
+        default=21600.0, gt=0, description="seconds without a job or a push after which a repository counts as one"
+    )
+    installations_interval: float = Field(
+        default=900.0,
+        ge=0,
+        description="seconds between two lists of installations and their repositories; 0: none",
+    )
+    duty_ttl: float = Field(
+        default=60.0, ge=1, description="seconds after which another process does the work of one that died"
+    )
     runner_level: Literal["repo", "org"] = "repo"  # where runners register
+    runner_group_id: int = Field(default=1, ge=1)
+    runner_registration: Literal["jit", "token"] = "jit"  # noqa: S105 -- a word, no secret
+    runner_command: str = "/usr/local/bin/nimbus-runner"
+    runner_sweep_interval: float = Field(default=60.0, ge=0)
+    runner_idle_limit: float = Field(default=300.0, ge=0)
+    runner_end_limit: float = Field(default=300.0, ge=0)
+    runner_zombie_age: float = Field(default=600.0, gt=0)
+    github_url: str = "https://github.com"
     job_labels: str = "nimbus"  # comma-separated: a job that carries none of them is not ours
-    default_image: str = "base"
-
-    @property
-    def allowed_subjects(self) -> frozenset[str]:
-        return _words(self.admin_allowed_subjects)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """In the order in which they are written: an alias stands for the first of them."""
-        return tuple(dict.fromkeys(word.strip().lower() for word in self.job_labels.split(",") if word.strip()))
-
     label_max_cpus: int = Field(
         default=MAX_CPUS,
         ge=1,
@@ -99,6 +126,28 @@ class Settings(DatabaseSettings):
         description="runners of a label set that jobs of other labels may take, for each of its jobs, in an hour; "
         "beyond that no more are made",
     )
+    default_image: str = "base"
+
+    @property
+    def runner_argv(self) -> tuple[str, ...]:
+        return tuple(shlex.split(self.runner_command))
+
+    @field_validator("runner_command")
+    @classmethod
+    def _check_command(cls, command: str) -> str:
+        if not shlex.split(command):  # what it cannot split raises by itself
+            raise ValueError("names no command")
+        return command
+
+    @property
+    def allowed_subjects(self) -> frozenset[str]:
+        return _words(self.admin_allowed_subjects)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order in which they are written: an alias stands for the first of them."""
+        return tuple(dict.fromkeys(word.strip().lower() for word in self.job_labels.split(",") if word.strip()))
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(word.strip() for word in text.split(",") if word.strip())

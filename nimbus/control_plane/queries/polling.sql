@@ -1,0 +1,42 @@
+-- name: installations
+SELECT i.installation_id, count(*) AS repos
+FROM installations i JOIN repos r USING (installation_id)
+WHERE NOT i.suspended AND NOT i.removed AND NOT r.archived
+GROUP BY i.installation_id ORDER BY min(r.polled_at) NULLS FIRST
+
+-- name: due
+-- Active is where something was told or pushed lately, or where a job of ours is open. Those go first that were never
+-- looked at, and of these the ones that were active last.
+SELECT r.repo_id, r.forge_id, r.name, r.private, o.login, o.forge_id AS owner_id
+FROM repos r JOIN orgs o USING (org_id)
+WHERE r.installation_id = $1 AND NOT r.archived
+  AND coalesce(r.polled_at, '-infinity') <= clock_timestamp() - make_interval(secs => CASE
+      WHEN r.active_at > clock_timestamp() - make_interval(secs => $4::double precision)
+           OR EXISTS (SELECT FROM jobs j WHERE j.repo_id = r.repo_id AND j.source = 'github'
+                      AND j.state IN ('waiting', 'queued', 'in_progress'))
+      THEN $2::double precision ELSE $3::double precision END)
+ORDER BY r.polled_at NULLS FIRST, r.active_at DESC NULLS LAST
+LIMIT $5
+
+-- name: known
+SELECT forge_job_id, state, runner_name FROM jobs WHERE source = 'github' AND forge_job_id = ANY ($1::bigint[])
+
+-- name: unshown
+-- Our open jobs that the runs' lists did not show. One behind a gate may stay there for weeks: it is asked about as
+-- seldom as an idle repository.
+SELECT forge_job_id, coalesce(run_id, 0) AS run_id, coalesce(run_attempt, 1) AS attempt, name, labels
+FROM jobs
+WHERE repo_id = $1 AND source = 'github' AND forge_job_id IS NOT NULL AND NOT forge_job_id = ANY ($2::bigint[])
+  AND (state IN ('queued', 'in_progress')
+       OR (state = 'waiting'
+           AND coalesce(checked_at, '-infinity') <= clock_timestamp() - make_interval(secs => $3::double precision)))
+ORDER BY checked_at NULLS FIRST, job_id
+
+-- name: note_checked
+UPDATE jobs SET checked_at = clock_timestamp() WHERE source = 'github' AND forge_job_id = ANY ($1::bigint[])
+
+-- name: note_polled
+UPDATE repos SET polled_at = clock_timestamp() WHERE repo_id = $1
+
+-- name: now
+SELECT clock_timestamp()

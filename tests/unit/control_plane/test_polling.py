@@ -1,0 +1,271 @@
+"""Polling against a live fake GitHub that makes no deliveries at all: everything is found by asking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import trio
+
+from nimbus.control_plane.duties import hold_duty
+from nimbus.control_plane.github_limits import Quota
+from nimbus.control_plane.installations import list_all
+from nimbus.control_plane.polling import (
+    MAX_RUNS,
+    NAME,
+    Poller,
+    PollRules,
+    idle_interval_s,
+    is_news,
+    pace,
+    plan_looks,
+)
+from nimbus.model.job import JobState
+from nimbus.sim.accounts import Refusal
+from nimbus.sim.faults import DeliveryFaults, FaultPlan
+from nimbus.sim.jobs import Conclusion, Run, Runner
+from nimbus.sim.workflow import parse_workflow
+from nimbus.wire.github import parse_workflow_job
+from nimbus.wire.githubrest import RunSeen
+from tests.unit.control_plane.github_plane import GithubPlane, job_event, open_github_plane
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+ONE = "jobs: {a: {runs-on: nimbus, steps: [{run: x}]}}"
+TWO = "jobs: {a: {runs-on: nimbus, steps: [{run: x}]}, b: {runs-on: nimbus, steps: [{run: x}]}}"
+FOREIGN = "jobs: {a: {runs-on: ubuntu-latest, steps: [{run: x}]}}"
+RULES = PollRules()
+
+
+def left(remaining: int) -> Quota:
+    return Quota(5000, remaining, 0.0)
+
+
+def test_the_less_quota_is_left_the_slower_the_poll_and_the_reserve_is_not_touched() -> None:
+    assert pace(None, 0.1) == 1.0
+    assert [pace(left(each), 0.1) for each in (5000, 2500, 2499, 1000, 999, 501)] == [1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
+    assert [pace(left(each), 0.1) for each in (500, 0)] == [None, None]
+
+
+def test_idle_repositories_get_a_quarter_of_the_quota_at_most_however_many_there_are() -> None:
+    assert idle_interval_s(RULES, 10, left(5000)) == 900.0
+    assert idle_interval_s(RULES, 10_000, None) == 900.0
+    interval_s = idle_interval_s(RULES, 10_000, left(5000))
+    assert 10_000 * 2 * 3600 / interval_s == pytest.approx(1250)
+
+
+def test_runs_that_were_not_looked_at_come_first_and_then_the_oldest_look() -> None:
+    runs = [RunSeen(number, 1, NOW) for number in range(1, MAX_RUNS + 3)]
+    looks = {(number, 1): float(number) for number in range(1, MAX_RUNS + 1)}
+    chosen = [run.run_id for run in plan_looks([*runs, *runs], looks)]
+    assert chosen[:3] == [MAX_RUNS + 1, MAX_RUNS + 2, 1]
+    assert len(chosen) == MAX_RUNS
+
+
+def news(action: str, known: JobState | None, runner: str | None = None, known_runner: str | None = None) -> bool:
+    event = parse_workflow_job(json.dumps(job_event(action, 1, runner_name=runner)).encode())
+    return is_news(None if known is None else {"state": known, "runner_name": known_runner}, event)
+
+
+def test_an_answer_older_than_what_we_know_is_no_news() -> None:
+    assert news("queued", None)
+    assert news("in_progress", JobState.QUEUED)
+    assert news("completed", JobState.IN_PROGRESS)
+    assert not news("queued", JobState.QUEUED)
+    assert not news("queued", JobState.IN_PROGRESS)
+    assert not news("in_progress", JobState.COMPLETED)
+    assert not news("completed", JobState.LOST)
+
+
+def test_the_name_of_the_runner_is_news_where_it_was_missed() -> None:
+    assert news("in_progress", JobState.IN_PROGRESS, runner="nimbus-1-1")
+    assert not news("in_progress", JobState.IN_PROGRESS, runner="nimbus-1-1", known_runner="nimbus-1-1")
+
+
+class Polled:
+    """A control plane to which GitHub sends nothing, and the passes of its poll."""
+
+    def __init__(self, github: GithubPlane, rules: PollRules = RULES) -> None:
+        self.github = github
+        self.services = github.plane.services
+        self.poller = Poller(self.services, github.forge.github, github.forge.demand, rules)
+        self.forge = github.sim.world.forge
+
+    def start(self, workflow: str = ONE, repo: str = "hello") -> Run:
+        return self.forge.start_run(parse_workflow(workflow), repo)
+
+    def run_on_a_runner(self, run: Run, number: int = 0) -> Runner:
+        job = run.jobs[number]
+        runner = self.forge.register(f"{self.forge.owner}/{run.repo.name}", f"other-{job.job_id}", ("nimbus",), 1, "_w")
+        self.forge.go_online(runner)
+        self.forge.accept(runner, job.job_id)
+        return runner
+
+    async def list_all(self) -> None:
+        async with hold_duty(self.services, "installations", 60.0) as duty:
+            assert duty is not None
+            await list_all(self.services, self.github.forge.github, duty)
+
+    async def poll(self) -> int:
+        """One pass over all repositories, however recently they were looked at."""
+        await self.github.plane.sql("UPDATE repos SET polled_at = NULL")
+        return await self.poll_due()
+
+    async def poll_due(self) -> int:
+        async with hold_duty(self.services, NAME, 60.0) as duty:
+            assert duty is not None
+            return await self.poller.poll(duty)
+        raise AssertionError("the duty was lost")
+
+    async def jobs(self) -> list[tuple[str, str | None, str]]:
+        return [(job["state"], job["conclusion"], job["learned_by"]) for job in await self.github.jobs()]
+
+    async def problems(self) -> list[tuple[str, str]]:
+        return [(row["scope"], row["kind"]) for row in await self.sql("SELECT * FROM forge_problems")]
+
+    async def sql(self, text: str, *args: object) -> list[Any]:
+        return await self.github.plane.sql(text, *args)
+
+
+@pytest.fixture
+async def polled(database_dsn: str, redis_url: str) -> AsyncIterator[Polled]:
+    async with open_github_plane(database_dsn, redis_url) as github:
+        github.sim.world.faults.set_plan(FaultPlan(deliveries=DeliveryFaults(unlisted=1.0)))
+        polled = Polled(github)
+        await polled.list_all()
+        yield polled
+
+
+@pytest.mark.services
+async def test_a_job_that_no_webhook_told_of_is_found_and_gets_a_machine(polled: Polled) -> None:
+    polled.start()
+    with polled.services.bell.listen("machines") as ear:
+        assert await polled.poll() == 1
+        with trio.fail_after(30):
+            await ear.wait()
+    assert await polled.jobs() == [("queued", None, "poll")]
+    assert await polled.github.states() == ["queued"]
+    assert await polled.poll() == 0
+    assert await polled.github.states() == ["queued"]
+
+
+@pytest.mark.services
+async def test_each_step_of_a_job_is_found_to_its_end(polled: Polled) -> None:
+    run = polled.start()
+    await polled.poll()
+    runner = polled.run_on_a_runner(run)
+    assert await polled.poll() == 1
+    assert await polled.jobs() == [("in_progress", None, "poll")]
+    polled.forge.complete(runner, run.jobs[0].job_id, Conclusion.SUCCESS)
+    assert await polled.poll() == 1
+    assert await polled.jobs() == [("completed", "success", "poll")]
+    assert await polled.poll() == 0
+
+
+@pytest.mark.services
+async def test_a_queued_job_hidden_in_a_run_in_progress_is_found(polled: Polled) -> None:
+    run = polled.start(TWO)
+    polled.run_on_a_runner(run)
+    assert await polled.poll() == 2
+    assert sorted(state for state, _, _ in await polled.jobs()) == ["in_progress", "queued"]
+
+
+@pytest.mark.services
+async def test_a_cancelled_job_and_its_run_are_found_to_have_ended(polled: Polled) -> None:
+    run = polled.start(TWO)
+    await polled.poll()
+    for job in run.jobs:
+        polled.forge.cancel(job.job_id)
+    assert await polled.poll() == 2
+    assert [(state, conclusion) for state, conclusion, _ in await polled.jobs()] == [("completed", "cancelled")] * 2
+    assert set(await polled.github.states()) == {"cancelled!"}
+
+
+@pytest.mark.services
+async def test_a_job_that_is_not_ours_is_left_alone(polled: Polled) -> None:
+    polled.start(FOREIGN)
+    assert await polled.poll() == 0
+    assert await polled.poll() == 0
+    assert await polled.jobs() == []
+
+
+@pytest.mark.services
+async def test_a_job_that_github_knows_no_longer_ends_on_the_second_look(polled: Polled) -> None:
+    """Not on the first: GitHub may not have told itself of a new job everywhere."""
+    run = polled.start()
+    await polled.poll()
+    del polled.forge.runs[run.run_id], polled.forge.jobs[run.jobs[0].job_id]
+    assert await polled.poll() == 0
+    assert await polled.poll() == 1
+    assert await polled.jobs() == [("completed", "gone", "poll")]
+    assert await polled.github.states() == ["cancelled!"]
+
+
+@pytest.mark.services
+async def test_a_webhook_that_was_faster_is_not_undone_by_the_poll(polled: Polled) -> None:
+    run = polled.start()
+    await polled.github.tell("in_progress", run.jobs[0].job_id, runner_name="other", runner_id=5)
+    assert await polled.poll() == 0
+    assert [state for state, _, _ in await polled.jobs()] == ["in_progress"]
+
+
+@pytest.mark.services
+async def test_repositories_are_looked_at_when_they_are_due(polled: Polled) -> None:
+    polled.start()
+    assert await polled.poll() == 1
+    polled.start()
+    assert await polled.poll_due() == 0
+    await polled.sql("UPDATE repos SET polled_at = polled_at - interval '299 s'")
+    assert await polled.poll_due() == 0
+    await polled.sql("UPDATE repos SET polled_at = polled_at - interval '2 s'")
+    assert await polled.poll_due() == 1
+
+
+@pytest.mark.services
+async def test_an_idle_repository_is_looked_at_seldom_and_an_archived_one_never(polled: Polled) -> None:
+    polled.start()
+    await polled.sql("UPDATE repos SET active_at = clock_timestamp() - interval '7 hours'")
+    await polled.sql("UPDATE repos SET polled_at = clock_timestamp() - interval '600 s'")
+    assert await polled.poll_due() == 0
+    await polled.sql("UPDATE repos SET archived = true, polled_at = clock_timestamp() - interval '901 s'")
+    assert await polled.poll_due() == 0
+    await polled.sql("UPDATE repos SET archived = false")
+    assert await polled.poll_due() == 1
+
+
+@pytest.mark.services
+async def test_a_repository_that_vanished_stops_the_poll_of_no_other(polled: Polled) -> None:
+    polled.start()
+    polled.start(repo="second")
+    await polled.list_all()
+    await polled.sql("UPDATE repos SET name = 'renamed' WHERE name = 'hello'")
+    assert await polled.poll() == 1
+
+
+@pytest.mark.services
+async def test_a_refusal_is_kept_until_a_poll_succeeds_and_stops_no_other_repository(polled: Polled) -> None:
+    polled.start()
+    polled.start(repo="second")
+    await polled.list_all()
+    account = polled.github.sim.world.accounts.first
+    account.refuse("hello", frozenset({Refusal.ACTIONS_DISABLED}))
+    assert await polled.poll() == 1
+    assert await polled.problems() == [("hello", "actions_disabled")]
+    account.refuse("hello", frozenset())
+    assert await polled.poll() == 1
+    assert await polled.problems() == []
+
+
+@pytest.mark.services
+async def test_a_refusal_of_a_whole_installation_is_asked_about_once(polled: Polled) -> None:
+    polled.start()
+    account = polled.github.sim.world.accounts.first
+    account.refuse("", frozenset({Refusal.IP_ALLOW_LIST}))
+    assert await polled.poll() == 0
+    calls = polled.github.sim.world.tally
+    before = repr(calls)
+    assert await polled.poll() == 0
+    assert repr(calls) == before
+    assert await polled.problems() == [("", "ip_allow_list")]
