@@ -8,7 +8,7 @@ import pytest
 
 from nimbus.model.errors import Conflict, NotFound, Refused, Unauthorized
 from nimbus.model.job import JobState
-from nimbus.sim.forge import DAY_S
+from nimbus.sim.forge import DAY_S, ForgePolicy
 from nimbus.sim.jobs import Conclusion
 from nimbus.sim.payloads import render_runner
 from nimbus.sim.workflow import parse_workflow
@@ -231,6 +231,20 @@ def test_deleting_an_offered_runner_gives_the_job_to_another(stage: Stage) -> No
     assert stage.forge.offer(first) is job
     stage.forge.delete_runner(first.scope, first.runner_id)
     assert stage.forge.offer(second) is job
+
+
+def test_a_runner_that_idles_longer_than_the_limit_is_dropped_unless_it_has_work(stage: Stage) -> None:
+    stage.forge.policy = ForgePolicy(idle_at_most_s=120.0)
+    job, busy = stage.running()
+    idle, offline = stage.online("gpu", name="idle"), stage.runner(name="offline")
+    stage.clock.now_s += 119.0
+    stage.forge.sweep()
+    assert set(stage.forge.runners) == {busy.runner_id, idle.runner_id, offline.runner_id}
+    stage.forge.go_online(stage.forge.authenticate(idle.token))
+    stage.clock.now_s += 2.0
+    stage.forge.sweep()
+    assert set(stage.forge.runners) == {busy.runner_id, offline.runner_id}
+    assert job.state is JobState.IN_PROGRESS
 
 
 # -- cancelling ------------------------------------------------------------------------------------------------

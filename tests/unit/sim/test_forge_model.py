@@ -80,6 +80,12 @@ class ForgeMachine(RuleBasedStateMachine):
             with contextlib.suppress(NimbusError):
                 self.forge.cancel(job.job_id)
 
+    @rule(number=PICK, failed_only=st.booleans())
+    def run_is_run_again(self, number: int, failed_only: bool) -> None:
+        for run_id in list(self.forge.runs)[number : number + 1]:
+            with contextlib.suppress(NimbusError):
+                self.forge.rerun(run_id, failed_only=failed_only)
+
     @rule(seconds=st.sampled_from([1.0, 61.0, 301.0, 601.0, 86_401.0]))
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
@@ -132,6 +138,19 @@ class ForgeMachine(RuleBasedStateMachine):
         for actions in self.told.values():
             ranks = [RANK[JobState(action)] for action in actions]
             assert ranks == sorted(set(ranks))
+
+    @invariant()
+    def a_job_and_a_runner_agree_on_the_offer(self) -> None:
+        offers = {(id(job), id(job.offered_to)) for job in self.forge.jobs.values() if job.offered_to is not None}
+        runners = self.forge.runners.values()
+        assert offers == {(id(runner.offered), id(runner)) for runner in runners if runner.offered is not None}
+
+    @invariant()
+    def every_attempt_holds_each_job_of_the_workflow_once(self) -> None:
+        for run in self.forge.runs.values():
+            for attempt in range(1, run.attempt + 1):
+                assert [job.spec.key for job in run.jobs_of(attempt)] == ["a"]
+                assert all(job.attempt <= attempt for job in run.jobs_of(attempt))
 
     @invariant()
     def a_completed_job_has_a_conclusion_and_no_other_has_one(self) -> None:

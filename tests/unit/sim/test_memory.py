@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from quart import Response, request
 from nimbus.model.errors import HostFault
 from nimbus.model.job import JobState
 from nimbus.runtime.serving import build_app, serve_app
+from nimbus.sim.accounts import Refusal
 from nimbus.sim.deliveries import WebhookTarget
 from nimbus.sim.forge import ForgePolicy
 from nimbus.sim.jobs import Conclusion, Job, Runner
@@ -39,11 +40,12 @@ class Life:
     folder: Path
     clock: Clock = field(default_factory=Clock)
     owner: str = "octo-org"
+    more_owners: tuple[str, ...] = ()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[World]:
         plan = WorldPlan(self.owner, "hello", "1", "", 7, "", None, policy=ForgePolicy(), state_dir=self.folder)
-        world = World(plan, self.clock)
+        world = World(replace(plan, more_owners=self.more_owners), self.clock)
         await world.memory.recall()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.memory.run_writer)
@@ -216,6 +218,56 @@ async def test_no_id_is_given_twice_even_where_the_clock_went_back(life: Life) -
     async with life.open() as world:
         job = start(world)
         assert not used & {job.job_id, job.run.run_id}
+
+
+async def test_every_organisation_is_as_it_was_and_ids_go_on(life: Life) -> None:
+    life.more_owners = ("acme", "umbrella")
+    async with life.open() as world:
+        acme, umbrella = world.accounts.named("acme"), world.accounts.named("umbrella")
+        first = acme.forge.start_run(parse_workflow(WORKFLOW % ""), "hello")
+        runner = acme.forge.register("acme/hello", "r", ("nimbus",), 1, "_work")
+        acme.refuse("hello", frozenset({Refusal.GROUP_FULL}))
+        acme.forge.archive("old", archived=True)
+        world.accounts.install(umbrella, installed=False)
+        world.accounts.install(umbrella, installed=True)
+        registration = world.registrations.issue("acme", removes=False)
+        world.memory.note()
+        await world.memory.wait_written()
+        before = world.memory.render()
+    async with life.open() as world:
+        assert world.memory.render() == before
+        acme, umbrella = world.accounts.named("acme"), world.accounts.named("umbrella")
+        assert (acme.installation_id, umbrella.installation_id) == (8, 10)
+        assert list(acme.forge.runs) == [first.run_id]
+        assert (list(world.forge.runs), list(umbrella.forge.runs)) == ([], [])
+        assert acme.forge.authenticate(runner.token).name == "r"
+        assert acme.refuses(Refusal.GROUP_FULL, "Hello")
+        assert acme.forge.archived == {"old"}
+        assert world.registrations.check(registration.token, removes=False) == registration
+        assert start(world).job_id > first.jobs[0].job_id
+
+
+async def test_an_organisation_that_is_named_no_more_is_kept_and_its_id_given_to_nobody(life: Life) -> None:
+    life.more_owners = ("acme",)
+    async with life.open() as world:
+        world.accounts.named("acme").forge.start_run(parse_workflow(WORKFLOW % ""), "hello")
+        await world.memory.wait_written()
+    life.more_owners = ("umbrella",)
+    async with life.open() as world:
+        assert {account.owner: account.installation_id for account in world.accounts} == {
+            "octo-org": 7,
+            "umbrella": 9,
+            "acme": 8,
+        }
+        assert len(world.accounts.named("acme").forge.runs) == 1
+
+
+async def test_what_the_previous_sim_wrote_of_its_only_installation_still_holds(life: Life) -> None:
+    life.folder.mkdir()
+    header = b'{"header":{"format":"nimbus-sim/1","owner":"octo-org","last_id":7,"suspended":true}}\n{"end":1}\n'
+    (life.folder / FILE).write_bytes(header)
+    async with life.open() as world:
+        assert world.accounts.first.suspended_at_s is not None
 
 
 async def test_a_suspended_installation_stays_suspended(life: Life) -> None:

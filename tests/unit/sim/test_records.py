@@ -116,3 +116,27 @@ def test_an_offer_is_not_kept() -> None:
     again = parse_world(render(stage))
     assert (again.runs[0].jobs[0].offered_to, again.runs[0].jobs[0].state) == (None, JobState.QUEUED)
     assert "offered_to" not in str(lines(render(stage)))
+
+
+def test_what_the_previous_sim_wrote_is_read() -> None:
+    stage = Stage()
+    job, _ = stage.running()
+    header = b'{"header":{"format":"nimbus-sim/1","owner":"octo-org","last_id":7,"suspended":true}}\n'
+    previous = header + b"".join(render(stage).splitlines(keepends=True)[1:])
+    recalled = parse_world(previous)
+    assert (recalled.header.suspended, recalled.header.accounts) == (True, ())
+    assert [each.job_id for each in recalled.runs[0].jobs] == [job.job_id]
+    assert (recalled.runs[0].attempt, recalled.runs[0].jobs[0].attempt) == (1, 1)
+
+
+def test_the_attempts_of_a_run_are_kept_apart() -> None:
+    stage, pen = Stage(), Pen()
+    job, runner = stage.running()
+    stage.forge.complete(runner, job.job_id, Conclusion.FAILURE)
+    pen.render(HEADER, stage.forge.runners.values(), stage.forge.runs.values(), [])
+    run = stage.forge.rerun(job.run.run_id, failed_only=True)
+    data = pen.render(HEADER, stage.forge.runners.values(), stage.forge.runs.values(), [])
+    assert data == render(stage)
+    again = parse_world(data).runs[0]
+    assert [each.job_id for each in again.jobs_of(1)] == [job.job_id]
+    assert [(each.job_id, each.attempt) for each in again.jobs_of(2)] == [(run.jobs[0].job_id, 2)]
