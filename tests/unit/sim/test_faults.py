@@ -132,6 +132,14 @@ def test_a_runners_fate_stays_until_there_is_another_plan() -> None:
     assert not any(faults.runner(number).stolen for number in range(50))
 
 
+def test_a_runner_that_is_forgotten_has_no_fate_left() -> None:
+    faults = Faults(parse_plan('{"runners": {"stolen": 0.5}}'))
+    fates = [faults.runner(number) for number in range(50)]
+    faults.forget_runners(frozenset(range(25)))
+    assert [faults.runner(number) for number in range(25)] == fates[:25]
+    assert [faults.runner(number) for number in range(25, 50)] != fates[25:]
+
+
 def test_another_plan_begins_its_dice_anew_and_the_counts_go_on() -> None:
     plan = parse_plan('{"deliveries": {"lost": 0.5}}')
     faults = Faults(plan)
