@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 
-from nimbus.control_plane.leases import grant_lease
+from nimbus.control_plane.leases import grant_lease, wait_grant
+from nimbus.control_plane.services import LeaseTerms
 from nimbus.runtime.postgres import Row, Transaction, load_queries
-from nimbus.wire.leaseapi import LeaseRequest
+from nimbus.wire.leaseapi import Grant, LeaseRequest
 from tests.unit.control_plane.plane import Plane, open_plane, open_services
 
 pytestmark = pytest.mark.services
+LEASES = ("nimbus.control_plane", "queries", "leases.sql")
 ROOM = LeaseRequest(0.0, 64, 2**20, 100, ("nimbus",))
 
 
@@ -121,6 +125,34 @@ async def test_caps_hold_while_several_processes_grant_at_once(database_dsn: str
         assert await held(plane) == {capped: 3, by_cpus: 2, other: 20}
 
 
+async def test_an_agent_that_looked_while_another_process_counted_looks_again_soon(
+    database_dsn: str, redis_url: str
+) -> None:
+    seldom = LeaseTerms(poll_s=50.0)
+    async with open_plane(database_dsn, redis_url, terms=seldom) as plane, trio.open_nursery() as nursery:
+        capped = await make_org(plane, 1, max_machines=3)
+        await queue(plane, capped, 1)
+        counting, done = trio.Event(), asyncio.Event()
+
+        async def count(transaction: Transaction) -> None:
+            """Another process, between its two statements."""
+            assert await transaction.fetchval(load_queries(*LEASES)["lock_caps"])
+            counting.set()
+            await done.wait()
+
+        nursery.start_soon(plane.services.database.run, count)
+        await counting.wait()
+        granted: list[Grant | None] = []
+
+        async def wait() -> None:
+            granted.append(await wait_grant(plane.services, "agent-1", replace(ROOM, wait_s=45.0)))
+
+        nursery.start_soon(wait)
+        assert await grant(plane, "agent-2") is None
+        done.set()
+    assert [each is not None for each in granted] == [True]
+
+
 async def block(plane: Plane, installation_id: int, kind: str, retry_s: float, scope: str = "") -> None:
     await plane.sql(
         "INSERT INTO forge_problems (installation_id, scope, task, kind, said, retry_at) "
@@ -165,7 +197,7 @@ async def test_with_ten_thousand_queued_a_grant_reads_a_few_rows(plane: Plane) -
 
 async def explain(plane: Plane) -> dict[str, Any]:
     """How PostgreSQL answers the grant's statement, by its own word."""
-    grant_sql = load_queries("nimbus.control_plane", "queries", "leases.sql")["grant_lease"]
+    grant_sql = load_queries(*LEASES)["grant_lease"]
 
     async def run(transaction: Transaction) -> Row | None:
         args = ("agent-1", 8, 8192, ["nimbus"], 30.0, None, "x64", True, ["outage"])
