@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import textwrap
 import time
 from collections.abc import AsyncIterator
 
@@ -13,7 +16,9 @@ import trio
 from nimbus.model.errors import Refused
 from nimbus.sim.settings import SimSettings
 from tests.forge import Sim, app_key, open_sim
+from tests.readme import ROOT
 
+PAGE = ROOT / "docs" / "rehearsal.md"
 RUNNERS = "/repos/octo-org/hello/actions/runners"
 JIT = f"{RUNNERS}/generate-jitconfig"
 
@@ -191,3 +196,17 @@ def test_the_environment_may_hold_the_faults_to_start_with() -> None:
     assert settings().world_plan().faults.deliveries.lost == 0
     with pytest.raises(Refused, match=r"^NIMBUS_SIM_FAULTS: deliveries\.lost"):
         settings(sim_faults='{"deliveries": {"lost": 3}}').world_plan()
+
+
+async def test_the_commands_that_the_page_on_rehearsals_shows_do_what_it_says() -> None:
+    page = PAGE.read_text().partition("## Bad days")[2].partition("\n## ")[0]
+    commands = [textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n)+", page, flags=re.MULTILINE)]
+    shown = []
+    with trio.fail_after(60):
+        async with open_sim(control_token="c" * 32) as sim:
+            for command in commands:
+                line = command.replace("http://127.0.0.1:8080", sim.url).replace("curl", "curl -sS --fail", 1)
+                env = {**os.environ, "NIMBUS_SIM_CONTROL_TOKEN": "c" * 32}
+                done = await trio.run_process(["bash", "-c", line], env=env, capture_stdout=True)
+                shown.append(json.loads(done.stdout)["plan"]["deliveries"]["lost"])
+    assert shown == [0.3, 0.3, 0]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from nimbus.model.errors import Refused
 from nimbus.sim.faults import DeliveryFate, FaultPlan, Faults, RequestFate, RunnerFate, parse_plan
+from tests.readme import ROOT
 
+PAGE = ROOT / "docs" / "rehearsal.md"
 THROWS = 5000  # with a rate of 0.3 the share lies within 0.3 +- 0.05 for any seed that one is likely to choose
 
 
@@ -174,3 +178,11 @@ def test_another_plan_begins_its_dice_anew_and_the_counts_go_on() -> None:
 def test_a_plan_that_is_none_is_refused_by_the_name_of_what_is_wrong(text: str, named: str) -> None:
     with pytest.raises(Refused, match=f"^{named}"):
         parse_plan(text)
+
+
+def test_the_page_on_rehearsals_names_every_fault() -> None:
+    page = PAGE.read_text()
+    plan = FaultPlan()
+    for group in (plan.deliveries, plan.rest, plan.runners):
+        unnamed = [each.name for each in fields(group) if f"`{each.name}`" not in page]
+        assert [name for name in unnamed if f"retry-after: {name}" not in page] == []
