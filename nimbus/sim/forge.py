@@ -344,12 +344,19 @@ class Forge:
 
     def _assign(self) -> None:
         free = [each for each in self.runners.values() if each.online and not each.busy and each.offered is None]
+        hopeless: set[tuple[tuple[str, ...], int]] = (
+            set()
+        )  # labels and repositories that nobody serves: a storm brings many jobs of few kinds
         for job in self.jobs.values():
             if not free:
                 break
-            if job.state is not JobState.QUEUED or job.offered_to is not None:
+            kind = (job.spec.labels, job.run.repo.repo_id)
+            if job.state is not JobState.QUEUED or job.offered_to is not None or kind in hopeless:
                 continue
-            runner = next((runner for runner in free if self._may_take(runner, job)), None)
+            fitting = [runner for runner in free if _fits(runner, job)]
+            if not fitting:
+                hopeless.add(kind)
+            runner = next((each for each in fitting if each.runner_id not in job.passed_by), None)
             if runner is not None:
                 free.remove(runner)
                 self._offer(job, runner)
@@ -358,10 +365,6 @@ class Forge:
     def _offer(self, job: Job, runner: Runner) -> None:
         job.offered_to, job.offered_at_s, runner.offered = runner, self.now_s(), job
         self._note(job, f"offered to {runner.name}")
-
-    def _may_take(self, runner: Runner, job: Job) -> bool:
-        fits = runner.reaches(job.run.repo) and runner_serves(runner.labels, job.spec.labels)
-        return fits and runner.runner_id not in job.passed_by
 
     def _idle_s(self, runner: Runner) -> float:
         """How long it has been there without a job or an offer."""
@@ -392,3 +395,7 @@ class Forge:
 
     def _note(self, job: Job, what: str) -> None:
         job.history.append(Happening(self.now_s(), what))
+
+
+def _fits(runner: Runner, job: Job) -> bool:
+    return runner.reaches(job.run.repo) and runner_serves(runner.labels, job.spec.labels)
