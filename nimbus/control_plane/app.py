@@ -19,6 +19,7 @@ from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
+from nimbus.control_plane.problems import count_problems
 from nimbus.control_plane.services import MACHINES, AccessPolicy, JobRules, LeaseTerms, Services
 from nimbus.control_plane.settings import Settings
 from nimbus.control_plane.silence import sweep_leases
@@ -142,6 +143,7 @@ def build_health_api(services: Services) -> Blueprint:
         for state, count in dict(counts["machines"]).items():  # type: ignore[call-overload]
             services.metrics.machines.labels(state).set(count)
         services.metrics.agents_seen.set(await services.database.run(_count_agents))
+        await count_problems(services)
         await note_duties(services)
         return Response(services.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 

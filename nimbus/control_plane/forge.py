@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -15,7 +15,9 @@ from nimbus.control_plane.demand import DemandRules, RunnerLevel, sweep_demand
 from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.github_limits import LimitTerms
 from nimbus.control_plane.github_transport import Observer
-from nimbus.control_plane.runners import build_runners_api, sweep_runners
+from nimbus.control_plane.registrations import Registrar, Registration, RunnerRules, sweep_registrations
+from nimbus.control_plane.roster import sweep_rosters
+from nimbus.control_plane.runners import build_runners_api
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.settings import Settings
 from nimbus.control_plane.webhooks import WebhookRules, build_webhooks, sweep_deliveries
@@ -30,18 +32,23 @@ class Forge:
     github: GithubClient
     webhooks: WebhookRules
     demand: DemandRules
+    runners: RunnerRules = field(default_factory=RunnerRules)
+
+    def registrar(self, services: Services) -> Registrar:
+        return Registrar(services, self.github, self.demand, self.runners)
 
     def register(self, app: App, services: Services) -> None:
         """Add GitHub's routes to the application."""
         app.register_blueprint(build_webhooks(services, self.webhooks, self.demand))
-        app.register_blueprint(build_runners_api(services, self.github, self.demand))
+        app.register_blueprint(build_runners_api(self.registrar(services)))
 
     async def sweep(self, services: Services) -> None:
         """Run the three sweepers until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sweep_deliveries, services, self.demand)
             nursery.start_soon(sweep_demand, services, self.demand)
-            nursery.start_soon(sweep_runners, services, self.github, self.demand)
+            nursery.start_soon(sweep_registrations, self.registrar(services))
+            nursery.start_soon(sweep_rosters, self.registrar(services))
 
 
 def plan_webhooks(settings: Settings) -> WebhookRules:
@@ -82,10 +89,24 @@ def plan_limits(settings: Settings) -> LimitTerms:
     )
 
 
+def plan_runners(settings: Settings) -> RunnerRules:
+    """Pure: how runners are registered, and how long they may do nothing."""
+    return RunnerRules(
+        registration=Registration(settings.runner_registration),
+        argv=settings.runner_argv,
+        group_id=settings.runner_group_id,
+        web_url=settings.github_url,
+        idle_limit_s=settings.runner_idle_limit,
+        end_limit_s=settings.runner_end_limit,
+        sweep_s=settings.runner_sweep_interval,
+        zombie_age_s=settings.runner_zombie_age,
+    )
+
+
 @asynccontextmanager
 async def open_forge(settings: Settings, observer: Observer) -> AsyncIterator[Forge]:
     """GitHub, as the settings describe it, for as long as the body runs. Opening it sends nothing."""
     pem = settings.github_app_private_key.get_secret_value().replace("\\n", "\n")  # as environment files write it
     credentials = AppCredentials(str(settings.github_app_id), pem)
     async with open_github(settings.github_api_url, credentials, plan_limits(settings), observer) as github:
-        yield Forge(github, plan_webhooks(settings), plan_demand(settings))
+        yield Forge(github, plan_webhooks(settings), plan_demand(settings), plan_runners(settings))

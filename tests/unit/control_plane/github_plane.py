@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
@@ -16,6 +16,7 @@ from nimbus.control_plane.app import build_control_plane
 from nimbus.control_plane.demand import DemandRules
 from nimbus.control_plane.forge import Forge
 from nimbus.control_plane.github_client import AppCredentials, open_github
+from nimbus.control_plane.registrations import RunnerRules
 from nimbus.control_plane.webhooks import WebhookRules
 from nimbus.runtime.http import open_http
 from nimbus.runtime.postgres import Row
@@ -112,6 +113,7 @@ async def open_github_plane(
     *,
     demand: DemandRules | None = None,
     webhooks: WebhookRules | None = None,
+    runners: RunnerRules | None = None,
 ) -> AsyncIterator[GithubPlane]:
     """A control plane and a sim, each on a free port; the sim's webhooks reach the control plane."""
     address = f"127.0.0.1:{free_port()}"  # the sim is told of it before the control plane has a client for the sim
@@ -123,6 +125,7 @@ async def open_github_plane(
             trio.open_nursery() as nursery,
         ):
             forge = Forge(github, webhooks or WebhookRules((SECRET, PREVIOUS)), demand or DemandRules())
+            forge = replace(forge, runners=runners or RunnerRules())
             app = build_control_plane(services)
             forge.register(app, services)
             urls = await nursery.start(serve_app, app, [address], services.stopping)

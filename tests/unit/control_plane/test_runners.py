@@ -1,47 +1,44 @@
-"""Runner registrations against a live fake GitHub: minted late, replaced, undone, never taken from under a job."""
+"""Runners minted against a live fake GitHub: late, at most once a job, and refused in words that name who must act."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import trio
 
 from nimbus.control_plane.demand import DemandRules, RunnerLevel
-from nimbus.control_plane.runners import deregister_ended, release_idle
-from nimbus.sim.jobs import Conclusion, Runner
+from nimbus.control_plane.inbox import serve_inbox
+from nimbus.control_plane.problems import note_problem, retry_now
+from nimbus.control_plane.registrations import RunnerRules
+from nimbus.model.forge import Problem, ProblemKind
+from nimbus.sim.jobs import Conclusion
 from nimbus.sim.workflow import parse_workflow
 from nimbus.wire.github import decode_jit_config
+from tests.forge import INSTALLATION_ID
 from tests.runner_script import needs_busybox, open_script_folder
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
+from tests.unit.control_plane.runner_stage import leased, registered, undo
+
+SUSPENDED = Problem(ProblemKind.SUSPENDED, "This installation has been suspended", 300.0)
 
 pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+async def live(github: GithubPlane) -> AsyncIterator[GithubPlane]:
+    """With the inbox at work: what the sim delivers is processed by itself."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_inbox, github.plane.services, github.forge.demand)
+        yield github
+        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
 async def github(database_dsn: str, redis_url: str) -> AsyncIterator[GithubPlane]:
     async with open_github_plane(database_dsn, redis_url) as running:
         yield running
-
-
-def registered(github: GithubPlane) -> dict[str, Runner]:
-    return {runner.name: runner for runner in github.sim.world.forge.runners.values()}
-
-
-async def leased(github: GithubPlane, jobs: int = 1) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """An agent that holds a machine for each of so many queued jobs."""
-    agent = await github.plane.enrol()
-    for job_id in range(1, jobs + 1):
-        await github.tell("queued", job_id)
-    return agent, [await github.lease(agent) for _ in range(jobs)]
-
-
-async def sweep(github: GithubPlane) -> tuple[int, int]:
-    services, forge = github.plane.services, github.forge
-    ended = await deregister_ended(services, forge.github, forge.demand)
-    return ended, await release_idle(services, forge.github, forge.demand)
 
 
 async def test_the_holder_of_a_lease_gets_a_jit_config_for_its_own_machine(github: GithubPlane) -> None:
@@ -120,105 +117,77 @@ async def test_a_command_machine_has_no_runner(github: GithubPlane) -> None:
     assert (await github.mint(agent, grant)).status_code == 400
 
 
-async def test_a_runner_is_deregistered_when_its_machine_fails(github: GithubPlane) -> None:
-    agent, [grant] = await leased(github)
-    await github.mint(agent, grant)
-    assert await sweep(github) == (0, 0)
-    await github.plane.finish(agent, grant, "host_fault", cause="no room")
-    assert await sweep(github) == (1, 0)
-    assert registered(github) == {}
-    assert (await github.machines())[0]["runner_id"] is None
-
-
-async def test_a_runner_is_deregistered_when_its_lease_expires(github: GithubPlane) -> None:
-    agent, [grant] = await leased(github)
-    await github.mint(agent, grant)
-    await github.plane.pass_deadlines()
-    assert await sweep(github) == (1, 0)
-    assert registered(github) == {}
-
-
-async def test_a_runner_that_github_removed_already_is_a_success(github: GithubPlane) -> None:
-    agent, [grant] = await leased(github)
-    await github.mint(agent, grant)
-    github.sim.world.forge.runners.clear()
-    await github.plane.finish(agent, grant, "host_fault")
-    assert await sweep(github) == (1, 0)
-    assert (await github.machines())[0]["runner_id"] is None
-
-
-async def test_a_runner_whose_id_was_never_learned_is_found_by_its_name(github: GithubPlane) -> None:
-    agent, [grant] = await leased(github)
-    await github.mint(agent, grant)
-    # what a crash between GitHub's answer and our commit leaves behind
-    await github.plane.sql("UPDATE machines SET runner_id = 0")
-    await github.plane.finish(agent, grant, "host_fault")
-    assert await sweep(github) == (1, 0)
-    assert registered(github) == {}
-
-
-async def test_a_busy_runner_is_left_alone_and_asked_about_again(github: GithubPlane) -> None:
-    agent, [grant] = await leased(github)
-    await github.mint(agent, grant)
-    [runner] = registered(github).values()
-    run = github.sim.world.forge.start_run(parse_workflow("jobs: {a: {runs-on: nimbus, steps: [{run: x}]}}"), "hello")
-    github.sim.world.forge.go_online(runner)
-    github.sim.world.forge.accept(runner, run.jobs[0].job_id)
-    await github.plane.sql("UPDATE machines SET state = 'lost', deadline = NULL")
-    assert await sweep(github) == (0, 0)
-    assert list(registered(github)) == [runner.name]
-    assert (await github.machines())[0]["runner_id"] == runner.runner_id
-    github.sim.world.forge.complete(runner, run.jobs[0].job_id, Conclusion.SUCCESS)
-    assert await sweep(github) == (1, 0)
-
-
-async def test_an_idle_runner_that_no_job_needs_is_deregistered_and_then_its_machine_is_cancelled(
-    github: GithubPlane,
-) -> None:
-    agent, [first, second] = await leased(github, jobs=2)
-    for grant in (first, second):
-        await github.mint(agent, grant)
-    await github.tell("completed", 1, conclusion="cancelled")
-    assert await github.states() == ["leased", "leased"]
-    assert await sweep(github) == (0, 1)
-    assert await github.states() == ["leased", "leased!"]
-    assert list(registered(github)) == [await github.name_of(first)]
-
-
-async def test_an_idle_looking_runner_that_took_a_job_a_moment_ago_keeps_its_machine(github: GithubPlane) -> None:
-    agent, [grant] = await leased(github)
-    await github.mint(agent, grant)
-    [runner] = registered(github).values()
-    run = github.sim.world.forge.start_run(parse_workflow("jobs: {a: {runs-on: nimbus, steps: [{run: x}]}}"), "hello")
-    github.sim.world.forge.go_online(runner)
-    github.sim.world.forge.accept(runner, run.jobs[0].job_id)
-    await github.plane.sql("UPDATE jobs SET state = 'completed'")
-    assert await sweep(github) == (0, 0)
-    assert (await github.states())[0] == "leased"
-
-
-async def test_githubs_refusals_reach_the_agent_as_unavailable_with_a_reason(github: GithubPlane) -> None:
+async def test_a_refusal_names_who_must_act_and_is_not_asked_for_again_before_its_time(github: GithubPlane) -> None:
     agent, [grant] = await leased(github)
     await github.sim.http.post("/sim/installation", json={"suspended": True})
-    answer = await github.mint(agent, grant)
-    assert (answer.status_code, answer.json()["error"]) == (503, "unavailable")
-    assert "suspended" in answer.json()["message"]
-    assert int(answer.headers["Retry-After"]) >= 60
-    await github.sim.http.post("/sim/installation", json={"suspended": False})
+    for _ in range(2):
+        answer = await github.mint(agent, grant)
+        assert (answer.status_code, answer.json()["error"]) == (503, "unavailable")
+        assert "an owner of octo-org must unsuspend it" in answer.json()["message"]
+        assert int(answer.headers["Retry-After"]) >= 60
+    [problem] = await github.plane.sql("SELECT * FROM forge_problems")
+    assert (problem["kind"], problem["scope"], problem["task"]) == ("suspended", "", "any")
+    assert await registering_calls(github) == 0
+
+
+async def test_a_runner_is_minted_as_soon_as_an_owner_has_acted_and_the_problem_is_gone(github: GithubPlane) -> None:
+    agent, [grant] = await leased(github)
+    await github.plane.services.database.run(note_problem, INSTALLATION_ID, None, SUSPENDED)
+    assert (await github.mint(agent, grant)).status_code == 503
+    await github.plane.services.database.run(retry_now, INSTALLATION_ID)
+    assert (await github.mint(agent, grant)).status_code == 200
+    assert await github.plane.sql("SELECT * FROM forge_problems") == []
+
+
+async def test_a_refusal_for_one_repository_keeps_no_other_from_a_runner(github: GithubPlane) -> None:
+    agent = await github.plane.enrol()
+    await github.tell("queued", 1)
+    first = await github.lease(agent)
+    await github.tell("queued", 2, repo={"id": 602, "name": "web", "full_name": "octo-org/web", "private": True})
+    second = await github.lease(agent)
+    states = {"owner": "octo-org", "repo": "hello", "states": ["runners_disabled"]}
+    assert (await github.sim.http.post("/sim/account", json=states)).status_code == 200
+    refused = await github.mint(agent, first)
+    assert "self-hosted runners are disabled for octo-org/hello" in refused.json()["message"]
+    assert (await github.mint(agent, second)).status_code == 200
+    [problem] = await github.plane.sql("SELECT * FROM forge_problems")
+    assert (problem["scope"], problem["task"]) == ("hello", "register")
+
+
+async def test_an_agent_waits_out_a_short_limit_instead_of_throwing_its_machine_away(github: GithubPlane) -> None:
+    agent, [grant] = await leased(github)
+    limited = Problem(ProblemKind.SECONDARY_LIMIT, "You have exceeded a secondary rate limit", 1.0)
+    await github.plane.services.database.run(note_problem, INSTALLATION_ID, None, limited)
     assert (await github.mint(agent, grant)).status_code == 200
 
 
-async def test_one_orgs_trouble_does_not_keep_anothers_runners_registered(github: GithubPlane) -> None:
-    agent, grants = await leased(github, jobs=2)
-    for grant in grants:
-        await github.mint(agent, grant)
-        await github.plane.finish(agent, grant, "host_fault")
-    await github.plane.sql("UPDATE machines SET installation_id = 999 WHERE machine_id = $1", grants[0]["machine_id"])
-    assert await sweep(github) == (1, 0)
-    assert list(registered(github)) == [await github.name_of(grants[0])]
+async def test_the_runner_group_is_the_orgs_own_or_the_settings(database_dsn: str, redis_url: str) -> None:
+    async with open_github_plane(database_dsn, redis_url, runners=RunnerRules(group_id=99)) as github:
+        agent, [grant] = await leased(github)
+        refused = await github.mint(agent, grant)
+        assert "runner group" in refused.json()["message"]
+        await github.plane.sql("UPDATE orgs SET runner_group_id = 1 WHERE login = 'octo-org'")
+        await github.plane.services.database.run(retry_now, INSTALLATION_ID)
+        assert (await github.mint(agent, grant)).status_code == 200
 
 
-async def test_the_whole_github_line_from_the_sims_webhook_to_a_completed_job(github: GithubPlane) -> None:
+async def test_a_machine_of_an_app_that_was_installed_anew_registers_by_the_new_installation(
+    github: GithubPlane,
+) -> None:
+    agent, [grant] = await leased(github)
+    await github.plane.sql("UPDATE machines SET installation_id = 5")
+    assert (await github.mint(agent, grant)).status_code == 200
+    assert [row["installation_id"] for row in await github.machines()] == [INSTALLATION_ID]
+
+
+async def registering_calls(github: GithubPlane) -> int:
+    """How often GitHub has made a runner."""
+    stats = (await github.sim.http.get("/sim/stats")).json()
+    return sum(installation["minted"] for installation in stats["installations"])
+
+
+async def test_the_whole_github_line_from_the_sims_webhook_to_a_completed_job(live: GithubPlane) -> None:
+    github = live
     agent = await github.plane.enrol()
     forge = github.sim.world.forge
     run = forge.start_run(parse_workflow("jobs: {a: {runs-on: nimbus, steps: [{run: x}]}}"), "hello")
@@ -234,14 +203,15 @@ async def test_the_whole_github_line_from_the_sims_webhook_to_a_completed_job(gi
     [job], [machine] = await github.jobs(), await github.machines()
     assert (job["forge_job_id"], job["conclusion"], machine["job_id"]) == (run.jobs[0].job_id, "success", job["job_id"])
     assert (await github.plane.finish(agent, grant)).json()["state"] == "done"
-    assert await sweep(github) == (1, 0)
+    assert await undo(github) == (1, 0)
 
 
 @needs_busybox
 @pytest.mark.parametrize(("step", "conclusion"), [("echo it works", "success"), ("exit 3", "failure")])
 async def test_a_workflow_runs_from_the_signed_webhook_to_its_conclusion_by_the_guests_own_script(
-    github: GithubPlane, step: str, conclusion: str
+    live: GithubPlane, step: str, conclusion: str
 ) -> None:
+    github = live
     agent = await github.plane.enrol()
     workflow = f"jobs: {{a: {{runs-on: nimbus, steps: [{{run: {step}}}]}}}}"
     run = github.sim.world.forge.start_run(parse_workflow(workflow), "hello")
@@ -257,4 +227,4 @@ async def test_a_workflow_runs_from_the_signed_webhook_to_its_conclusion_by_the_
     [job], [machine] = await github.jobs(), await github.machines()
     assert (machine["job_id"], job["runner_name"]) == (job["job_id"], machine["runner_name"])
     assert (await github.plane.finish(agent, grant)).json()["state"] == "done"
-    assert (await sweep(github), registered(github)) == ((1, 0), {})
+    assert (await undo(github), registered(github)) == ((1, 0), {})
