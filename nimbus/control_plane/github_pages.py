@@ -45,7 +45,7 @@ class KeptPages:
         old = self._pages.pop(key, None)
         if old is not None:
             self._bytes -= len(old.body)
-        if answer.status != 200 or not answer.headers.get("etag"):
+        if answer.status != 200 or not answer.headers.get("etag") or len(answer.body) > self._max_bytes:
             return
         self._pages[key] = answer
         self._bytes += len(answer.body)
