@@ -95,6 +95,7 @@ UPDATE machines SET registered_at = clock_timestamp() WHERE runner_id > 0;
 ALTER TABLE machines ALTER COLUMN host_labels SET NOT NULL, ALTER COLUMN host_labels SET DEFAULT '{}';
 
 CREATE INDEX jobs_open_github ON jobs (org_id, labels) WHERE source = 'github' AND state = 'queued';
+CREATE INDEX jobs_open_of_repo ON jobs (repo_id) WHERE state IN ('waiting', 'queued', 'in_progress');
 CREATE INDEX deliveries_settled ON deliveries (received_at) WHERE state IN ('processed', 'ignored');
 
 -- When a delivery may be worked on next: whoever takes one moves it on, so that nobody else does at the same time.
