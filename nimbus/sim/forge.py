@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from nimbus.model.errors import Conflict, NotFound, Refused, Unauthorized
@@ -114,13 +114,14 @@ class Forge:
         """Of the newest push that started a run."""
         return max((run.created_at_s for run in self.runs.values() if run.repo == repo), default=None)
 
-    def start_run(self, workflow: Workflow, repo_name: str) -> Run:
+    def start_run(self, workflow: Workflow, repo_name: str, first: Runner | None = None) -> Run:
+        """A new run. `first` is offered its first job before any other runner is."""
         if repo_name.lower() in self.archived:
             raise Refused(f"{self.owner}/{repo_name} is archived: nothing runs in it")
         run = Run(self.ids.take(), workflow.name, self.repo(repo_name), self.now_s())
         run.jobs = [self._new_job(run, spec) for spec in workflow.jobs]
         self.runs[run.run_id] = run
-        self._begin(run.jobs)
+        self._begin(run.jobs, first)
         return run
 
     def rerun(self, run_id: int, *, failed_only: bool) -> Run:
@@ -144,11 +145,13 @@ class Forge:
         steps = [StepRun(number, step) for number, step in enumerate(spec.steps, start=1)]
         return Job(self.ids.take(), run, spec, state, self.now_s(), steps, attempt=run.attempt)
 
-    def _begin(self, jobs: Iterable[Job]) -> None:
+    def _begin(self, jobs: Sequence[Job], first: Runner | None = None) -> None:
         for job in jobs:
             self.jobs[job.job_id] = job
             self._note(job, job.state.value)
             self.tell(job, "queued")  # also for a job at a gate: its status says `waiting`
+        if first is not None and not first.busy and first.offered is None:
+            self._offer(jobs[0], first)
         self._assign()
 
     def job(self, job_id: int) -> Job:
@@ -259,12 +262,6 @@ class Forge:
         """The job that is offered to the runner, if any."""
         return runner.offered
 
-    def offer_to(self, job: Job, runner: Runner) -> None:
-        """Out of turn, unless either is taken already."""
-        if job.state is JobState.QUEUED and job.offered_to is None and not runner.busy and runner.offered is None:
-            self._offer(job, runner)
-            self.changed()
-
     def accept(self, runner: Runner, job_id: int) -> Job:
         job = self.job(job_id)
         if runner.job is job:
@@ -344,9 +341,8 @@ class Forge:
 
     def _assign(self) -> None:
         free = [each for each in self.runners.values() if each.online and not each.busy and each.offered is None]
-        hopeless: set[tuple[tuple[str, ...], int]] = (
-            set()
-        )  # labels and repositories that nobody serves: a storm brings many jobs of few kinds
+        # Labels and repositories that nobody serves: a storm brings many jobs, and few kinds of them.
+        hopeless: set[tuple[tuple[str, ...], int]] = set()
         for job in self.jobs.values():
             if not free:
                 break

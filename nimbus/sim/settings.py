@@ -104,6 +104,7 @@ class SimSettings(RoomSettings):
         for name in (self.sim_owner, *named):
             if not _OWNER.fullmatch(name):
                 raise Refused("NIMBUS_SIM_OWNERS: names of organisations, separated by commas, are needed")
-        by_name = {name.lower(): name for name in reversed(named)}
-        by_name.pop(self.sim_owner.lower(), None)
-        return tuple(reversed(by_name.values()))
+        by_name: dict[str, str] = {}
+        for name in (self.sim_owner, *named):
+            by_name.setdefault(name.lower(), name)
+        return tuple(by_name.values())[1:]

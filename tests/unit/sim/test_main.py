@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ def run(**settings: str) -> subprocess.CompletedProcess[str]:
         ({}, "NIMBUS_SIM_APP_PUBLIC_KEY: is required"),
         ({"NIMBUS_SIM_APP_PUBLIC_KEY": "no key"}, "NIMBUS_SIM_APP_PUBLIC_KEY: a PEM"),
         ({"NIMBUS_SIM_APP_PUBLIC_KEY": app_key().public_pem, **WEBHOOK}, "NIMBUS_SIM_WEBHOOK_SECRET"),
+        ({"NIMBUS_SIM_APP_PUBLIC_KEY": app_key().public_pem, "NIMBUS_SIM_OWNERS": "acme,a b"}, "NIMBUS_SIM_OWNERS"),
     ],
 )
 def test_a_missing_or_wrong_setting_is_named_and_ends_in_2(settings: dict[str, str], named: str) -> None:
@@ -78,6 +80,17 @@ def test_it_logs_its_address_answers_and_ends_at_sigterm() -> None:
         assert (ask(f"{url}/healthz"), said) == ({"status": "ok"}, [])
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
+
+
+def test_every_organisation_that_is_named_is_there_once_and_in_order() -> None:
+    with running(NIMBUS_SIM_OWNERS="acme, Nimbus-Demo,umbrella,ACME,", NIMBUS_SIM_INSTALLATION_ID="70") as (
+        _,
+        url,
+        _said,
+    ):
+        accounts: Any = ask(f"{url}/sim/account")["accounts"]
+    seen = [(account["owner"], account["installation_id"]) for account in accounts]
+    assert seen == [("nimbus-demo", 70), ("acme", 71), ("umbrella", 72)]
 
 
 def test_what_it_answered_is_known_after_a_sigkill(tmp_path: Path) -> None:
