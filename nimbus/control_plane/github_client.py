@@ -135,7 +135,8 @@ class GithubClient:
 
     async def list_installations(self) -> tuple[InstallationSeen, ...]:
         """Where the App is installed, suspended installations too."""
-        call = Call("GET", f"/app/installations?per_page={PER_PAGE}", "installations", None, kept=True)
+        # not kept: such a page may stay as it is although another now follows it
+        call = Call("GET", f"/app/installations?per_page={PER_PAGE}", "installations", None)
         pages = await self._read_pages(call)
         return tuple(seen for page in pages for seen in read_answer(githubrest.parse_installations, page))
 

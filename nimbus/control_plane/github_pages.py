@@ -34,14 +34,8 @@ class KeptPages:
             self._pages.move_to_end(key)
         return page
 
-    def settle(self, key: PageKey, answer: Answer) -> Answer:
-        """The page itself: the kept one for a 304, else the answer, which is kept for the next time."""
-        if answer.status == 304:
-            return self._pages.get(key, answer)
-        self._keep(key, answer)
-        return answer
-
-    def _keep(self, key: PageKey, answer: Answer) -> None:
+    def keep(self, key: PageKey, answer: Answer) -> None:
+        """Remember it for its ETag; an answer without one only drops what was kept."""
         old = self._pages.pop(key, None)
         if old is not None:
             self._bytes -= len(old.body)

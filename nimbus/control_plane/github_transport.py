@@ -185,14 +185,20 @@ class Transport:
         lane = self._lanes.get(call.installation_id)
         if lane is None:
             lane = self._lanes[call.installation_id] = Lane(self._terms, self._now_s, self._chance)
+        key = (call.installation_id, call.path)
         queued_at_s = trio.current_time()
         async with lane.place(call.entrance):
             sent_at_s = trio.current_time()
             self._observer.waited(call.purpose, sent_at_s - queued_at_s)
+            page = self._pages.find(key) if call.kept else None
             with self._through_breaker():
-                answer = await self._request(call, token)
+                answer = await self._request(call, token, page)
             self._hear(lane, call, answer, sent_at_s)
-        return self._pages.settle((call.installation_id, call.path), answer) if call.kept else answer
+        if page is not None and answer.status == 304:
+            return page
+        if call.kept:
+            self._pages.keep(key, answer)
+        return answer
 
     @contextmanager
     def _through_breaker(self) -> Iterator[None]:
@@ -213,9 +219,8 @@ class Transport:
                 self._observer.breaker_changed(self._breaker.is_open)
                 log.warning("github.away" if self._breaker.is_open else "github.back")
 
-    async def _request(self, call: Call, token: str) -> Answer:
+    async def _request(self, call: Call, token: str, page: Answer | None) -> Answer:
         headers = {**_HEADERS, "Authorization": f"Bearer {token}"}
-        page = self._pages.find((call.installation_id, call.path)) if call.kept else None
         if page is not None:
             headers["If-None-Match"] = page.headers["etag"]
         root, url = str(self._http.base_url), call.path
@@ -233,7 +238,7 @@ class Transport:
         with trio.move_on_after(REQUEST_S):
             try:
                 response = await self._http.request(call.method, url, json=call.body, headers=dict(headers))
-            except httpx2.RequestError as error:
+            except (httpx2.RequestError, httpx2.InvalidURL) as error:
                 said = f"GitHub's API cannot be reached ({type(error).__name__})"
             else:
                 self._observer.called(call.route, str(response.status_code))
