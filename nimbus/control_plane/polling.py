@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
+import trio
 
 from nimbus.control_plane.demand import DemandRules, Recorded, announce, record_event
-from nimbus.control_plane.duties import Duty
+from nimbus.control_plane.duties import Duty, DutyLost
 from nimbus.control_plane.github_client import GithubClient
-from nimbus.control_plane.github_limits import Quota
+from nimbus.control_plane.poll_rules import PollRules, choose_due, idle_room, is_news, pace, plan_looks
 from nimbus.control_plane.problems import clear_problem, note_problem
 from nimbus.control_plane.services import Services
-from nimbus.model.errors import NotFound, Refused
+from nimbus.model.errors import NimbusError, NotFound, Refused, Unavailable
 from nimbus.model.forge import PASSING, ForgeTrouble, ProblemKind
-from nimbus.model.job import RANK, JobState, Learned
+from nimbus.model.job import JobState, Learned
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.github import ForgeRepo, WorkflowJobEvent
 from nimbus.wire.githubrest import RunSeen
@@ -34,29 +35,15 @@ log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "polling.sql")
 
 NAME = "polling"
-PASSES = 10  # in one interval: a repository is looked at a tenth of it late at most
 STATUSES = ("queued", "in_progress")
+INSTALLATIONS_AT_ONCE = 4  # one that GitHub answers slowly holds up no other
 MAX_REPOS = 100  # of one installation in one pass
-MAX_RUNS = 200  # of one repository in one pass; the next takes those that were not looked at
-MAX_LOOKUPS = 100  # single jobs, likewise
-IDLE_SHARE = 0.25  # of the hourly quota, at most, goes into repositories where nothing happens
-READS_A_REPO = len(STATUSES)
-HOUR_S = 3600.0
+MAX_LOOKUPS = 100  # single jobs of one repository in one pass
 FOREIGN_S = 600.0  # a job that is not ours may become so: by an alias that its org adds
-GONE = "gone"  # the conclusion of a job that GitHub no longer knows, twice in a row
+GONE = "gone"  # the conclusion of a job that GitHub no longer knows, twice in a row, or that we cannot ask about
 GONE_STRIKES = 2
 # What no call of that installation can get round: the rest of its repositories is not tried.
 _WHOLE = PASSING | {ProblemKind.SUSPENDED, ProblemKind.IP_ALLOW_LIST, ProblemKind.APP_KEY}
-
-
-@dataclass(frozen=True)
-class PollRules:
-    """How often a repository is looked at. An interval of 0: polling is off."""
-
-    interval_s: float = 300.0
-    idle_after_s: float = 21_600.0
-    idle_interval_s: float = 900.0
-    reserve: float = 0.1  # of the quota: it is for runners
 
 
 @dataclass(frozen=True)
@@ -79,39 +66,13 @@ class Memory:
     foreign_since_s: float = 0.0
 
 
-def pace(quota: Quota | None, reserve: float) -> float | None:
-    """Pure: how many times slower than usual an installation is polled; None for not at all."""
-    if quota is None or quota.limit <= 0:
-        return 1.0
-    left = quota.remaining / quota.limit
-    if left <= reserve:
-        return None
-    if left < 0.2:
-        return 4.0
-    return 2.0 if left < 0.5 else 1.0
+@dataclass
+class _Turn:
+    """One installation's part of a pass."""
 
-
-def idle_interval_s(rules: PollRules, repos: int, quota: Quota | None) -> float:
-    """Pure: how often idle repositories are looked at, so that ten thousand of them do not eat the quota."""
-    if quota is None or quota.limit <= 0:
-        return rules.idle_interval_s
-    return max(rules.idle_interval_s, repos * READS_A_REPO * HOUR_S / (quota.limit * IDLE_SHARE))
-
-
-def plan_looks(runs: Iterable[RunSeen], looks: Mapping[tuple[int, int], float]) -> list[RunSeen]:
-    """Pure: which runs to look into: those looked at longest ago, then the oldest."""
-    distinct = {(run.run_id, run.attempt): run for run in runs}
-    return sorted(distinct.values(), key=lambda run: (looks.get((run.run_id, run.attempt), 0.0), run.run_id))[:MAX_RUNS]
-
-
-def is_news(known: Row | None, event: WorkflowJobEvent) -> bool:
-    """Pure: whether an answer tells more than we know. One that is older than our knowledge never does."""
-    if event.told is None:
-        return False
-    if known is None or RANK[event.told] > RANK[JobState(known["state"])]:
-        return True
-    picked_up = event.told in {JobState.IN_PROGRESS, JobState.COMPLETED}
-    return picked_up and event.runner_name is not None and known["runner_name"] is None
+    installation_id: int
+    found: int = 0
+    problem: NimbusError | None = None
 
 
 class Poller:
@@ -129,31 +90,44 @@ class Poller:
         now_s = time.monotonic()
         if now_s > self._memory.foreign_since_s + FOREIGN_S:
             self._memory.foreign, self._memory.foreign_since_s = set(), now_s
-        found = 0
-        for row in await self._services.database.run(_fetch, "installations"):
-            installation_id = row["installation_id"]
-            if time.monotonic() < self._memory.patience_s.get(installation_id, 0.0):
-                continue
-            found += await self._poll_installation(installation_id, row["repos"], duty)
+        turns = [
+            _Turn(row["installation_id"])
+            for row in await self._services.database.run(_fetch, "installations")
+            if now_s >= self._memory.patience_s.get(row["installation_id"], 0.0)
+        ]
+        places = trio.CapacityLimiter(INSTALLATIONS_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            for turn in turns:
+                nursery.start_soon(self._take_turn, turn, places, duty)
+        found = sum(turn.found for turn in turns) + await self._end_unreachable()
         if found:
             log.info("poll.found", steps=found)
+        for turn in turns:
+            if turn.problem is not None:
+                raise turn.problem
         return found
 
-    async def _poll_installation(self, installation_id: int, repos: int, duty: Duty) -> int:
-        quota = self._github.quota(installation_id)
+    async def _take_turn(self, turn: _Turn, places: trio.CapacityLimiter, duty: Duty) -> None:
+        """One installation's part of the pass. A duty that is lost and a database that is away come out at its end."""
+        async with places:
+            try:
+                await self._poll_installation(turn, duty)
+            except (DutyLost, Unavailable) as error:
+                turn.problem = error
+
+    async def _poll_installation(self, turn: _Turn, duty: Duty) -> None:
+        quota = self._github.quota(turn.installation_id)
         factor = pace(quota, self._rules.reserve)
         if factor is None:
-            return 0
-        idle_s = idle_interval_s(self._rules, repos, quota)
+            return
         due = await self._services.database.run(
-            _fetch, "due", installation_id, factor * self._rules.interval_s, factor * idle_s,
+            _fetch, "due", turn.installation_id, factor * self._rules.interval_s, factor * self._rules.idle_interval_s,
             self._rules.idle_after_s, MAX_REPOS,
         )  # fmt: skip
-        found = 0
-        for row in due:
-            polled = _polled(row, installation_id)
+        for row in choose_due(due, idle_room(self._rules, quota)):
+            polled = PolledRepo(row["repo_id"], turn.installation_id, _forge(row))
             try:
-                found += await self._poll_repo(polled, duty)
+                turn.found += await self._poll_repo(polled, duty)
             except ForgeTrouble as trouble:
                 await self._note_trouble(polled, trouble)
                 if trouble.problem.kind in _WHOLE:
@@ -162,7 +136,6 @@ class Poller:
                 # deleted, renamed or taken from the App a moment ago: the list of repositories will say so
                 log.info("poll.repo_not_found", repo=polled.forge.full_name)
                 await self._services.database.run(_execute, "note_polled", polled.repo_id)
-        return found
 
     async def _note_trouble(self, polled: PolledRepo, trouble: ForgeTrouble) -> None:
         """Keep what somebody must act on. What passes by itself is told by the calls for runners, which have more."""
@@ -182,7 +155,7 @@ class Poller:
             await duty.keep()
             runs += await self._github.list_runs(polled.installation_id, polled.forge.full_name, status)
         looks = self._memory.looks.setdefault(polled.repo_id, {})
-        chosen = plan_looks(runs, looks)
+        chosen = plan_looks(runs, looks, self._rules.max_runs)
         left_out = {(run.run_id, run.attempt) for run in runs} - {(run.run_id, run.attempt) for run in chosen}
         shown: set[int] = set()
         found = 0
@@ -235,7 +208,15 @@ class Poller:
         if strikes < GONE_STRIKES:  # it may be so new that not all of GitHub knows it
             return 0
         log.warning("poll.job_gone", forge_job=row["forge_job_id"], repo=polled.forge.full_name)
-        return await self._take((_gone(polled, row),), shown)
+        return await self._take((_gone(polled.forge, row),), shown)
+
+    async def _end_unreachable(self) -> int:
+        """End our open jobs that GitHub has ended long ago by its own limits, where it can no longer be asked."""
+        found = 0
+        for row in await self._services.database.run(_fetch, "unreachable", MAX_LOOKUPS):
+            log.warning("poll.job_unreachable", forge_job=row["forge_job_id"], repo=row["repo"])
+            found += await self._record(_gone(_forge(row), row))
+        return found
 
     async def _take(self, events: Sequence[WorkflowJobEvent], shown: set[int]) -> int:
         """Record what is new, each job in a transaction of its own; how many steps that were."""
@@ -269,13 +250,12 @@ class Poller:
         return 1
 
 
-def _polled(row: Row, installation_id: int) -> PolledRepo:
-    full_name = f"{row['login']}/{row['name']}"
-    forge = ForgeRepo(row["forge_id"], row["name"], full_name, row["private"], row["owner_id"], row["login"])
-    return PolledRepo(row["repo_id"], installation_id, forge)
+def _forge(row: Row) -> ForgeRepo:
+    full_name = f"{row['login']}/{row['repo']}"
+    return ForgeRepo(row["forge_id"], row["repo"], full_name, row["private"], row["owner_id"], row["login"])
 
 
-def _gone(polled: PolledRepo, row: Row) -> WorkflowJobEvent:
+def _gone(repo: ForgeRepo, row: Row) -> WorkflowJobEvent:
     """The event that GitHub would have sent, had it ended the job in the usual way."""
     return WorkflowJobEvent(
         action="completed",
@@ -295,8 +275,8 @@ def _gone(polled: PolledRepo, row: Row) -> WorkflowJobEvent:
         created_at=None,
         started_at=None,
         completed_at=datetime.now(UTC),
-        repo=polled.forge,
-        installation_id=polled.installation_id,
+        repo=repo,
+        installation_id=None,
     )
 
 

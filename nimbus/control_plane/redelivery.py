@@ -84,7 +84,10 @@ async def _list_missed(services: Services, github: GithubClient, start: datetime
     arrived: frozenset[str] = frozenset()
     for _ in range(MAX_PAGES):
         await duty.keep()
-        page, cursor = await github.list_deliveries(cursor)
+        try:
+            page, cursor = await github.list_deliveries(cursor)
+        except NotFound:  # the App has no webhook: nothing was to be delivered
+            return newest
         newest = newest or max((seen.delivered_at for seen in page), default=None)
         judged = judge_page((seen for seen in page if seen.delivered_at >= start), arrived)
         arrived = judged.arrived

@@ -15,7 +15,8 @@ from nimbus.control_plane.demand import DemandRules
 from nimbus.control_plane.duties import DutyTerms, sweep_duty
 from nimbus.control_plane.github_client import GithubClient
 from nimbus.control_plane.installations import InstallationRules, list_all
-from nimbus.control_plane.polling import PASSES, Poller, PollRules
+from nimbus.control_plane.poll_rules import PASSES, PollRules
+from nimbus.control_plane.polling import Poller
 from nimbus.control_plane.redelivery import RedeliveryRules, ask_again
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.settings import Settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,77 +10,20 @@ import pytest
 import trio
 
 from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.github_limits import Quota
 from nimbus.control_plane.installations import list_all
-from nimbus.control_plane.polling import (
-    MAX_RUNS,
-    NAME,
-    Poller,
-    PollRules,
-    idle_interval_s,
-    is_news,
-    pace,
-    plan_looks,
-)
-from nimbus.model.job import JobState
+from nimbus.control_plane.poll_rules import PollRules
+from nimbus.control_plane.polling import NAME, Poller
 from nimbus.sim.accounts import Refusal
 from nimbus.sim.faults import DeliveryFaults, FaultPlan
 from nimbus.sim.jobs import Conclusion, Run, Runner
 from nimbus.sim.workflow import parse_workflow
-from nimbus.wire.github import parse_workflow_job
-from nimbus.wire.githubrest import RunSeen
-from tests.unit.control_plane.github_plane import GithubPlane, job_event, open_github_plane
+from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 ONE = "jobs: {a: {runs-on: nimbus, steps: [{run: x}]}}"
 TWO = "jobs: {a: {runs-on: nimbus, steps: [{run: x}]}, b: {runs-on: nimbus, steps: [{run: x}]}}"
 FOREIGN = "jobs: {a: {runs-on: ubuntu-latest, steps: [{run: x}]}}"
 RULES = PollRules()
-
-
-def left(remaining: int) -> Quota:
-    return Quota(5000, remaining, 0.0)
-
-
-def test_the_less_quota_is_left_the_slower_the_poll_and_the_reserve_is_not_touched() -> None:
-    assert pace(None, 0.1) == 1.0
-    assert [pace(left(each), 0.1) for each in (5000, 2500, 2499, 1000, 999, 501)] == [1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
-    assert [pace(left(each), 0.1) for each in (500, 0)] == [None, None]
-
-
-def test_idle_repositories_get_a_quarter_of_the_quota_at_most_however_many_there_are() -> None:
-    assert idle_interval_s(RULES, 10, left(5000)) == 900.0
-    assert idle_interval_s(RULES, 10_000, None) == 900.0
-    interval_s = idle_interval_s(RULES, 10_000, left(5000))
-    assert 10_000 * 2 * 3600 / interval_s == pytest.approx(1250)
-
-
-def test_runs_that_were_not_looked_at_come_first_and_then_the_oldest_look() -> None:
-    runs = [RunSeen(number, 1, NOW) for number in range(1, MAX_RUNS + 3)]
-    looks = {(number, 1): float(number) for number in range(1, MAX_RUNS + 1)}
-    chosen = [run.run_id for run in plan_looks([*runs, *runs], looks)]
-    assert chosen[:3] == [MAX_RUNS + 1, MAX_RUNS + 2, 1]
-    assert len(chosen) == MAX_RUNS
-
-
-def news(action: str, known: JobState | None, runner: str | None = None, known_runner: str | None = None) -> bool:
-    event = parse_workflow_job(json.dumps(job_event(action, 1, runner_name=runner)).encode())
-    return is_news(None if known is None else {"state": known, "runner_name": known_runner}, event)
-
-
-def test_an_answer_older_than_what_we_know_is_no_news() -> None:
-    assert news("queued", None)
-    assert news("in_progress", JobState.QUEUED)
-    assert news("completed", JobState.IN_PROGRESS)
-    assert not news("queued", JobState.QUEUED)
-    assert not news("queued", JobState.IN_PROGRESS)
-    assert not news("in_progress", JobState.COMPLETED)
-    assert not news("completed", JobState.LOST)
-
-
-def test_the_name_of_the_runner_is_news_where_it_was_missed() -> None:
-    assert news("in_progress", JobState.IN_PROGRESS, runner="nimbus-1-1")
-    assert not news("in_progress", JobState.IN_PROGRESS, runner="nimbus-1-1", known_runner="nimbus-1-1")
 
 
 class Polled:
