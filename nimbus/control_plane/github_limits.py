@@ -44,6 +44,7 @@ class LimitTerms:
     reserve: float = 0.1  # the share of places, points and quota that is kept for runners
     patience_s: float = 5.0  # a caller waits no longer than this
     owner_retry_s: float = 300.0  # before a refusal that an owner must end is asked about again
+    penalty_s: float = LIMITED_S  # of silence where GitHub limits us and names no time; it doubles
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Budget:
         self._silenced_at_s = elapsed_s
         wait_s = problem.retry_after_s
         if not told:
-            wait_s = min(LIMITED_S * 2.0 ** min(self._penalties - 1, 10), LONGEST_PENALTY_S)
+            wait_s = min(self._terms.penalty_s * 2.0 ** min(self._penalties - 1, 10), LONGEST_PENALTY_S)
         # other processes of ours were told the same: not all in the same moment
         wait_s += min(0.1 * wait_s, SPREAD_S) * self._chance.random()
         self._silence_ends_s = max(self._silence_ends_s, elapsed_s + wait_s)
