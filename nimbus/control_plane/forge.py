@@ -86,6 +86,7 @@ def plan_limits(settings: Settings) -> LimitTerms:
         points_per_minute=settings.github_write_points,
         reserve=settings.github_reserve,
         owner_retry_s=settings.github_owner_retry,
+        penalty_s=settings.github_penalty,
     )
 
 

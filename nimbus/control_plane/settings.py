@@ -50,6 +50,13 @@ class Settings(DatabaseSettings):
         gt=0,
         description="seconds before a refusal that somebody must end (a suspension, a permission) is asked about again",
     )
+    github_penalty: float = Field(
+        default=60.0,
+        gt=0,
+        le=900,
+        description="seconds without a call after a limit for which GitHub names no time, doubled each time in a row; "
+        "GitHub wants 60 at least",
+    )
     redis_url: SecretStr  # secret: it may hold a password
     jwt_secret: SigningSecret
     public_base_url: str
