@@ -24,7 +24,7 @@ from nimbus.wire.github import render_signature
 
 ANSWER_WITHIN_S = 10.0
 WINDOW_S = 3 * 86_400.0  # GitHub forgets a delivery, and sends it no more, after three days
-KEPT = 20_000  # attempts remembered within the window: the limit of our memory, GitHub has none that we know
+KEPT = 10_000  # attempts remembered within the window: the limit of our memory, GitHub has none that we know
 AT_ONCE = 20  # attempts in flight: far above one receiver's needs, far below what exhausts our sockets
 
 

@@ -65,8 +65,8 @@ class BadRunners:
     # -- what the forges ask ----------------------------------------------------------------------
 
     def _before_online(self, forge: Forge, repo: str, runner: Runner) -> None:
-        if self._fate(runner).stolen and self._once("stolen", runner):
-            _steal(forge, repo, runner)
+        if self._fate(runner).stolen and _steal(forge, repo, runner):
+            self._once("stolen", runner)
 
     def _before_accept(self, runner: Runner) -> bool:
         """Whether the offer still stands."""
@@ -75,12 +75,13 @@ class BadRunners:
     def _before_delete(self, forge: Forge, repo: str, runner: Runner) -> bool:
         """Whether it is as idle as it seems."""
         fate, now_s = self._fate(runner), forge.now_s()
-        if fate.taken_before_delete and runner.online and self._once("taken_before_delete", runner):
-            if runner.offered is None:
-                _steal(forge, repo, runner)
+        taken = ("taken_before_delete", runner.runner_id) in self._struck
+        if taken and runner.offered is not None:
             return False
-        if runner.offered is not None and ("taken_before_delete", runner.runner_id) in self._struck:
-            return False
+        if fate.taken_before_delete and not taken and runner.online:
+            self._once("taken_before_delete", runner)
+            if runner.offered is not None or _steal(forge, repo, runner):
+                return False
         if fate.busy_refused:
             since_s = self._refused_since_s.setdefault(runner.runner_id, now_s)
             if now_s - since_s < self._faults.plan.runners.busy_refused_s:
@@ -103,9 +104,11 @@ class BadRunners:
         return True
 
 
-def _steal(forge: Forge, repo: str, runner: Runner) -> None:
-    """Start a job for which nobody made this runner, and give it to it before any other."""
-    _, _, name = runner.scope.partition("/")
+def _steal(forge: Forge, repo: str, runner: Runner) -> bool:
+    """Start a job for which nobody made this runner, and give it to it before any other; not where nothing runs."""
+    name = runner.scope.partition("/")[2] or repo
+    if name.lower() in forge.archived:
+        return False
     spec = JobSpec("foreign", "foreign", runner.labels[:1], None, (_STEP,))  # with fewer labels, where it has several
-    run = forge.start_run(Workflow("somebody else's", (spec,)), name or repo)
-    forge.offer_to(run.jobs[0], runner)
+    forge.start_run(Workflow("somebody else's", (spec,)), name, runner)
+    return True
