@@ -28,7 +28,6 @@ from nimbus.model.lease import LeaseKey
 from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.runtime.serving import json_response, read_body
 from nimbus.wire import leaseapi
-from nimbus.wire.githubrest import JitRunner
 from nimbus.wire.leaseapi import MachineKind, RunnerReply
 
 log = structlog.get_logger()
@@ -102,11 +101,10 @@ async def mint_runner(registrar: Registrar, agent_id: str, key: LeaseKey) -> Run
         raise
     if intent is None:
         raise Gone(f"no queued job needs machine {key.machine_id} any more: stop it")
-    try:
-        minted = await _ask_github(registrar, intent)
-    except ForgeTrouble as trouble:
-        await keep_problem(services, intent.place, trouble.problem)
-        raise intent.place.block(trouble.problem) from trouble
+    minted = await _ask_github(registrar, intent)
+    if isinstance(minted, Problem):
+        await keep_problem(services, intent.place, minted)
+        raise intent.place.block(minted)
     if not await services.database.run(_record, registrar, agent_id, key, (minted.runner_id, intent.place)):
         services.metrics.leases_fenced.inc()
         await _undo(registrar, intent, minted)
@@ -146,21 +144,21 @@ async def _intend(transaction: Transaction, registrar: Registrar, agent_id: str,
     return _Intent(name, place, tuple(row["labels"]), group_id, earlier)
 
 
-async def _ask_github(registrar: Registrar, intent: _Intent) -> _Minted:
-    """Raises ForgeTrouble, whatever it is that GitHub does not do."""
-    scope = scope_of(intent.place)
+async def _ask_github(registrar: Registrar, intent: _Intent) -> _Minted | Problem:
+    """What GitHub gives for the guest, or why it does not."""
     try:
         if intent.earlier is not None:
-            await delete_by_name(registrar.github, scope, intent.earlier)
+            await delete_by_name(registrar.github, scope_of(intent.place), intent.earlier)
         if registrar.rules.registration is Registration.TOKEN:
             return await _plan_guest(registrar, intent)
-        runner = await _mint(registrar, intent)
+        return await _mint(registrar, intent)
+    except ForgeTrouble as trouble:
+        return trouble.problem
     except NotFound as error:
-        raise ForgeTrouble(Problem(ProblemKind.NOT_INSTALLED, str(error), REFUSED_RETRY_S)) from error
-    except Refused as error:
+        return Problem(ProblemKind.NOT_INSTALLED, str(error), REFUSED_RETRY_S)
+    except (Refused, Conflict) as error:
         # refused is our App or our setting, not the agent that asked: it may only come again later
-        raise ForgeTrouble(Problem(ProblemKind.REFUSED, str(error), REFUSED_RETRY_S)) from error
-    return _Minted(runner.runner_id, {f"{INPUT_PREFIX}JITCONFIG": runner.config})
+        return Problem(ProblemKind.REFUSED, str(error), REFUSED_RETRY_S)
 
 
 async def _plan_guest(registrar: Registrar, intent: _Intent) -> _Minted:
@@ -180,14 +178,15 @@ async def _plan_guest(registrar: Registrar, intent: _Intent) -> _Minted:
     return _Minted(UNKNOWN_ID, {f"{INPUT_PREFIX}{name}": value for name, value in told.items()})
 
 
-async def _mint(registrar: Registrar, intent: _Intent) -> JitRunner:
+async def _mint(registrar: Registrar, intent: _Intent) -> _Minted:
     """A taken name is our own, from a reply that was lost: the guest never started, so it is replaced."""
-    scope = scope_of(intent.place)
+    github, scope = registrar.github, scope_of(intent.place)
     try:
-        return await registrar.github.mint_runner(scope, intent.name, intent.labels, intent.group_id)
+        runner = await github.mint_runner(scope, intent.name, intent.labels, intent.group_id)
     except Conflict:
-        await delete_by_name(registrar.github, scope, intent.name)
-        return await registrar.github.mint_runner(scope, intent.name, intent.labels, intent.group_id)
+        await delete_by_name(github, scope, intent.name)
+        runner = await github.mint_runner(scope, intent.name, intent.labels, intent.group_id)
+    return _Minted(runner.runner_id, {f"{INPUT_PREFIX}JITCONFIG": runner.config})
 
 
 async def _record(
