@@ -50,7 +50,7 @@ async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterat
                 metrics=Metrics(),
                 access=plan_access(settings),
                 lease_terms=plan_leases(settings),
-                job_rules=JobRules(settings.org_job_rate_limit, settings.org_rate_interval, settings.default_image),
+                job_rules=plan_jobs(settings),
                 log_url=None if settings.log_public_url is None else ingest_url(settings.log_public_url),
                 stopping=stopping,
             )
@@ -80,6 +80,16 @@ def plan_leases(settings: Settings) -> LeaseTerms:
 
 
 def ingest_url(public_url: str) -> str:
+def plan_jobs(settings: Settings) -> JobRules:
+    """Pure: the part of the settings that jobs meet."""
+    return JobRules(
+        rate_limit=settings.org_job_rate_limit,
+        rate_interval_s=settings.org_rate_interval,
+        default_image=settings.default_image,
+        stolen_limit=settings.stolen_limit,
+    )
+
+
     """Where agents send output: the logging pipeline's base address or its ingest route are both accepted."""
     base = public_url.rstrip("/")
     return base if base.endswith("/ingest") else f"{base}/ingest"

@@ -15,6 +15,7 @@ import structlog
 
 from nimbus.control_plane.machines import MachineRequest, cancel_machine, queue_machine
 from nimbus.control_plane.services import MACHINES, JobRules, Services
+from nimbus.control_plane.waiting import explain_waiting
 from nimbus.model.errors import Conflict, NotFound, RateLimited, Refused
 from nimbus.model.job import JobSource, JobState
 from nimbus.model.lease import TERMINAL, MachineState
@@ -32,6 +33,7 @@ _FIELDS = frozenset(
     {"image", "argv", "cmd", "env", "cwd", "user", "timeout_s", "cpus", "mem_mib", "disk_mib", "idempotency_key"}
     | {"org_id", "name"}
 )
+_NOT_BEGUN = frozenset({JobState.WAITING, JobState.QUEUED})
 _CANCEL_CAUSE = "cancelled by a user"
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 
@@ -153,21 +155,21 @@ async def _replay(transaction: Transaction, known: Row, submission: Submission) 
 
 async def find_job(services: Services, job_id: int, caller_org: int | None) -> Json:
     """One job by our id or the forge's; NotFound where the caller's org has none."""
-    jobs = await services.database.run(_find, job_id, caller_org)
+    jobs = await services.database.run(_find, job_id, caller_org, services.job_rules)
     return jobs[0]
 
 
 async def recent_jobs(services: Services, limit: int, caller_org: int | None) -> list[Json]:
     """The newest jobs first."""
-    return await services.database.run(_recent, limit, caller_org)
+    return await services.database.run(_recent, limit, caller_org, services.job_rules)
 
 
-async def _find(transaction: Transaction, job_id: int, org_id: int | None) -> list[Json]:
-    return await _with_machines(transaction, [await _require_job(transaction, job_id, org_id)])
+async def _find(transaction: Transaction, job_id: int, org_id: int | None, rules: JobRules) -> list[Json]:
+    return await _describe(transaction, [await _require_job(transaction, job_id, org_id)], rules)
 
 
-async def _recent(transaction: Transaction, limit: int, org_id: int | None) -> list[Json]:
-    return await _with_machines(transaction, await transaction.fetch(_SQL["recent_jobs"], org_id, limit))
+async def _recent(transaction: Transaction, limit: int, org_id: int | None, rules: JobRules) -> list[Json]:
+    return await _describe(transaction, await transaction.fetch(_SQL["recent_jobs"], org_id, limit), rules)
 
 
 async def _require_job(transaction: Transaction, job_id: int, org_id: int | None) -> Row:
@@ -177,12 +179,17 @@ async def _require_job(transaction: Transaction, job_id: int, org_id: int | None
     return row
 
 
-async def _with_machines(transaction: Transaction, jobs: Iterable[Row]) -> list[Json]:
+async def _describe(transaction: Transaction, jobs: Iterable[Row], rules: JobRules) -> list[Json]:
+    """The jobs with their machines, and what those wait for that wait."""
     rows = list(jobs)
+    waiting = [row["job_id"] for row in rows if row["state"] in _NOT_BEGUN]
+    reasons = await explain_waiting(transaction, waiting, rules.stolen_limit)
     machines: dict[int, list[Json]] = {row["job_id"]: [] for row in rows}
     for machine in await transaction.fetch(_SQL["machines_of_jobs"], list(machines)):
         machines[machine["job_id"]].append(_render_machine(machine))
-    return [{**_plain(row), "machines": machines[row["job_id"]]} for row in rows]
+    return [
+        {**_plain(row), "waits_for": reasons.get(row["job_id"]), "machines": machines[row["job_id"]]} for row in rows
+    ]
 
 
 def _render_machine(row: Row) -> Json:

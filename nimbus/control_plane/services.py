@@ -56,6 +56,7 @@ class JobRules:
     rate_interval_s: float = 60.0
     default_image: str = "base"
 
+    stolen_limit: int = 3  # DemandRules' own, for what is said of a job that waits because of it
 
 @dataclass(frozen=True)
 class Services:

@@ -26,7 +26,7 @@ RETURNING job_id
 -- name: find_job
 -- By our id, else by the forge's. $2 is the caller's org, null for all. The command is left out: it may hold secrets.
 SELECT job_id, org_id, repo_id, source, forge_job_id, run_id, run_attempt, name, workflow_name, labels, state,
-       conclusion, runner_name, html_url, queued_at, started_at, completed_at, cause, learned_by
+       conclusion, runner_name, html_url, queued_at, started_at, completed_at, cause, learned_by, repaired_by
 FROM jobs
 WHERE (job_id = $1 OR forge_job_id = $1) AND ($2::bigint IS NULL OR org_id = $2)
 ORDER BY (job_id = $1) DESC
@@ -34,7 +34,7 @@ LIMIT 1
 
 -- name: recent_jobs
 SELECT job_id, org_id, repo_id, source, forge_job_id, run_id, run_attempt, name, workflow_name, labels, state,
-       conclusion, runner_name, html_url, queued_at, started_at, completed_at, cause, learned_by
+       conclusion, runner_name, html_url, queued_at, started_at, completed_at, cause, learned_by, repaired_by
 FROM jobs
 WHERE $1::bigint IS NULL OR org_id = $1
 ORDER BY job_id DESC
