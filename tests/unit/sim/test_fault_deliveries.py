@@ -65,6 +65,18 @@ class Line:
                 return list(answer.json())
             await trio.sleep(0.02)
 
+    async def listed_all(self, count: int) -> list[dict[str, Any]]:
+        """The same over all pages: GitHub's cursor is in the Link header."""
+        while True:
+            found, path = [], "/app/hook/deliveries?per_page=100"
+            while path:
+                answer = await self.sim.http.get(path, headers=self.sim.app_headers())
+                found += answer.json()
+                path = answer.links.get("next", {}).get("url", "")
+            if len(found) >= count:
+                return found
+            await trio.sleep(0.05)
+
     async def redeliver(self, delivery_id: int) -> None:
         path = f"/app/hook/deliveries/{delivery_id}/attempts"
         assert (await self.sim.http.post(path, headers=self.sim.app_headers())).status_code == 202
@@ -241,3 +253,31 @@ async def test_what_is_older_than_the_window_is_neither_listed_nor_sent_again() 
     deliveries.add("ping", None, {})
     assert [each.delivery_id for each in deliveries.pending_and_newest(9)] != [old.delivery_id]
     assert len(deliveries.pending_and_newest(9)) == 1
+
+
+async def test_whatever_a_storm_does_redelivery_brings_each_event_that_was_ever_listed(line: Line) -> None:
+    await line.faults(
+        lost=0.3,
+        unlisted=0.1,
+        duplicated=0.2,
+        reordered=0.2,
+        reorder_within_s=0.3,
+        late=0.2,
+        late_s=[0.1, 1],
+        answered_late=0.1,
+        redeliveries_pass=True,
+    )
+    for _ in range(60):
+        await line.cancel(await line.job())
+    struck = await line.struck()
+    made = 120 - struck["deliveries.unlisted"] + struck["deliveries.duplicated"]
+    listed = await line.listed_all(made)
+    ended = {each["guid"]: each for each in listed if each["status"] != "OK"}
+    arrived = {each["guid"] for each in listed if each["status"] == "OK"}
+    missed = [each for guid, each in ended.items() if guid not in arrived]
+    assert len(missed) > 10
+    for each in missed:
+        await line.redeliver(each["id"])
+    await line.listed_all(made + len(missed))
+    assert len({each.guid for each in line.got}) == 120 - struck["deliveries.unlisted"]
+    assert (await line.struck())["deliveries.lost"] > 20
