@@ -206,8 +206,85 @@ async def test_a_refusal_of_a_whole_installation_is_asked_about_once(polled: Pol
     account = polled.github.sim.world.accounts.first
     account.refuse("", frozenset({Refusal.IP_ALLOW_LIST}))
     assert await polled.poll() == 0
-    calls = polled.github.sim.world.tally
-    before = repr(calls)
+    tally = polled.github.sim.world.tally
+    tally.clear()
     assert await polled.poll() == 0
-    assert repr(calls) == before
+    assert list(tally.calls()) == []
     assert await polled.problems() == [("", "ip_allow_list")]
+
+
+@pytest.mark.services
+async def test_an_installation_that_refuses_holds_up_no_other(polled: Polled) -> None:
+    acme = polled.github.sim.world.accounts.recall("acme", 88)
+    acme.forge.start_run(parse_workflow(ONE), "hello")
+    polled.start()
+    await polled.list_all()
+    polled.github.sim.world.accounts.first.refuse("", frozenset({Refusal.IP_ALLOW_LIST}))
+    assert await polled.poll() == 1
+    [found] = await polled.sql(
+        "SELECT login, installation_id FROM jobs JOIN orgs USING (org_id) JOIN repos USING (repo_id)"
+    )
+    assert tuple(found.values()) == ("acme", 88)
+
+
+@pytest.mark.services
+async def test_nothing_is_polled_by_an_installation_whose_quota_is_down_to_the_reserve(polled: Polled) -> None:
+    polled.start()
+    rate = polled.github.sim.world.accounts.first.rate
+    polled.github.sim.world.tally.clear()
+    rate.limit = 2
+    assert await polled.poll() == 0
+    asked = sum(times for _, times in polled.github.sim.world.tally.calls())
+    assert await polled.poll() == 0
+    assert sum(times for _, times in polled.github.sim.world.tally.calls()) == asked
+    assert await polled.problems() == []  # calls for runners may still have their share
+
+
+@pytest.mark.services
+async def test_runs_beyond_one_pass_are_looked_into_by_the_next(polled: Polled) -> None:
+    polled.poller = Poller(
+        polled.services, polled.github.forge.github, polled.github.forge.demand, PollRules(max_runs=2)
+    )
+    for _ in range(5):
+        polled.start()
+    assert [await polled.poll() for _ in range(4)] == [2, 2, 1, 0]
+
+
+@pytest.mark.services
+async def test_a_job_of_an_earlier_attempt_whose_end_was_missed_is_found_to_have_ended(polled: Polled) -> None:
+    run = polled.start()
+    await polled.poll()
+    runner = polled.run_on_a_runner(run)
+    await polled.poll()
+    polled.forge.complete(runner, run.jobs[0].job_id, Conclusion.FAILURE)
+    polled.forge.rerun(run.run_id, failed_only=True)
+    assert await polled.poll() == 2
+    assert sorted(await polled.jobs()) == [("completed", "failure", "poll"), ("queued", None, "poll")]
+
+
+@pytest.mark.services
+async def test_a_job_at_a_gate_is_known_and_boots_nothing_until_it_is_approved(polled: Polled) -> None:
+    gated = (
+        "jobs: {a: {runs-on: nimbus, steps: [{run: x}]}, b: {runs-on: nimbus, environment: prod, steps: [{run: x}]}}"
+    )
+    run = polled.start(gated)
+    assert await polled.poll() == 2
+    assert sorted(state for state, _, _ in await polled.jobs()) == ["queued", "waiting"]
+    assert await polled.github.states() == ["queued"]
+    polled.forge.approve(run.jobs[1].job_id)
+    assert await polled.poll() == 1
+    assert await polled.github.states() == ["queued", "queued"]
+
+
+@pytest.mark.services
+async def test_a_job_that_waited_for_more_than_a_day_where_nobody_can_be_asked_has_ended(polled: Polled) -> None:
+    polled.start(TWO)
+    await polled.poll()
+    await polled.sql("UPDATE jobs SET queued_at = clock_timestamp() - interval '26 hours' WHERE job_id = 1")
+    assert await polled.poll() == 0  # it can be asked about, and GitHub says that it waits
+    await polled.sql("UPDATE repos SET installation_id = NULL")
+    assert await polled.poll() == 1
+    assert [(state, conclusion) for state, conclusion, _ in await polled.jobs()] == [
+        ("completed", "gone"),
+        ("queued", None),
+    ]
