@@ -15,6 +15,7 @@ from nimbus.control_plane.access import require_metrics_access
 from nimbus.control_plane.agents_api import build_agents_api
 from nimbus.control_plane.duties import note_duties
 from nimbus.control_plane.forge import open_forge
+from nimbus.control_plane.inbox import measure_inbox
 from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
 from nimbus.control_plane.metrics import Metrics
@@ -79,7 +80,6 @@ def plan_leases(settings: Settings) -> LeaseTerms:
     )
 
 
-def ingest_url(public_url: str) -> str:
 def plan_jobs(settings: Settings) -> JobRules:
     """Pure: the part of the settings that jobs meet."""
     return JobRules(
@@ -90,6 +90,7 @@ def plan_jobs(settings: Settings) -> JobRules:
     )
 
 
+def ingest_url(public_url: str) -> str:
     """Where agents send output: the logging pipeline's base address or its ingest route are both accepted."""
     base = public_url.rstrip("/")
     return base if base.endswith("/ingest") else f"{base}/ingest"
@@ -152,6 +153,7 @@ def build_health_api(services: Services) -> Blueprint:
         counts = await count_queue(services, None)
         for state, count in dict(counts["machines"]).items():  # type: ignore[call-overload]
             services.metrics.machines.labels(state).set(count)
+        await measure_inbox(services)
         services.metrics.agents_seen.set(await services.database.run(_count_agents))
         await count_problems(services)
         await note_duties(services)

@@ -15,12 +15,15 @@ from nimbus.control_plane.demand import DemandRules, RunnerLevel, sweep_demand
 from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.github_limits import LimitTerms
 from nimbus.control_plane.github_transport import Observer
+from nimbus.control_plane.inbox import InboxRules, serve_inbox, sweep_inbox
+from nimbus.control_plane.intake import Intake
 from nimbus.control_plane.registrations import Registrar, Registration, RunnerRules, sweep_registrations
+from nimbus.control_plane.repair import RepairRules, plan_repair, sweep_repair
 from nimbus.control_plane.roster import sweep_rosters
 from nimbus.control_plane.runners import build_runners_api
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.settings import Settings
-from nimbus.control_plane.webhooks import WebhookRules, build_webhooks, sweep_deliveries
+from nimbus.control_plane.webhooks import WebhookRules, build_webhooks
 from nimbus.model.labels import LabelRules
 from nimbus.runtime.serving import App
 
@@ -32,23 +35,29 @@ class Forge:
     github: GithubClient
     webhooks: WebhookRules
     demand: DemandRules
+    inbox: InboxRules = field(default_factory=InboxRules)
+    intake: Intake = field(default_factory=Intake)
     runners: RunnerRules = field(default_factory=RunnerRules)
+    repair: RepairRules = field(default_factory=RepairRules)
 
     def registrar(self, services: Services) -> Registrar:
         return Registrar(services, self.github, self.demand, self.runners)
 
     def register(self, app: App, services: Services) -> None:
         """Add GitHub's routes to the application."""
-        app.register_blueprint(build_webhooks(services, self.webhooks, self.demand))
+        app.register_blueprint(build_webhooks(services, self.webhooks, self.intake))
         app.register_blueprint(build_runners_api(self.registrar(services)))
 
     async def sweep(self, services: Services) -> None:
-        """Run the three sweepers until cancelled."""
+        """Run the inbox and the sweepers until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(sweep_deliveries, services, self.demand)
+            nursery.start_soon(self.intake.run, services)
+            nursery.start_soon(serve_inbox, services, self.demand)
+            nursery.start_soon(sweep_inbox, services, self.inbox)
             nursery.start_soon(sweep_demand, services, self.demand)
             nursery.start_soon(sweep_registrations, self.registrar(services))
             nursery.start_soon(sweep_rosters, self.registrar(services))
+            nursery.start_soon(sweep_repair, services, self.github, self.demand, self.repair)
 
 
 def plan_webhooks(settings: Settings) -> WebhookRules:
@@ -79,17 +88,6 @@ def plan_demand(settings: Settings) -> DemandRules:
     )
 
 
-def plan_limits(settings: Settings) -> LimitTerms:
-    """Pure: what we allow ourselves of GitHub's API."""
-    return LimitTerms(
-        places=settings.github_concurrency,
-        points_per_minute=settings.github_write_points,
-        reserve=settings.github_reserve,
-        owner_retry_s=settings.github_owner_retry,
-        penalty_s=settings.github_penalty,
-    )
-
-
 def plan_runners(settings: Settings) -> RunnerRules:
     """Pure: how runners are registered, and how long they may do nothing."""
     return RunnerRules(
@@ -104,10 +102,24 @@ def plan_runners(settings: Settings) -> RunnerRules:
     )
 
 
+def plan_limits(settings: Settings) -> LimitTerms:
+    """Pure: what we allow ourselves of GitHub's API."""
+    return LimitTerms(
+        places=settings.github_concurrency,
+        points_per_minute=settings.github_write_points,
+        reserve=settings.github_reserve,
+        owner_retry_s=settings.github_owner_retry,
+        penalty_s=settings.github_penalty,
+    )
+
+
 @asynccontextmanager
 async def open_forge(settings: Settings, observer: Observer) -> AsyncIterator[Forge]:
     """GitHub, as the settings describe it, for as long as the body runs. Opening it sends nothing."""
     pem = settings.github_app_private_key.get_secret_value().replace("\\n", "\n")  # as environment files write it
     credentials = AppCredentials(str(settings.github_app_id), pem)
     async with open_github(settings.github_api_url, credentials, plan_limits(settings), observer) as github:
-        yield Forge(github, plan_webhooks(settings), plan_demand(settings), plan_runners(settings))
+        yield Forge(
+            github, plan_webhooks(settings), plan_demand(settings), InboxRules(settings.delivery_retention),
+            runners=plan_runners(settings), repair=plan_repair(settings),
+        )

@@ -15,8 +15,23 @@ class Metrics:
         self.webhook_replays_blocked = self._gauge(
             "nimbus_control_plane_webhook_replays_blocked", "Deliveries that came again and changed nothing"
         )
+        self.deliveries = Counter(
+            "nimbus_control_plane_deliveries", "Deliveries that came into a state", ["state"], registry=self.registry
+        )
+        self.deliveries_refused = Counter(
+            "nimbus_control_plane_deliveries_refused", "Deliveries not stored", ["reason"], registry=self.registry
+        )
+        self.deliveries_unfinished = Gauge(
+            "nimbus_control_plane_deliveries_unfinished", "Deliveries in the inbox", ["state"], registry=self.registry
+        )
+        self.delivery_oldest_s = self._gauge(
+            "nimbus_control_plane_delivery_oldest_seconds", "Age of the oldest delivery that is still to be processed"
+        )
         self.org_rate_limits_hit = self._gauge(
             "nimbus_control_plane_org_rate_limits_hit", "Submissions refused because the org submits too often"
+        )
+        self.drift = Gauge(
+            "nimbus_control_plane_drift", "Steps of jobs that no webhook told", ["source"], registry=self.registry
         )
         self.leases_granted = self._gauge("nimbus_control_plane_leases_granted", "Machine requests handed to an agent")
         self.leases_fenced = self._gauge("nimbus_control_plane_leases_fenced", "Writes refused by lease, fence or time")
@@ -31,9 +46,6 @@ class Metrics:
         self.github = GithubMetrics(self.registry)
         self.forge_problems = Gauge(
             "nimbus_control_plane_forge_problems", "What GitHub refuses us now", ["kind"], registry=self.registry
-        self.drift = Gauge(
-            "nimbus_control_plane_drift", "Steps of jobs that no webhook told", ["source"], registry=self.registry
-        )
         )
         self.runners_removed = Counter(
             "nimbus_control_plane_runners_removed", "Runners ended before a job's end", ["why"], registry=self.registry

@@ -16,6 +16,7 @@ from nimbus.runtime.redis import Bell
 from nimbus.wire.tokens import SigningKey
 
 MACHINES = "machines"  # the bell's channel: there may be something to lease
+DELIVERIES = "deliveries"  # and this one: the inbox holds more than one process can work on at once
 RUNNERS = "runners"  # and this one: a runner's registration may have become superfluous
 
 
@@ -55,8 +56,8 @@ class JobRules:
     rate_limit: int = 100
     rate_interval_s: float = 60.0
     default_image: str = "base"
-
     stolen_limit: int = 3  # DemandRules' own, for what is said of a job that waits because of it
+
 
 @dataclass(frozen=True)
 class Services:

@@ -1,41 +1,45 @@
-"""GitHub's webhooks: verified, parsed, put into the inbox, then processed. Step 1 of the straight line.
+"""GitHub's webhooks: verified, parsed far enough to refuse nonsense, stored, answered. Step 1 of the straight line.
 
-The inbox row is committed before anything else happens. A GUID that was processed is a no-op when it comes
-again; one whose processing failed is processed again, by GitHub's redelivery or by the sweeper here. It never
-talks to GitHub. app.py registers the routes and runs the sweeper.
+The answer says only that the delivery is committed; inbox.py processes it afterwards, so GitHub's ten seconds are
+never spent on our work. A GUID that is in the inbox already changes nothing, unless its processing had failed. It
+never talks to GitHub. forge.py registers the routes.
 """
 
 from __future__ import annotations
 
-import enum
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
-import trio
 from quart import Blueprint, Response, request
 
-from nimbus.control_plane.demand import DemandRules, Recorded, record_event
-from nimbus.control_plane.services import MACHINES, RUNNERS, Services
-from nimbus.model.errors import Unavailable
-from nimbus.runtime.postgres import Transaction, load_queries
+from nimbus.control_plane.intake import SETTLED, Arrival, DeliveryState, Intake
+from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.services import Services
+from nimbus.model.errors import Refused, Unauthorized
 from nimbus.runtime.serving import json_response, read_body
 from nimbus.wire.github import (
+    WebhookHeaders,
     check_timestamp,
     installation_id,
     parse_json_object,
     parse_webhook_headers,
-    parse_workflow_job,
+    read_workflow_job,
     verify_signature,
 )
+from nimbus.wire.installation import read_installation
 
 log = structlog.get_logger()
-_SQL = load_queries("nimbus.control_plane", "queries", "webhooks.sql")
 
-SWEEP_S = 5.0
-RETRY_AFTER_S = 5.0  # the first retry; the n-th comes after n*n times that
-MAX_ATTEMPTS = 10
-_WORKFLOW_JOB = "workflow_job"
+WORKFLOW_JOB = "workflow_job"
+INSTALLATIONS = frozenset({"installation", "installation_repositories"})
+_PING = "ping"
+_HEARD: Mapping[str, Callable[[dict[str, object]], object]] = {
+    WORKFLOW_JOB: read_workflow_job,
+    **dict.fromkeys(INSTALLATIONS, read_installation),
+}
+_REASON = f"Nimbus listens to {', '.join(_HEARD)} and {_PING}: leave the others out in the App's settings"
 _ACTION_CHARS = 64
 
 
@@ -48,144 +52,75 @@ class WebhookRules:
     timestamp_tolerance_s: float = 300.0
 
 
-class DeliveryState(enum.StrEnum):
-    """Where a delivery stands in the inbox."""
-
-    RECEIVED = "received"
-    PROCESSED = "processed"
-    FAILED = "failed"
-    IGNORED = "ignored"  # recorded, and nothing to do
-
-
-_SETTLED = frozenset({DeliveryState.PROCESSED, DeliveryState.IGNORED})
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a delivery. `again`: it had been settled before."""
-
-    state: DeliveryState
-    again: bool = False
-    recorded: Recorded | None = None
-
-
-def build_webhooks(services: Services, webhook_rules: WebhookRules, demand_rules: DemandRules) -> Blueprint:
+def build_webhooks(services: Services, rules: WebhookRules, intake: Intake) -> Blueprint:
     """The webhook's route, under both of its addresses."""
     blueprint = Blueprint("webhooks", __name__)
 
     @blueprint.post("/webhooks/github")
     @blueprint.post("/api/webhooks/github")
     async def take_delivery() -> Response:
-        body = await read_body()
-        _verify(webhook_rules, body)
-        headers = parse_webhook_headers(dict(request.headers.items()))
-        top = parse_json_object(body)
-        if headers.event == _WORKFLOW_JOB:
-            parse_workflow_job(body)  # what can never be processed is refused, not stored
-        action = top.get("action")
-        row = (headers.guid, headers.event, _storable(action), body, installation_id(top))
-        await services.database.run(_store, row)
-        outcome = await process_delivery(services, headers.guid, demand_rules)
-        return json_response({"delivery": headers.guid, "state": outcome.state, "duplicate": outcome.again})
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        status, answer = await take(services, rules, intake, headers, await read_body())
+        return json_response(answer, status)
 
     return blueprint
 
 
-def _verify(rules: WebhookRules, body: bytes) -> None:
+async def take(
+    services: Services, rules: WebhookRules, intake: Intake, headers: Mapping[str, str], body: bytes
+) -> tuple[int, dict[str, object]]:
+    """Status and body of the answer to one delivery; what is not believed, or makes no sense, is raised.
+
+    Names of `headers` are in lower case.
+    """
+    named = _verify(services.metrics, rules, headers, body)
+    arrival = _read(services.metrics, named, body)
+    if arrival is None:
+        # a 4xx would be a failed delivery on GitHub's page, and be asked for again for ever
+        answer = {"state": "pong"} if named.event == _PING else {"state": "ignored", "reason": _REASON}
+        return 202, {"delivery": named.guid, "duplicate": False, **answer}
+    stored = await intake.store(arrival)
+    if stored.again:
+        services.metrics.webhook_replays_blocked.inc()
+        log.info("webhook.seen_before", guid=named.guid, state=str(stored.state))
+    else:
+        services.metrics.deliveries.labels(DeliveryState.RECEIVED).inc()
+    settled = stored.state in SETTLED
+    state = stored.state if settled else "stored"
+    return (200 if settled else 202), {"delivery": named.guid, "state": state, "duplicate": stored.again}
+
+
+def _verify(metrics: Metrics, rules: WebhookRules, headers: Mapping[str, str], body: bytes) -> WebhookHeaders:
     """Unauthorized before a byte of the body is believed or stored."""
-    verify_signature(rules.secrets, body, request.headers.get("X-Hub-Signature-256"))
-    timestamp = request.headers.get("X-Hub-Signature-Timestamp")
-    check_timestamp(timestamp, time.time(), rules.timestamp_tolerance_s, required=rules.timestamp_required)
+    reason = "signature"
+    try:
+        verify_signature(rules.secrets, body, headers.get("x-hub-signature-256"))
+        reason = "timestamp"
+        timestamp = headers.get("x-hub-signature-timestamp")
+        check_timestamp(timestamp, time.time(), rules.timestamp_tolerance_s, required=rules.timestamp_required)
+    except Unauthorized:
+        metrics.deliveries_refused.labels(reason).inc()
+        raise
+    try:
+        return parse_webhook_headers(headers)
+    except Refused:
+        metrics.deliveries_refused.labels("headers").inc()
+        raise
+
+
+def _read(metrics: Metrics, named: WebhookHeaders, body: bytes) -> Arrival | None:
+    """The delivery to store, None for an event that we don't listen to; Refused for what can never be processed."""
+    try:
+        top = parse_json_object(body)
+        read = _HEARD.get(named.event)
+        if read is None:
+            return None
+        read(top)
+        return Arrival(named.guid, named.event, _storable(top.get("action")), body, installation_id(top))
+    except Refused:
+        metrics.deliveries_refused.labels("body").inc()
+        raise
 
 
 def _storable(action: object) -> str | None:
     return action[:_ACTION_CHARS] if isinstance(action, str) and action.isascii() and action.isprintable() else None
-
-
-async def _store(transaction: Transaction, row: tuple[object, ...]) -> None:
-    await transaction.execute(_SQL["store"], *row)
-
-
-async def process_delivery(services: Services, guid: str, rules: DemandRules) -> Outcome:
-    """Process one delivery of the inbox in one transaction; a failure is noted and comes out again."""
-    problem: Exception | None = None
-    try:
-        outcome = await services.database.run(_process, guid, rules)
-    except Unavailable:
-        raise  # the row stays as it is, for the sweeper
-    except Exception as error:  # noqa: BLE001 -- raised again below, once the inbox knows of it
-        problem = error
-    if problem is not None:
-        # whatever went wrong, the inbox says so for the operator; a redelivery or the sweeper tries again
-        await services.database.run(_fail, guid, f"{type(problem).__name__}: {problem}"[:500])
-        raise problem
-    if outcome.again:
-        services.metrics.webhook_replays_blocked.inc()
-        log.info("webhook.seen_before", guid=guid)
-        return outcome
-    await _announce(services, guid, outcome)
-    return outcome
-
-
-async def _announce(services: Services, guid: str, outcome: Outcome) -> None:
-    recorded = outcome.recorded
-    if recorded is None:
-        log.info("webhook.ignored", guid=guid)
-        return
-    log.info(
-        "webhook.processed", guid=guid, job=recorded.job_id, state=str(recorded.state), queued=recorded.queued,
-        cancelled=recorded.cancelled,
-    )  # fmt: skip
-    if recorded.queued:
-        await services.bell.ring(MACHINES)
-    await services.bell.ring(RUNNERS)
-
-
-async def _process(transaction: Transaction, guid: str, rules: DemandRules) -> Outcome:
-    row = await transaction.fetchrow(_SQL["lock"], guid)
-    if row is None:
-        raise LookupError(f"delivery {guid} is not in the inbox")
-    if DeliveryState(row["state"]) in _SETTLED:
-        return Outcome(DeliveryState(row["state"]), again=True)
-    recorded = None
-    if row["event"] == _WORKFLOW_JOB:
-        event = parse_workflow_job(bytes(row["body"]))
-        if event.told is not None and rules.owns(event):
-            recorded = await record_event(transaction, event, event.told, row["received_at"], rules)
-    state = DeliveryState.IGNORED if recorded is None else DeliveryState.PROCESSED
-    await transaction.execute(_SQL["settle"], guid, state)
-    return Outcome(state, recorded=recorded)
-
-
-async def _fail(transaction: Transaction, guid: str, error: str) -> None:
-    await transaction.execute(_SQL["fail"], guid, error.replace("\0", " "))
-
-
-async def retry_deliveries(services: Services, rules: DemandRules) -> int:
-    """Process again what was left unfinished and is due; how many succeeded."""
-    rows = await services.database.run(_unfinished)
-    done = 0
-    for guid in rows:
-        try:
-            await process_delivery(services, guid, rules)
-            done += 1
-        except Unavailable:
-            raise
-        except Exception:
-            # at the task's edge: one delivery that cannot be processed must not keep the others back
-            log.exception("webhook.failed_again", guid=guid)
-    return done
-
-
-async def _unfinished(transaction: Transaction) -> list[str]:
-    return [row["guid"] for row in await transaction.fetch(_SQL["unfinished"], MAX_ATTEMPTS, RETRY_AFTER_S)]
-
-
-async def sweep_deliveries(services: Services, rules: DemandRules) -> None:
-    """Retry unfinished deliveries until cancelled."""
-    while True:
-        try:
-            await retry_deliveries(services, rules)
-        except Unavailable as error:
-            log.warning("webhook.retry_postponed", reason=str(error))
-        await trio.sleep(SWEEP_S)

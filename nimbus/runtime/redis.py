@@ -73,7 +73,7 @@ class Bell:
 
     async def ring(self, channel: str) -> None:
         """Wake whoever listens, in any process. Never fails: without Redis the others find out by looking."""
-        self._ring_here(channel)
+        self.ring_nowait(channel)
         if not self.connected:
             return
         try:
@@ -85,7 +85,8 @@ class Bell:
     async def _publish(self, channel: str) -> None:
         await self._client.publish(self._prefix + channel, b"")
 
-    def _ring_here(self, channel: str) -> None:
+    def ring_nowait(self, channel: str) -> None:
+        """Wake the listeners of this process, and nobody else."""
         for ear in self._ears.get(channel, ()):
             ear.ring()
 
@@ -120,11 +121,11 @@ class Bell:
             self._up.set()
             self._ring_everywhere_here()  # what was rung while we were away
         elif kind == "pmessage":
-            self._ring_here(channel.decode().removeprefix(self._prefix))
+            self.ring_nowait(channel.decode().removeprefix(self._prefix))
 
     def _ring_everywhere_here(self) -> None:
         for channel in self._ears:
-            self._ring_here(channel)
+            self.ring_nowait(channel)
 
 
 @asynccontextmanager

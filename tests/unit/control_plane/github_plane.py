@@ -16,6 +16,7 @@ from nimbus.control_plane.app import build_control_plane
 from nimbus.control_plane.demand import DemandRules
 from nimbus.control_plane.forge import Forge
 from nimbus.control_plane.github_client import AppCredentials, open_github
+from nimbus.control_plane.inbox import drain_inbox
 from nimbus.control_plane.registrations import RunnerRules
 from nimbus.control_plane.webhooks import WebhookRules
 from nimbus.runtime.http import open_http
@@ -56,9 +57,15 @@ class GithubPlane:
         } | headers
         return await self.plane.http.post("/webhooks/github", content=raw, headers=sent)
 
+    async def drain(self) -> int:
+        """Process what is in the inbox, as the control plane does by itself; how many."""
+        return await drain_inbox(self.plane.services, self.forge.demand)
+
     async def tell(self, action: str, job_id: int = 1, **job: Any) -> httpx2.Response:
+        """Deliver an event of a job, and have it processed."""
         answer = await self.deliver(job_event(action, job_id, **job))
-        assert answer.status_code == 200, answer.text
+        assert answer.status_code == 202, answer.text
+        await self.drain()
         return answer
 
     async def machines(self) -> list[Row]:
@@ -128,6 +135,7 @@ async def open_github_plane(
             forge = replace(forge, runners=runners or RunnerRules())
             app = build_control_plane(services)
             forge.register(app, services)
+            nursery.start_soon(forge.intake.run, services)
             urls = await nursery.start(serve_app, app, [address], services.stopping)
             async with open_http(urls[0]) as http:
                 yield GithubPlane(Plane(services, http, urls[0]), sim, forge)
