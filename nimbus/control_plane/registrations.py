@@ -244,15 +244,20 @@ async def sweep_registrations(registrar: Registrar) -> None:
     with registrar.services.bell.listen(RUNNERS) as ear:
         while True:
             try:
-                async with hold_duty(registrar.services, DUTY, registrar.rules.duty_ttl_s) as duty:
-                    if duty is not None:
-                        patience = Patience.recall(duty.notes, registrar.rules.busy_pause_s)
-                        await _undo_all(registrar, patience, duty.keep)
-                        duty.notes = patience.notes()
+                await undo_as_one_of_many(registrar)
             except Unavailable as error:  # the database
                 log.warning("runner.sweep_postponed", reason=str(error))
             with trio.move_on_after(SWEEP_S):
                 await ear.wait()
+
+
+async def undo_as_one_of_many(registrar: Registrar) -> None:
+    """One round, unless another process is at it."""
+    async with hold_duty(registrar.services, DUTY, registrar.rules.duty_ttl_s) as duty:
+        if duty is not None:
+            patience = Patience.recall(duty.notes, registrar.rules.busy_pause_s)
+            await _undo_all(registrar, patience, duty.keep)
+            duty.notes = patience.notes()
 
 
 async def _undo_all(registrar: Registrar, patience: Patience, keep: Keep) -> None:
