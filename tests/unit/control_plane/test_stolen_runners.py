@@ -1,4 +1,4 @@
-"""Runners that jobs of other labels took: the robbed label set gets another, but not for ever; and what repair tells."""
+"""Runners that jobs of other labels took: the robbed label set gets another, not for ever; and what repair tells."""
 
 from __future__ import annotations
 
