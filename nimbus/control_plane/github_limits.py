@@ -130,13 +130,18 @@ class Budget:
         self._quota = Quota(int(limit), int(remaining), reset_at_s)
         self._quota_ends_s = elapsed_s + min(max(window_s, 0.0), LONGEST_LIMIT_S)
 
-    def hear_limit(self, problem: Problem, told: bool, sent_at_s: float, elapsed_s: float) -> None:
-        """GitHub said "slow down". Answers to calls that were under way at the first such word add nothing to it.
+    @property
+    def on_trial(self) -> bool:
+        """Since GitHub said "slow down", no call went well: one alone tries before the others follow."""
+        return self._penalties > 0
+
+    def hear_limit(self, problem: Problem, told: bool, sent_at_s: float, elapsed_s: float) -> bool:
+        """GitHub said "slow down". False for an answer to a call that was under way at the first such word.
 
         `told`: GitHub named the time itself. Else it doubles with each time in a row.
         """
-        if sent_at_s >= self._silenced_at_s or self._penalties == 0:
-            self._penalties += 1
+        first = sent_at_s >= self._silenced_at_s or self._penalties == 0
+        self._penalties += int(first)
         self._silenced_at_s = elapsed_s
         wait_s = problem.retry_after_s
         if not told:
@@ -145,6 +150,7 @@ class Budget:
         wait_s += min(0.1 * wait_s, SPREAD_S) * self._chance.random()
         self._silence_ends_s = max(self._silence_ends_s, elapsed_s + wait_s)
         self._silencer = problem
+        return first
 
     def hear_success(self, sent_at_s: float) -> None:
         """A call that began after the silence went well: the next limit starts from the beginning."""
@@ -221,7 +227,8 @@ class Lane:
 
     def _is_turn(self, turn: _Turn) -> bool:
         purpose = turn.entrance.purpose
-        if self.inside >= self._terms.places or self._queues[purpose][0] is not turn:
+        places = 1 if self.budget.on_trial else self._terms.places
+        if self.inside >= places or self._queues[purpose][0] is not turn:
             return False
         if purpose is Purpose.RUNNERS:
             return True

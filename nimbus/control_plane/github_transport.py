@@ -259,8 +259,8 @@ class Transport:
         if problem is None or problem.kind not in _LIMITS:
             return
         told = problem.kind is ProblemKind.RATE_LIMIT or "retry-after" in answer.headers
-        lane.budget.hear_limit(problem, told, sent_at_s, elapsed_s)
-        log.warning("github.slow_down", installation=call.installation_id, kind=str(problem.kind), route=call.route)
+        if lane.budget.hear_limit(problem, told, sent_at_s, elapsed_s):
+            log.warning("github.slow_down", installation=call.installation_id, kind=str(problem.kind), route=call.route)
 
 
 def read_answer(parse: Callable[[bytes], Value], answer: Answer) -> Value:

@@ -290,6 +290,20 @@ async def test_a_caller_in_the_queue_hears_of_a_slow_down_that_came_meanwhile(
     assert (crowd.entered, crowd.refused) == (["look 0", "look 1"], ["mint"])
 
 
+async def test_after_a_silence_one_call_goes_first_and_the_others_follow_when_it_went_well(
+    autojump_clock: trio.testing.MockClock, start: Start
+) -> None:
+    crowd = Crowd(places=20, patience_s=100.0)
+    crowd.lane.budget.hear_limit(Problem(ProblemKind.SECONDARY_LIMIT, "slow down", 4.0), True, 0.0, 0.0)
+    for number in range(10):
+        await start(crowd.visit, f"{number}", MINT, 10.0)
+    await trio.sleep(9)
+    assert crowd.entered == ["0"]
+    crowd.lane.budget.hear_success(trio.current_time())
+    await trio.sleep(10)
+    assert len(crowd.entered) == 10
+
+
 async def test_a_cancelled_caller_gives_back_its_turn_and_its_place(
     autojump_clock: trio.testing.MockClock, start: Start
 ) -> None:
