@@ -43,7 +43,7 @@ class TokenReply:
 
 
 @dataclass(frozen=True)
-class JitReply:
+class JitRunner:
     """A runner that was just registered; its config is the secret of one guest."""
 
     runner_id: int
@@ -110,10 +110,10 @@ def parse_token(body: bytes) -> TokenReply:
     return TokenReply(fields.text("token"), _moment(fields, "expires_at").timestamp())
 
 
-def parse_jit(body: bytes) -> JitReply:
+def parse_jit(body: bytes) -> JitRunner:
     """The answer to `generate-jitconfig`."""
     fields = parse_object(body, _WHAT)
-    return JitReply(fields.child("runner").integer("id", 1), fields.text("encoded_jit_config", MAX_JIT_CHARS))
+    return JitRunner(fields.child("runner").integer("id", 1), fields.text("encoded_jit_config", MAX_JIT_CHARS))
 
 
 def parse_runners(body: bytes) -> tuple[RunnerSeen, ...]:
