@@ -16,19 +16,19 @@ class GithubMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls = Counter(
-            "nimbus_control_plane_github_calls",
+            "nimbus_control_plane_github_calls_total",
             "Requests to GitHub's API by route and status; lost ones got no answer",
             ["route", "status"],
             registry=registry,
         )
         self._waits = Counter(
-            "nimbus_control_plane_github_wait_seconds",
+            "nimbus_control_plane_github_wait_seconds_total",
             "Time that calls to GitHub stood in our own queue",
             ["purpose"],
             registry=registry,
         )
         self._refusals = Counter(
-            "nimbus_control_plane_github_refusals",
+            "nimbus_control_plane_github_refusals_total",
             "Calls that GitHub, or our own limits, refused",
             ["kind"],
             registry=registry,
