@@ -17,6 +17,7 @@ from nimbus.control_plane.github_limits import LimitTerms
 from nimbus.control_plane.github_transport import Observer
 from nimbus.control_plane.inbox import InboxRules, serve_inbox, sweep_inbox
 from nimbus.control_plane.intake import Intake
+from nimbus.control_plane.orgs_api import build_orgs_api
 from nimbus.control_plane.registrations import Registrar, Registration, RunnerRules, sweep_registrations
 from nimbus.control_plane.repair import RepairRules, plan_repair, sweep_repair
 from nimbus.control_plane.roster import sweep_rosters
@@ -47,6 +48,7 @@ class Forge:
         """Add GitHub's routes to the application."""
         app.register_blueprint(build_webhooks(services, self.webhooks, self.intake))
         app.register_blueprint(build_runners_api(self.registrar(services)))
+        app.register_blueprint(build_orgs_api(services, self.demand))
 
     async def sweep(self, services: Services) -> None:
         """Run the inbox and the sweepers until cancelled."""
@@ -120,6 +122,10 @@ async def open_forge(settings: Settings, observer: Observer) -> AsyncIterator[Fo
     credentials = AppCredentials(str(settings.github_app_id), pem)
     async with open_github(settings.github_api_url, credentials, plan_limits(settings), observer) as github:
         yield Forge(
-            github, plan_webhooks(settings), plan_demand(settings), InboxRules(settings.delivery_retention),
-            runners=plan_runners(settings), repair=plan_repair(settings),
+            github,
+            plan_webhooks(settings),
+            plan_demand(settings),
+            InboxRules(settings.delivery_retention),
+            runners=plan_runners(settings),
+            repair=plan_repair(settings),
         )

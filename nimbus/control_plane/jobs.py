@@ -68,8 +68,7 @@ def parse_submission(body: bytes, rules: JobRules) -> Submission:
         raise Refused("job: give either argv (a list of words) or cmd (a shell line)")
     argv = fields.texts("argv", 4096, 131072) if fields.has("argv") else ("/bin/sh", "-c", fields.text("cmd", 131072))
     image = fields.text("image", 255) if fields.has("image") else rules.default_image
-    if not _IMAGE.fullmatch(image) or ".." in image:
-        raise Refused("job: image must be a name such as base or nimbus/ai-eval-runner:latest")
+    check_image(image)
     default = Command(argv=("true",))
     command = Command(
         argv=argv,
@@ -91,6 +90,12 @@ def parse_submission(body: bytes, rules: JobRules) -> Submission:
         idempotency_key=fields.text("idempotency_key", 256) if fields.has("idempotency_key") else None,
         org_id=fields.integer("org_id", 1) if fields.has("org_id") else None,
     )
+
+
+def check_image(image: str) -> None:
+    """Refused for what can be no image's name."""
+    if not _IMAGE.fullmatch(image) or ".." in image:
+        raise Refused("image must be a name such as base or nimbus/ai-eval-runner:latest")
 
 
 async def submit_job(services: Services, submission: Submission, caller_org: int | None) -> Submitted:

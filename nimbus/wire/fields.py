@@ -54,6 +54,10 @@ class Fields:
         """True where the field is there and not null."""
         return self._value.get(name) is not None
 
+    def mentions(self, name: str) -> bool:
+        """True where the field is there, be it null: in a change, null takes a value away."""
+        return name in self._value
+
     def integer(self, name: str, low: int = 0, high: int = MAX_BIGINT) -> int:
         value = self._value.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
