@@ -1,12 +1,13 @@
 """What a bad day makes of REST calls: GitHub's refusals and outages, lost, slow and garbled answers.
 
-A refused call has no effect; one whose answer is lost, late or garbled
-has had its effect, and the caller must find that out. It throws no dice: `faults.py` says what strikes.
+A refused call has no effect; one whose answer is lost, late or garbled has had its effect, and the caller must find
+that out. It throws no dice: `faults.py` says what strikes. `app.py` hangs it on the application.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import cast
 
@@ -112,7 +113,7 @@ def _drop_marked(app: App) -> None:
 def _refuse(fate: RequestFate, installation_id: int | None, until_s: float) -> Response:
     assert fate.refused is not None  # noqa: S101 -- the callers looked; this tells mypy
     headers: dict[str, str] = {}
-    wait_s = max(1, round(until_s - time.time()))
+    wait_s = max(1, math.ceil(until_s - time.time()))
     if fate.refused == "primary_limit":
         headers = {
             "x-ratelimit-limit": "5000",

@@ -210,3 +210,14 @@ async def test_the_commands_that_the_page_on_rehearsals_shows_do_what_it_says() 
                 done = await trio.run_process(["bash", "-c", line], env=env, capture_stdout=True)
                 shown.append(json.loads(done.stdout)["plan"]["deliveries"]["lost"])
     assert shown == [0.3, 0.3, 0]
+
+
+async def test_who_asks_again_too_early_is_told_no_shorter_time_than_is_left(sim: Sim) -> None:
+    headers = await sim.token_headers()
+    await rest_faults(sim, secondary_limit=1, retry_after_s=2)
+    asked_s = time.time()
+    await mint(sim, headers)
+    await trio.sleep(0.7)
+    again = await mint(sim, headers)
+    assert time.time() + int(again.headers["retry-after"]) >= asked_s + 2
+    assert (await struck(sim))["rest.limit_ignored"] == 1
