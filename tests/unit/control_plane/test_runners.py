@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
 
 from nimbus.control_plane.demand import DemandRules, RunnerLevel
 from nimbus.control_plane.inbox import serve_inbox
-from nimbus.control_plane.problems import note_problem, retry_now
-from nimbus.control_plane.registrations import RunnerRules
+from nimbus.control_plane.problems import Blocked, note_problem, retry_now
+from nimbus.control_plane.registrations import Registration, RunnerRules
+from nimbus.control_plane.runners import INPUT_PREFIX, mint_patiently
 from nimbus.model.forge import Problem, ProblemKind
+from nimbus.model.lease import LeaseKey
 from nimbus.sim.jobs import Conclusion
 from nimbus.sim.workflow import parse_workflow
 from nimbus.wire.github import decode_jit_config
 from tests.forge import INSTALLATION_ID
 from tests.runner_script import needs_busybox, open_script_folder
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
-from tests.unit.control_plane.runner_stage import leased, registered, undo
+from tests.unit.control_plane.runner_stage import leased, registered, registrar, undo
 
 SUSPENDED = Problem(ProblemKind.SUSPENDED, "This installation has been suspended", 300.0)
 
@@ -228,3 +232,75 @@ async def test_a_workflow_runs_from_the_signed_webhook_to_its_conclusion_by_the_
     assert (machine["job_id"], job["runner_name"]) == (job["job_id"], machine["runner_name"])
     assert (await github.plane.finish(agent, grant)).json()["state"] == "done"
     assert (await undo(github), registered(github)) == ((1, 0), {})
+
+
+# --- registration tokens --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def by_token(database_dsn: str, redis_url: str) -> AsyncIterator[GithubPlane]:
+    rules = RunnerRules(registration=Registration.TOKEN)
+    async with open_github_plane(database_dsn, redis_url, runners=rules) as github:
+        # the guest reaches the sim where the control plane does
+        rules = replace(rules, web_url=github.sim.url)
+        yield replace(github, forge=replace(github.forge, runners=rules))
+
+
+async def mint_for_guest(github: GithubPlane, agent_id: str, grant: dict[str, Any]) -> dict[str, str]:
+    key = LeaseKey(grant["machine_id"], grant["lease_id"], grant["fence"])
+    return dict((await mint_patiently(registrar(github), agent_id, key)).env)
+
+
+@needs_busybox
+async def test_a_guest_registers_by_itself_where_the_operator_says_so_and_runs_its_job(by_token: GithubPlane) -> None:
+    github = by_token
+    agent = await github.plane.enrol()
+    run = github.sim.world.forge.start_run(parse_workflow("jobs: {a: {runs-on: nimbus, steps: [{run: env}]}}"), "hello")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_inbox, github.plane.services, github.forge.demand)
+        grant = await github.plane.lease(agent, wait_s=20.0)
+        nursery.cancel_scope.cancel()
+    assert grant is not None
+    env = await mint_for_guest(github, "agent-1", grant)
+    assert env["ACTIONS_RUNNER_INPUT_URL"] == f"{github.sim.url}/octo-org/hello"
+    with open_script_folder() as script:
+        ended = await script.run("", **env)
+    assert (ended.status, run.conclusion) == (0, "success"), ended.err
+    assert env["ACTIONS_RUNNER_INPUT_TOKEN"] not in ended.out
+    runner = run.jobs[0].runner
+    assert runner is not None
+    assert runner.name == await github.name_of(grant)
+
+
+async def test_one_registration_token_serves_every_guest_of_a_scope(by_token: GithubPlane) -> None:
+    _, grants = await leased(by_token, jobs=3)
+    envs = [await mint_for_guest(by_token, "agent-1", grant) for grant in grants]
+    assert len({env["ACTIONS_RUNNER_INPUT_TOKEN"] for env in envs}) == 1
+    assert len({env["ACTIONS_RUNNER_INPUT_NAME"] for env in envs}) == 3
+
+
+async def test_a_runner_that_registered_by_token_is_found_by_its_name_when_nobody_needs_it(
+    by_token: GithubPlane,
+) -> None:
+    _, [grant] = await leased(by_token)
+    env = await mint_for_guest(by_token, "agent-1", grant)
+    by_token.sim.world.forge.register("octo-org/hello", env["ACTIONS_RUNNER_INPUT_NAME"], ("nimbus",), 1, "_work")
+    await by_token.tell("completed", conclusion="cancelled")
+    assert await undo(by_token) == (0, 1)
+    assert (registered(by_token), await by_token.states()) == ({}, ["leased!"])
+
+
+async def test_by_token_no_runner_joins_another_group_than_the_default(by_token: GithubPlane) -> None:
+    _, [grant] = await leased(by_token)
+    await by_token.plane.sql("UPDATE orgs SET runner_group_id = 4")
+    with pytest.raises(Blocked, match="default group"):
+        await mint_for_guest(by_token, "agent-1", grant)
+
+
+@needs_busybox
+async def test_a_guest_whose_registration_token_is_refused_says_so_and_ends(by_token: GithubPlane) -> None:
+    told = {"TOKEN": "AFORGED", "URL": f"{by_token.sim.url}/octo-org/hello", "NAME": "nimbus-x", "LABELS": "nimbus"}
+    with open_script_folder() as script:
+        ended = await script.run("", **{f"{INPUT_PREFIX}{name}": value for name, value in told.items()})
+    assert (ended.status, registered(by_token)) == (1, {})
+    assert f"{by_token.sim.url} does not register this runner" in ended.err
