@@ -75,7 +75,11 @@ def _verify_hmac(policy: AccessPolicy, audience: Audience) -> Claims:
 
 
 def require_metrics_access(policy: AccessPolicy) -> None:
-    """Unauthorized unless the metrics token comes along, or the peer is this host itself and no proxy speaks for it."""
+    """Unauthorized unless the metrics token comes along, or the client is this host itself.
+
+    A trusted proxy's client is the request's client by now, and its headers are gone; those that are left were written
+    by somebody who is not trusted, so whoever stands behind them is not this host.
+    """
     given = request.headers.get("Authorization")
     if given is not None and policy.metrics_token is not None:
         if hmac.compare_digest(parse_bearer(given).encode(), policy.metrics_token.encode()):

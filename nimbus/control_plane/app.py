@@ -27,6 +27,7 @@ from nimbus.control_plane.silence import sweep_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.postgres import Transaction, load_queries, open_database
+from nimbus.runtime.proxies import Networks, parse_networks
 from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import App, Response, build_app, json_response
 from nimbus.wire.tokens import hmac_key, render_jwks
@@ -107,15 +108,15 @@ async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[Ap
         sweepers.start_soon(sweep_leases, services)
         sweepers.start_soon(forge.sweep, services)
         sweepers.start_soon(_end_polls, services)
-        app = build_control_plane(services)
+        app = build_control_plane(services, parse_networks(settings.trusted_proxies))
         forge.register(app, services)
         yield app
         sweepers.cancel_scope.cancel()
 
 
-def build_control_plane(services: Services) -> App:
+def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> App:
     """Every route of the control plane, on these services."""
-    app = build_app("nimbus.control_plane", max_body_bytes=MAX_BODY_BYTES)
+    app = build_app("nimbus.control_plane", max_body_bytes=MAX_BODY_BYTES, trusted_proxies=trusted_proxies)
     app.register_blueprint(build_agents_api(services))
     app.register_blueprint(build_jobs_api(services))
     app.register_blueprint(build_health_api(services))

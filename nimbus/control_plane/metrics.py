@@ -16,10 +16,13 @@ class Metrics:
             "nimbus_control_plane_webhook_replays_blocked", "Deliveries that came again and changed nothing"
         )
         self.deliveries = Counter(
-            "nimbus_control_plane_deliveries", "Deliveries that came into a state", ["state"], registry=self.registry
+            "nimbus_control_plane_deliveries_total",
+            "Deliveries that came into a state",
+            ["state"],
+            registry=self.registry,
         )
         self.deliveries_refused = Counter(
-            "nimbus_control_plane_deliveries_refused", "Deliveries not stored", ["reason"], registry=self.registry
+            "nimbus_control_plane_deliveries_refused_total", "Deliveries not stored", ["reason"], registry=self.registry
         )
         self.deliveries_unfinished = Gauge(
             "nimbus_control_plane_deliveries_unfinished", "Deliveries in the inbox", ["state"], registry=self.registry

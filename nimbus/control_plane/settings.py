@@ -10,7 +10,7 @@ from pydantic_settings import NoDecode
 
 from nimbus.control_plane.outcome import MAX_GRANTS
 from nimbus.model.vm import MAX_CPUS
-from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret
+from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret, TrustedProxies
 
 
 class DatabaseSettings(RoomSettings):
@@ -69,6 +69,7 @@ class Settings(DatabaseSettings):
     admin_allowed_subjects: Annotated[str, NoDecode] = ""  # comma-separated; empty: all
     control_plane_bind: str = "127.0.0.1:8000"
     metrics_token: SecretStr | None = None
+    trusted_proxies: TrustedProxies = ""  # comma-separated networks; empty: no proxy is believed
     log_public_url: str | None = None  # where agents send job output, unless NIMBUS_LOG_SINK_URL of theirs says another
     job_lease_ttl: float = Field(default=300.0, ge=1.0)
     job_in_progress_lease_ttl: float = Field(default=3600.0, ge=1.0)  # GitHub gives no second runner

@@ -60,7 +60,9 @@ class Access:
             if not hmac.compare_digest(token.encode(), self.metrics_token.encode()):
                 raise Unauthorized("the metrics token is not the right one")
             return
-        if not _is_loopback(request.remote_addr or ""):
+        # headers of a trusted proxy are used up by now; those that are left speak for somebody who is not this host
+        forwarded = "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
+        if forwarded or not _is_loopback(request.remote_addr or ""):
             raise Forbidden("metrics are for this host only: set NIMBUS_METRICS_TOKEN to read them from elsewhere")
 
 

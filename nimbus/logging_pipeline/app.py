@@ -25,6 +25,7 @@ from nimbus.logging_pipeline.store import open_store
 from nimbus.logging_pipeline.writer import Writer
 from nimbus.model.errors import Unavailable
 from nimbus.runtime.http import open_http
+from nimbus.runtime.proxies import Networks, parse_networks
 from nimbus.runtime.retry import Backoff, retry_unavailable
 from nimbus.runtime.serving import App, build_app, json_response
 from nimbus.wire.tokens import hmac_key
@@ -63,12 +64,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 async def open_app(settings: Settings) -> AsyncIterator[App]:
     """The application with its services open."""
     async with open_services(settings) as services:
-        yield build_logging_pipeline(services)
+        yield build_logging_pipeline(services, parse_networks(settings.trusted_proxies))
 
 
-def build_logging_pipeline(services: Services) -> App:
+def build_logging_pipeline(services: Services, trusted_proxies: Networks = ()) -> App:
     """Every route of the logging pipeline, on these services."""
-    app = build_app("nimbus.logging_pipeline", max_body_bytes=MAX_BODY_BYTES)
+    app = build_app("nimbus.logging_pipeline", max_body_bytes=MAX_BODY_BYTES, trusted_proxies=trusted_proxies)
     app.register_blueprint(build_ingest_api(services))
     app.register_blueprint(build_read_api(services))
     app.register_blueprint(build_health_api(services))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from nimbus.runtime.settings import RoomSettings, SigningSecret
+from nimbus.runtime.settings import RoomSettings, SigningSecret, TrustedProxies
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -44,6 +44,7 @@ class Settings(StoreSettings):
     jwks_url: str | None = None  # none: the control plane's own
     logging_bind: str = "127.0.0.1:8002"
     metrics_token: SecretStr | None = None
+    trusted_proxies: TrustedProxies = ""  # comma-separated networks; empty: no proxy is believed
 
     @property
     def key_set_url(self) -> str:

@@ -19,7 +19,7 @@ from typing import cast
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
 from quart import request
 from quart.wrappers import Request
 from quart_trio import QuartTrio
@@ -42,6 +42,7 @@ from nimbus.model.errors import (
     Unavailable,
 )
 from nimbus.runtime.listening import start_hypercorn
+from nimbus.runtime.proxies import FOR, HOST, PROTO, Networks, find_origin
 from nimbus.wire.fields import MAX_BIGINT
 
 log = structlog.get_logger()
@@ -187,14 +188,44 @@ class App(QuartTrio):
 
     asgi_http_class = CarefulConnection
     request_class = GatedRequest
+    trusted_proxies: Networks = ()
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if self.trusted_proxies and scope["type"] == "http":
+            scope = tell_origin(scope, self.trusted_proxies)
+        await super().__call__(scope, receive, send)
 
 
-def build_app(name: str, *, max_body_bytes: int | None = DEFAULT_MAX_BODY_BYTES, body_s: float | None = BODY_S) -> App:
+def tell_origin(scope: HTTPScope, trusted: Networks) -> HTTPScope:
+    """The request as its client sent it to the first trusted proxy; the headers that said so are used up."""
+    peer = scope["client"]
+    headers = list(scope["headers"])
+    origin = find_origin(peer[0] if peer else None, headers, trusted)
+    if not origin.believed:
+        return scope
+    told = scope.copy()
+    used = {FOR, PROTO, HOST} | ({b"host"} if origin.host is not None else set())
+    told["headers"] = [header for header in headers if header[0] not in used]
+    if origin.host is not None:
+        told["headers"] = [*told["headers"], (b"host", origin.host.encode())]
+    told["client"] = (origin.client, 0)
+    told["scheme"] = origin.scheme or scope["scheme"]
+    return told
+
+
+def build_app(
+    name: str,
+    *,
+    max_body_bytes: int | None = DEFAULT_MAX_BODY_BYTES,
+    body_s: float | None = BODY_S,
+    trusted_proxies: Networks = (),
+) -> App:
     """An empty application with our limits and our errors; the caller registers its blueprints.
 
     A response has no time limit: a stream ends when its client goes or its handler returns.
     """
     app = App(name, static_folder=None)
+    app.trusted_proxies = trusted_proxies
     app.url_map.converters["int"] = BigintConverter
     app.config.update(MAX_CONTENT_LENGTH=max_body_bytes, BODY_TIMEOUT=body_s, RESPONSE_TIMEOUT=None)
     app.register_error_handler(NimbusError, _answer_nimbus_error)

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn, TypeVar
 from pydantic import AfterValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from nimbus.runtime.proxies import parse_networks
 from nimbus.wire.tokens import MIN_SECRET_BYTES
 
 PREFIX = "NIMBUS_"
@@ -73,6 +74,14 @@ def _check_signing_secret(secret: SecretStr) -> SecretStr:
 
 PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]  # secret: it holds a password
 SigningSecret = Annotated[SecretStr, AfterValidator(_check_signing_secret)]
+
+
+def _check_networks(text: str) -> str:
+    parse_networks(text)
+    return text
+
+
+TrustedProxies = Annotated[str, AfterValidator(_check_networks)]  # `parse_networks` reads it
 
 
 class RoomSettings(BaseSettings):

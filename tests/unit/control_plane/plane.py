@@ -19,6 +19,7 @@ from nimbus.control_plane.silence import expire_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.runtime.http import open_http
 from nimbus.runtime.postgres import Row, Transaction, open_database
+from nimbus.runtime.proxies import parse_networks
 from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import serve_app
 from nimbus.wire.tokens import Audience, hmac_key, render_token
@@ -136,6 +137,7 @@ async def open_plane(
     terms: LeaseTerms | None = None,
     rules: JobRules | None = None,
     prefix: str | None = None,
+    trusted_proxies: str = "",
 ) -> AsyncIterator[Plane]:
     """A control plane that listens on a free port, without sweepers: tests sweep when they mean to."""
     with trio.fail_after(60):
@@ -143,7 +145,7 @@ async def open_plane(
             open_services(dsn, redis_url, terms=terms, rules=rules, prefix=prefix) as services,
             trio.open_nursery() as nursery,
         ):
-            app = build_control_plane(services)
+            app = build_control_plane(services, parse_networks(trusted_proxies))
             binds = await nursery.start(serve_app, app, ["127.0.0.1:0"], services.stopping)
             async with open_http(binds[0]) as http:
                 yield Plane(services, http, binds[0])

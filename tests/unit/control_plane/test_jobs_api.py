@@ -252,6 +252,17 @@ async def test_metrics_are_for_loopback_and_not_for_what_a_proxy_forwards(databa
     assert set(jwks.json()["keys"][0]) == {"kty", "crv", "x", "kid", "use", "alg"}
 
 
+async def test_metrics_behind_a_trusted_proxy_are_for_whoever_stands_behind_it(
+    database_dsn: str, redis_url: str
+) -> None:
+    async with open_plane(database_dsn, redis_url, trusted_proxies="127.0.0.0/8") as plane:
+        near = await plane.http.get("/metrics", headers={"X-Forwarded-For": "127.0.0.1"})
+        far = await plane.http.get("/metrics", headers={"X-Forwarded-For": "127.0.0.1, 203.0.113.9"})
+        other = await plane.http.get("/metrics", headers={"Forwarded": "for=127.0.0.1"})
+
+    assert (near.status_code, far.status_code, other.status_code) == (200, 401, 401)
+
+
 async def test_an_agent_renews_by_its_own_token_long_after_its_enrolment_token_ran_out(
     database_dsn: str, redis_url: str
 ) -> None:

@@ -44,7 +44,7 @@ def test_the_documents_variables_are_enough(environ: pytest.MonkeyPatch) -> None
 
     assert settings.database_url.get_secret_value() == "postgresql://user:hunter2@host/nimbus_control"
     assert settings.job_lease_ttl == 300
-    assert settings.labels == {"nimbus"}
+    assert settings.labels == ("nimbus",)
 
 
 def test_no_secret_is_shown(environ: pytest.MonkeyPatch) -> None:
@@ -58,6 +58,7 @@ def test_each_missing_or_wrong_variable_is_named_and_no_value_printed(
     environ.delenv("NIMBUS_REDIS_URL")
     environ.setenv("NIMBUS_PUBLIC_BASE_URL", "")
     environ.setenv("NIMBUS_JWT_SECRET", "too-short-secret")
+    environ.setenv("NIMBUS_TRUSTED_PROXIES", "10.0.0.0/8, 10.0.0.1/16")
     environ.setenv("NIMBUS_DATABASE_URL", "mysql://u:hunter2@h/d")
     with pytest.raises(SystemExit) as ended:
         read_settings(Settings)
@@ -68,6 +69,7 @@ def test_each_missing_or_wrong_variable_is_named_and_no_value_printed(
     assert "NIMBUS_PUBLIC_BASE_URL: is required" in told
     assert "NIMBUS_JWT_SECRET: needs at least 32 bytes" in told
     assert "NIMBUS_DATABASE_URL: a PostgreSQL address is needed" in told
+    assert "NIMBUS_TRUSTED_PROXIES: '10.0.0.1/16' is no network" in told
     assert "hunter2" not in told
     assert "too-short-secret" not in told
 
