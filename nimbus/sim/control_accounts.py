@@ -83,7 +83,10 @@ def _add_state_routes(blueprint: Blueprint, world: World) -> None:
         states = _states(body.get("states"), whole=repo == WHOLE)
         if repo == WHOLE:
             world.accounts.suspend(account, time.time() if SUSPENDED in states else None)
+        lacked = account.refuses(Refusal.NO_PERMISSION, WHOLE)
         account.refuse(repo, frozenset(Refusal(state) for state in states - {SUSPENDED}))
+        if lacked and not account.refuses(Refusal.NO_PERMISSION, WHOLE):
+            world.accounts.tell(account, "new_permissions_accepted")
         world.memory.note()
         return _reply(_render_account(account))
 

@@ -27,7 +27,7 @@ async def start(sim: Sim, owner: str, repo: str = "hello") -> dict[str, Any]:
     return dict(answer.json())
 
 
-async def told(sim: Sim) -> list[tuple[str, str | None, int | None]]:
+def told(sim: Sim) -> list[tuple[str, str | None, int | None]]:
     """What the App was told: event, action, installation; the oldest first."""
     made = sim.world.deliveries.pending_and_newest(100)
     return [(each.event, each.action, each.installation_id) for each in made]
@@ -55,7 +55,7 @@ async def test_a_token_of_one_installation_finds_nothing_of_another(sim: Sim) ->
 async def test_each_event_names_the_installation_of_its_organisation(sim: Sim) -> None:
     await start(sim, "acme")
     await start(sim, "octo-org")
-    assert await told(sim) == [("workflow_job", "queued", ACME), ("workflow_job", "queued", INSTALLATION_ID)]
+    assert told(sim) == [("workflow_job", "queued", ACME), ("workflow_job", "queued", INSTALLATION_ID)]
 
 
 async def test_no_two_jobs_of_any_organisations_have_the_same_id(sim: Sim) -> None:
@@ -108,27 +108,27 @@ async def test_a_suspension_is_told_listed_and_of_one_account_alone(sim: Sim) ->
     assert (refused.status_code, refused.json()["message"]) == (403, "This installation has been suspended")
     await sim.http.post("/sim/installation", json={"owner": "acme", "suspended": False})
     assert (await sim.http.get("/orgs/acme/actions/runners", headers=theirs)).status_code == 200
-    assert await told(sim) == [("installation", "suspend", ACME), ("installation", "unsuspend", ACME)]
+    assert told(sim) == [("installation", "suspend", ACME), ("installation", "unsuspend", ACME)]
 
 
 async def test_a_suspended_app_is_not_told_of_jobs_and_not_told_later_either(sim: Sim) -> None:
     await sim.http.post("/sim/installation", json={"owner": "acme", "suspended": True})
     await start(sim, "acme")
     await sim.http.post("/sim/installation", json={"owner": "acme", "suspended": False})
-    assert [event for event, _, _ in await told(sim)] == ["installation", "installation"]
+    assert [event for event, _, _ in told(sim)] == ["installation", "installation"]
 
 
 async def test_said_twice_a_suspension_is_told_once(sim: Sim) -> None:
     for _ in range(2):
         await sim.http.post("/sim/installation", json={"owner": "acme", "suspended": True})
-    assert await told(sim) == [("installation", "suspend", ACME)]
+    assert told(sim) == [("installation", "suspend", ACME)]
 
 
 async def test_a_removed_app_has_no_installation_no_token_and_no_events_there(sim: Sim) -> None:
     theirs = await sim.token_headers(installation_id=ACME)
     await sim.http.post("/sim/installation", json={"owner": "acme", "installed": False})
     await start(sim, "acme")
-    assert await told(sim) == [("installation", "deleted", ACME)]
+    assert told(sim) == [("installation", "deleted", ACME)]
     assert (await sim.http.get("/orgs/acme/actions/runners", headers=theirs)).status_code == 401
     for path in (f"/app/installations/{ACME}", "/orgs/acme/installation"):
         assert (await sim.http.get(path, headers=sim.app_headers())).status_code == 404
@@ -140,7 +140,7 @@ async def test_an_app_that_is_installed_again_has_another_id(sim: Sim) -> None:
     await sim.http.post("/sim/installation", json={"owner": "acme", "installed": False})
     again = await sim.http.post("/sim/installation", json={"owner": "acme", "installed": True})
     assert again.json()["installation_id"] == ACME + 2
-    assert await told(sim) == [("installation", "deleted", ACME), ("installation", "created", ACME + 2)]
+    assert told(sim) == [("installation", "deleted", ACME), ("installation", "created", ACME + 2)]
 
 
 async def test_an_installation_event_names_account_and_repositories_as_githubs_does(sim: Sim) -> None:
@@ -151,9 +151,17 @@ async def test_an_installation_event_names_account_and_repositories_as_githubs_d
     assert '"full_name": "acme/hello"' in payload
 
 
+async def test_a_permission_that_an_owner_grants_at_last_is_told(sim: Sim) -> None:
+    await sim.http.post("/sim/account", json={"owner": "acme", "states": ["no_permission"]})
+    await sim.http.post("/sim/account", json={"owner": "acme", "states": [], "repo": "hello"})
+    assert told(sim) == []
+    await sim.http.post("/sim/account", json={"owner": "acme", "states": []})
+    assert told(sim) == [("installation", "new_permissions_accepted", ACME)]
+
+
 async def test_a_ping_is_of_no_installation_and_has_no_action(sim: Sim) -> None:
     assert (await sim.http.post("/sim/ping")).status_code == 202
-    assert await told(sim) == [("ping", None, None)]
+    assert told(sim) == [("ping", None, None)]
 
 
 @pytest.mark.parametrize(
