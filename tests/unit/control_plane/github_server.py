@@ -13,8 +13,9 @@ import trio
 from quart import Response, request
 
 from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
-from nimbus.control_plane.github_limits import LimitTerms
+from nimbus.control_plane.github_limits import LimitTerms, Purpose
 from nimbus.control_plane.github_transport import Observer
+from nimbus.model.forge import ProblemKind
 from nimbus.runtime.serving import build_app, serve_app
 from tests.forge import APP_ID, app_key
 
@@ -108,3 +109,43 @@ async def open_client(
     credentials = AppCredentials(APP_ID, app_key().private_pem)
     async with open_github(url, credentials, terms, observer, clock) as client:
         yield client
+
+
+@dataclass
+class Counts:
+    """An observer that remembers."""
+
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    refusals: list[ProblemKind] = field(default_factory=list)
+    breaker: list[bool] = field(default_factory=list)
+    waits: list[Purpose] = field(default_factory=list)
+
+    def called(self, route: str, status: str) -> None:
+        self.calls.append((route, status))
+
+    def waited(self, purpose: Purpose, wait_s: float) -> None:
+        assert wait_s >= 0
+        self.waits.append(purpose)
+
+    def refused(self, kind: ProblemKind) -> None:
+        self.refusals.append(kind)
+
+    def breaker_changed(self, is_open: bool) -> None:
+        self.breaker.append(is_open)
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A client, what it counted and the scripted server it speaks to."""
+
+    client: GithubClient
+    server: GithubServer
+    counts: Counts
+
+
+@asynccontextmanager
+async def open_scripted() -> AsyncIterator[Scripted]:
+    """A scripted server and a client of it."""
+    counts = Counts()
+    async with open_github_server() as server, open_client(server.url, observer=counts) as client:
+        yield Scripted(client, server, counts)

@@ -1,0 +1,204 @@
+"""How a call gets to GitHub and back: limits, outages, pages, other hosts, and no secret in any message."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from nimbus.control_plane.github_client import RunnerScope
+from nimbus.control_plane.github_limits import LimitTerms
+from nimbus.control_plane.github_transport import READ_TRIES
+from nimbus.model.forge import ForgeTrouble, ProblemKind
+from tests.forge import INSTALLATION_ID, app_key
+from tests.unit.control_plane.github_server import TOKEN, Reply, Scripted, open_client, open_scripted
+
+SCOPE = RunnerScope(INSTALLATION_ID, "octo-org", "hello")
+ORG = RunnerScope(INSTALLATION_ID, "octo-org", None)
+RUNNERS = "/repos/octo-org/hello/actions/runners"
+MINT = f"{RUNNERS}/generate-jitconfig"
+NO_RUNNERS = {"total_count": 0, "runners": []}
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[Scripted]:
+    async with open_scripted() as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "wait_s"),
+    [
+        (Reply(403, {}, {"Retry-After": "17"}), ProblemKind.SECONDARY_LIMIT, 17.0),
+        (Reply(429, {}, {"Retry-After": "23"}), ProblemKind.SECONDARY_LIMIT, 23.0),
+        (Reply(429), ProblemKind.SECONDARY_LIMIT, 60.0),
+        (Reply(403, {"message": "Your IP address is not permitted"}), ProblemKind.IP_ALLOW_LIST, 300.0),
+        (Reply(502, b"<html>"), ProblemKind.OUTAGE, 5.0),
+        (Reply(503, b"", {"Retry-After": "9"}), ProblemKind.OUTAGE, 9.0),
+        (Reply(200, b"<html>"), ProblemKind.OUTAGE, 5.0),
+        (Reply(301, {}, {"Location": "https://elsewhere.example/"}), ProblemKind.REFUSED, 60.0),
+        (Reply(422, {"message": "Validation Failed"}), ProblemKind.REFUSED, 60.0),
+        (Reply(201, {"runner": {"id": "7"}, "encoded_jit_config": "x"}), ProblemKind.OUTAGE, 5.0),
+        (Reply(201, {"runner": {"id": 7}}), ProblemKind.OUTAGE, 5.0),
+    ],
+)
+async def test_odd_answers_become_problems_that_say_how_long_to_wait(
+    scripted: Scripted, reply: Reply, kind: ProblemKind, wait_s: float
+) -> None:
+    scripted.server.on("POST", MINT, reply)
+    with pytest.raises(ForgeTrouble) as caught:
+        await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+    assert caught.value.problem.kind is kind
+    assert wait_s - 0.5 <= caught.value.retry_after_s <= wait_s + 5.5
+    assert scripted.server.routes() == [f"POST {MINT}"], "a write is never sent twice"
+
+
+async def test_after_slow_down_nobody_calls_that_installation_and_others_do(scripted: Scripted) -> None:
+    scripted.server.on("GET", RUNNERS, Reply(403, {"message": "You have exceeded a secondary rate limit"}))
+    scripted.server.on("GET", "/repos/other/hello/actions/runners", Reply(200, NO_RUNNERS))
+    with pytest.raises(ForgeTrouble):
+        await scripted.client.list_runners(SCOPE)
+    asked = len(scripted.server.asked)
+    with pytest.raises(ForgeTrouble, match="secondary rate limit") as caught:
+        await scripted.client.mint_runner(ORG, "nimbus-1-1", ("nimbus",), 1)
+    assert 50 < caught.value.retry_after_s <= 66
+    assert len(scripted.server.asked) == asked
+    assert await scripted.client.list_runners(RunnerScope(2, "other", "hello")) == ()
+
+
+async def test_a_short_slow_down_is_waited_for_and_even_a_write_is_made_then(scripted: Scripted) -> None:
+    minted = Reply(201, {"runner": {"id": 7}, "encoded_jit_config": "c2VjcmV0"})
+    scripted.server.on("POST", MINT, Reply(429, {}, {"Retry-After": "1"}), minted)
+    assert (await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)).runner_id == 7
+    assert scripted.server.routes() == [f"POST {MINT}"] * 2
+
+
+async def test_a_read_is_tried_again_after_an_outage(scripted: Scripted) -> None:
+    scripted.server.on("GET", RUNNERS, Reply(502), Reply(503), Reply(200, NO_RUNNERS))
+    assert await scripted.client.list_runners(SCOPE) == ()
+    assert scripted.counts.calls[1:] == [("runners", "502"), ("runners", "503"), ("runners", "200")]
+    assert scripted.counts.refusals == []
+
+
+async def test_an_outage_opens_the_breaker_and_the_first_answer_closes_it(scripted: Scripted) -> None:
+    scripted.server.on("GET", RUNNERS, *[Reply(500)] * 5, Reply(200, NO_RUNNERS))
+    for _ in range(2):
+        with pytest.raises(ForgeTrouble):
+            await scripted.client.list_runners(SCOPE)
+    assert scripted.counts.breaker == [True]
+    assert len(scripted.server.routes()) == 5 < 2 * READ_TRIES
+    with pytest.raises(ForgeTrouble, match="several times in a row") as caught:
+        await scripted.client.list_runners(SCOPE)
+    assert len(scripted.server.routes()) == 5
+    await trio.sleep(caught.value.retry_after_s + 0.01)
+    assert await scripted.client.list_runners(SCOPE) == ()
+    assert scripted.counts.breaker == [True, False]
+    assert scripted.counts.refusals == [ProblemKind.OUTAGE] * 3
+
+
+async def test_a_probe_that_is_cancelled_leaves_the_next_one_free(scripted: Scripted) -> None:
+    never = trio.Event()
+    scripted.server.on("GET", RUNNERS, *[Reply(500)] * 5, Reply(200, NO_RUNNERS, until=never), Reply(200, NO_RUNNERS))
+    for _ in range(2):
+        with pytest.raises(ForgeTrouble):
+            await scripted.client.list_runners(SCOPE)
+    await trio.sleep(1.01)
+    with trio.move_on_after(0.5) as scope:
+        await scripted.client.list_runners(SCOPE)
+    assert scope.cancelled_caught
+    assert await scripted.client.list_runners(SCOPE) == ()
+    never.set()
+
+
+async def test_pages_are_followed_to_the_end(scripted: Scripted) -> None:
+    def page(number: int, following: int | None) -> Reply:
+        runner = {"id": number, "name": f"r{number}", "status": "online", "busy": False, "labels": []}
+        link = f'<{scripted.server.url}{RUNNERS}?per_page=100&page={following}>; rel="next"' if following else ""
+        return Reply(200, {"total_count": 3, "runners": [runner]}, {"Link": link, "ETag": f'"{number}"'})
+
+    scripted.server.on("GET", RUNNERS, page(1, 2), page(2, 3), page(3, None))
+    assert [runner.runner_id for runner in await scripted.client.list_runners(SCOPE)] == [1, 2, 3]
+    assert scripted.server.routes()[1:] == [f"GET {RUNNERS}?per_page=100&page={number}" for number in (2, 3)]
+
+
+async def test_a_page_that_has_not_changed_is_kept(scripted: Scripted) -> None:
+    runner = {"id": 7, "name": "r7", "status": "offline", "busy": False, "labels": [{"name": "nimbus"}]}
+    first = Reply(200, {"total_count": 1, "runners": [runner]}, {"ETag": '"one"'})
+    scripted.server.on("GET", RUNNERS, first, Reply(304, b"", {"ETag": '"one"'}))
+    listed = await scripted.client.list_runners(SCOPE)
+    assert await scripted.client.list_runners(SCOPE) == listed
+    assert [each.headers.get("if-none-match") for each in scripted.server.asked[1:]] == [None, '"one"']
+
+
+@pytest.mark.parametrize("host", ["http://elsewhere.example", "https://127.0.0.1", "http://127.0.0.1:1", "http://a@"])
+async def test_no_other_host_is_followed_with_our_token(scripted: Scripted, host: str) -> None:
+    target = f"{host}{RUNNERS}?page=2"
+    scripted.server.on("GET", RUNNERS, Reply(200, NO_RUNNERS, {"Link": f'<{target}>; rel="next"'}))
+    with pytest.raises(ForgeTrouble, match="another host"):
+        await scripted.client.list_runners(SCOPE)
+    scripted.server.on("GET", RUNNERS, Reply(307, {}, {"Location": target}))
+    with pytest.raises(ForgeTrouble):
+        await scripted.client.list_runners(SCOPE)
+    assert len(scripted.server.routes()) == 2
+
+
+async def test_a_renamed_repository_is_followed_on_the_same_host(scripted: Scripted) -> None:
+    moved = "/repositories/601/actions/runners/generate-jitconfig"
+    scripted.server.on("POST", MINT, Reply(307, {}, {"Location": f"{scripted.server.url}{moved}"}))
+    scripted.server.on("POST", moved, Reply(201, {"runner": {"id": 7}, "encoded_jit_config": "x"}))
+    await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+    assert [each.body for each in scripted.server.asked[1:]] == [scripted.server.asked[-1].body] * 2
+    scripted.server.on("POST", moved, Reply(307, {}, {"Location": moved}))
+    with pytest.raises(ForgeTrouble):  # a circle ends
+        await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+
+
+async def test_a_list_without_an_end_is_no_list(scripted: Scripted) -> None:
+    again = {"Link": f'<{scripted.server.url}{RUNNERS}?page=2>; rel="next"'}
+    scripted.server.on("GET", RUNNERS, Reply(200, NO_RUNNERS, again))
+    with pytest.raises(ForgeTrouble, match="more than 200 pages"):
+        await scripted.client.list_runners(SCOPE)
+
+
+async def test_twenty_callers_of_a_suspended_installation_ask_for_one_token_and_all_hear_why(
+    scripted: Scripted,
+) -> None:
+    path = "/app/installations/77/access_tokens"
+    scripted.server.on("POST", path, Reply(403, {"message": "This installation has been suspended"}))
+    heard: list[ForgeTrouble] = []
+
+    async def mint(number: int) -> None:
+        with pytest.raises(ForgeTrouble) as caught:
+            await scripted.client.mint_runner(SCOPE, f"nimbus-{number}-1", ("nimbus",), 1)
+        heard.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(mint, number)
+    assert {each.problem.kind for each in heard} == {ProblemKind.SUSPENDED}
+    assert {each.retry_after_s for each in heard} == {LimitTerms().owner_retry_s}
+    assert [each.target for each in scripted.server.asked] == [path]
+
+
+async def test_tokens_keys_and_configs_are_in_no_message_and_no_log(
+    scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "c2VudGluZWw" * 20
+    told: list[str] = []
+    for status in (403, 404, 422, 429, 500, 401, 201):
+        echo = {
+            "message": f"you sent {TOKEN}1 and {app_key().private_pem}",
+            "errors": [config],
+            "encoded_jit_config": config,
+        }
+        scripted.server.on("POST", MINT, Reply(status, echo, {"Retry-After": "0"} if status == 429 else {}))
+        async with open_client(scripted.server.url) as client:
+            with pytest.raises(ForgeTrouble) as caught:
+                await client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+            told += [str(caught.value), repr(caught.value.problem)]
+    printed = capsys.readouterr()
+    text = "\n".join([*told, printed.out, printed.err])
+    assert "you sent" in text
+    for secret in (TOKEN, config, *app_key().private_pem.splitlines()[1:-1]):
+        assert secret not in text
