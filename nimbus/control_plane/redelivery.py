@@ -110,13 +110,17 @@ async def _note_missed(transaction: Transaction, judged: Judged) -> None:
 
 
 async def _ask(services: Services, github: GithubClient, rules: RedeliveryRules, duty: Duty) -> int:
+    """Ask for what is due. Where GitHub stops us the round has still listed: the next one asks for the rest."""
     asked = 0
     for _ in range(MAX_BATCHES):
         batch = await services.database.run(_find_due, rules.interval_s)
         for row in batch:
             await duty.keep()
-            await _redeliver(services, github, row)
-        asked += len(batch)
+            trouble = await _redeliver(services, github, row)
+            if trouble is not None:
+                log.warning("redelivery.postponed", reason=str(trouble), asked=asked)
+                return asked
+            asked += 1
         if len(batch) < BATCH:
             break
     if asked:
@@ -124,7 +128,7 @@ async def _ask(services: Services, github: GithubClient, rules: RedeliveryRules,
     return asked
 
 
-async def _redeliver(services: Services, github: GithubClient, row: Row) -> None:
+async def _redeliver(services: Services, github: GithubClient, row: Row) -> ForgeTrouble | None:
     guid = row["guid"]
     await services.database.run(_write, "note_asked", guid)
     trouble: ForgeTrouble | None = None
@@ -136,11 +140,9 @@ async def _redeliver(services: Services, github: GithubClient, row: Row) -> None
         after, trouble = "take_back", error  # none of its five times is lost to an outage
     else:
         services.metrics.redeliveries_asked.inc()
-        return
+        return None
     await services.database.run(_write, after, guid)
-    if trouble is not None:
-        raise trouble
-    log.warning("redelivery.gone", guid=guid)
+    return trouble
 
 
 async def _find_due(transaction: Transaction, interval_s: float) -> Sequence[Row]:

@@ -22,14 +22,15 @@ WHERE EXISTS (SELECT FROM deliveries d WHERE d.guid = m.guid)
    OR m.delivered_at < clock_timestamp() - make_interval(secs => $2::double precision)
 
 -- name: due
--- Later and later after each time that it was asked for; the longest missed first.
+-- Later and later after each time that it was asked for. The newest first: of a job that ended meanwhile the end then
+-- comes before the beginning, and nothing boots for it.
 SELECT m.guid, m.delivery_id
 FROM missed_deliveries m LEFT JOIN redeliveries r USING (guid)
 WHERE NOT EXISTS (SELECT FROM deliveries d WHERE d.guid = m.guid)
   AND (r.guid IS NULL
        OR (r.attempts < $1
            AND r.asked_at + make_interval(secs => $2::double precision * 2 ^ r.attempts) <= clock_timestamp()))
-ORDER BY m.delivery_id
+ORDER BY m.delivery_id DESC
 LIMIT $3
 
 -- name: note_asked

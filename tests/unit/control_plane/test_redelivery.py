@@ -21,7 +21,6 @@ from nimbus.control_plane.redelivery import (
     judge_page,
     plan_start,
 )
-from nimbus.model.forge import ForgeTrouble
 from nimbus.runtime.serving import build_app, serve_app
 from nimbus.sim.faults import DeliveryFaults, FaultPlan
 from nimbus.sim.workflow import parse_workflow
@@ -183,15 +182,27 @@ async def open_github_that_redelivers_nothing() -> AsyncIterator[GithubClient]:
 
 @pytest.mark.services
 async def test_an_outage_while_asking_costs_none_of_the_five_times(github: GithubPlane) -> None:
-    services = github.plane.services
     await github.plane.sql("INSERT INTO missed_deliveries VALUES ('0b9a6d0e-missed', 1, clock_timestamp())")
     async with open_github_that_redelivers_nothing() as client:
-        with pytest.raises(ForgeTrouble):
-            await one_round(github, client=client)
+        assert await one_round(github, client=client) == 0
     assert await attempts(github) == [0]
+    services = github.plane.services
     assert services.metrics.registry.get_sample_value("nimbus_control_plane_redeliveries_asked") == 0
     await pass_time(github)
     assert await one_round(github) == 1
+
+
+@pytest.mark.services
+async def test_the_end_of_a_job_is_asked_for_before_its_beginning(github: GithubPlane) -> None:
+    github.sim.world.faults.set_plan(LOST)
+    run = github.sim.world.forge.start_run(WORKFLOW, "hello")
+    github.sim.world.forge.cancel(run.jobs[0].job_id)
+    await ended(github, 2)
+    github.sim.world.faults.set_plan(FaultPlan())
+    assert await one_round(github) == 2
+    await ended(github, 4)
+    actions = [each.action for each in github.sim.world.deliveries.newest(2, None)]
+    assert actions == ["queued", "completed"]
 
 
 @pytest.mark.services
