@@ -179,7 +179,7 @@ async def test_a_delivery_that_nothing_overtakes_comes_in_the_end(line: Line) ->
 
 
 async def test_a_late_delivery_is_listed_by_the_moment_it_was_sent(line: Line) -> None:
-    await line.faults(late=1, late_s=[1, 1])
+    await line.faults(late=1, late_s=[4, 4])
     job_id = await line.job()
     await line.faults()
     await line.cancel(job_id)

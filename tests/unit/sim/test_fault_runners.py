@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
 from nimbus.model.job import JobState
+from nimbus.sim.faults import Faults, parse_plan
+from nimbus.sim.faults_runners import BadRunners
 from tests.forge import Sim, open_sim
+from tests.unit.sim.rig import Stage
 
 RUNNERS = "/repos/octo-org/hello/actions/runners"
 
@@ -84,14 +86,6 @@ async def statuses(sim: Sim) -> list[str]:
     return [each["status"] for each in await listed(sim)]
 
 
-async def seen(look: Callable[[], Awaitable[object]], wanted: object) -> None:
-    """Once GitHub says so; nobody is told when that is."""
-    while True:
-        if await look() == wanted:
-            return
-        await trio.sleep(0.1)
-
-
 async def test_a_runner_that_comes_online_is_stolen_by_a_foreign_job_that_it_serves_as_well(sim: Sim) -> None:
     mine = await job(sim, "nimbus, gpu")
     await faults(sim, stolen=1)
@@ -148,7 +142,10 @@ async def test_the_deletion_of_an_idle_runner_may_be_refused_for_a_while(sim: Si
     await faults(sim, busy_refused=1, busy_refused_s=1)
     runner = await guest(sim)
     assert await runner.delete() == 422
-    await seen(runner.delete, 204)
+    while True:
+        if await runner.delete() == 204:
+            break
+        await trio.sleep(0.1)
     assert (await listed(sim), await struck(sim)) == ([], {"runners.busy_refused": 1})
 
 
@@ -191,21 +188,33 @@ async def test_a_busy_runner_is_never_dropped(sim: Sim) -> None:
 
 
 async def test_a_new_runner_may_be_listed_late(sim: Sim) -> None:
-    await faults(sim, listed_late=1, list_lag_s=[1, 1])
+    await faults(sim, listed_late=1, list_lag_s=[3600, 3600])
     runner = await guest(sim)
     await runner.online()
     assert await listed(sim) == []
     headers = await sim.token_headers()
     assert (await sim.http.get(f"{RUNNERS}/{runner.runner_id}", headers=headers)).status_code == 200
     assert (await sim.http.get(f"{RUNNERS}?name=nimbus-1-1", headers=headers)).json()["total_count"] == 0
-    await seen(partial(statuses, sim), ["online"])
+    await faults(sim)
+    assert await statuses(sim) == ["online"]
     assert await struck(sim) == {"runners.listed_late": 1}
 
 
 async def test_a_runner_may_be_listed_as_offline_for_a_while(sim: Sim) -> None:
-    await faults(sim, listed_offline=1, list_lag_s=[1, 1])
+    await faults(sim, listed_offline=1, list_lag_s=[3600, 3600])
     runner = await guest(sim)
     await runner.online()
     assert await statuses(sim) == ["offline"]
-    await seen(partial(statuses, sim), ["online"])
+    await faults(sim)
+    assert await statuses(sim) == ["online"]
     assert await struck(sim) == {"runners.listed_offline": 1}
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("listed_late", [[], []]), ("listed_offline", [[False], [False]])])
+def test_the_list_lags_for_its_time_and_no_longer(kind: str, shown: list[list[bool]]) -> None:
+    stage = Stage()
+    runner = stage.online()
+    bad = BadRunners(Faults(parse_plan(f'{{"runners": {{"{kind}": 1, "list_lag_s": [5, 5]}}}}')))
+    seen_at = [[each.online for each in bad.seen([runner], stage.clock.now_s + s)] for s in (0, 4.9, 5)]
+    assert seen_at == [*shown, [True]]
+    assert runner.online  # it is the list alone that is behind
