@@ -154,5 +154,6 @@ async def _write(transaction: Transaction, query: str, guid: str) -> None:
 
 
 async def _tidy(transaction: Transaction, window_s: float) -> None:
-    await transaction.execute(_SQL["drop_settled"], MAX_ASKS, window_s)
+    await transaction.execute(_SQL["drop_came"])
+    await transaction.execute(_SQL["drop_given_up"], MAX_ASKS, window_s)
     await transaction.execute(_SQL["drop_old"], 2 * window_s)

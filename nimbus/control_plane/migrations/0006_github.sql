@@ -96,6 +96,7 @@ ALTER TABLE machines ALTER COLUMN host_labels SET NOT NULL, ALTER COLUMN host_la
 
 CREATE INDEX jobs_open_github ON jobs (org_id, labels) WHERE source = 'github' AND state = 'queued';
 CREATE INDEX jobs_open_of_repo ON jobs (repo_id) WHERE state IN ('waiting', 'queued', 'in_progress');
+CREATE INDEX repos_of_installation ON repos (installation_id) WHERE NOT archived;
 CREATE INDEX deliveries_settled ON deliveries (received_at) WHERE state IN ('processed', 'ignored');
 
 -- When a delivery may be worked on next: whoever takes one moves it on, so that nobody else does at the same time.

@@ -14,12 +14,14 @@ DELETE FROM missed_deliveries WHERE guid = ANY ($1::text[])
 -- name: forget
 DELETE FROM missed_deliveries WHERE guid = $1
 
--- name: drop_settled
--- They came, or they were asked for often enough, or GitHub keeps them no longer.
+-- name: drop_came
+DELETE FROM missed_deliveries m USING deliveries d WHERE d.guid = m.guid
+
+-- name: drop_given_up
+-- They were asked for often enough, or GitHub keeps them no longer.
 DELETE FROM missed_deliveries m
-WHERE EXISTS (SELECT FROM deliveries d WHERE d.guid = m.guid)
+WHERE m.delivered_at < clock_timestamp() - make_interval(secs => $2::double precision)
    OR EXISTS (SELECT FROM redeliveries r WHERE r.guid = m.guid AND r.attempts >= $1)
-   OR m.delivered_at < clock_timestamp() - make_interval(secs => $2::double precision)
 
 -- name: due
 -- Later and later after each time that it was asked for. The newest first: of a job that ended meanwhile the end then
