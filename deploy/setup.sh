@@ -260,8 +260,19 @@ ensure_project() {
   stamp project "$hash"
 }
 
+# ---- what tests/clients takes from npm ---------------------------------------------------------------------------
+
+ensure_clients() {
+  local hash
+  hash=$(hash_of tests/clients/package.json tests/clients/package-lock.json)
+  if fresh clients "$hash" && [ -d tests/clients/node_modules ]; then return 0; fi
+  run "npm packages of tests/clients" npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund
+  stamp clients "$hash"
+}
+
 ensure_packages
 if [ "$what" = packages ]; then exit 0; fi
 ensure_environment
 ensure_project
+if [ "$what" != run ]; then ensure_clients; fi
 if ((SECONDS - started >= 2)); then say "set-up: complete after $((SECONDS - started)) s"; fi

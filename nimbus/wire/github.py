@@ -28,7 +28,7 @@ MAX_LABELS = 100
 MAX_LABEL_CHARS = 256
 _MAX_ID = 2**63 - 1
 _GUID = re.compile(r"[0-9A-Za-z-]{8,64}")
-_EVENT = re.compile(r"[a-z_]{1,64}")
+_EVENT = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SIGNATURE = re.compile(r"sha256=([0-9a-f]{64})")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # valid in JSON, refused by PostgreSQL's text
 
