@@ -5,44 +5,28 @@ Output for people is an aligned table; `--json` gives the API's own objects. Err
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import httpx2
 import trio
 
 from nimbus.cli.access import choose_token
+from nimbus.cli.plane import Reply, call, connection_options, parse_mib, print_json, run_with
 from nimbus.cli.tables import cell, render_table, since
-from nimbus.model.errors import NotFound, Refused, Unavailable
-from nimbus.runtime.http import check_status, mapped_http_errors, open_http
+from nimbus.model.errors import NotFound, Refused
 from nimbus.runtime.retry import Backoff, retry_unavailable
+from nimbus.runtime.telemetry import escape_text
 from nimbus.wire.tokens import Audience
 
-SERVICE = "the control plane"
-DEFAULT_URL = "http://127.0.0.1:8000"
 POLL_S = 0.5
 ENDED = frozenset({"completed", "lost"})
 _SHORT_DIGEST = 12
-_MEMORY = re.compile(r"([0-9]{1,9})([MG]?)i?B?", re.IGNORECASE)
-T = TypeVar("T")
-Job = dict[str, Any]
-
-
-def connection_options(command: Callable[..., T]) -> Callable[..., T]:
-    """--base-url, --token and --json, the same on every command."""
-    command = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")(command)
-    command = click.option("--token", default=None, help="A JWT; left out, one is minted from NIMBUS_JWT_SECRET.")(
-        command
-    )
-    return click.option(
-        "--base-url", envvar="NIMBUS_CONTROL_PLANE_URL", default=DEFAULT_URL, show_default=True, help="Control plane."
-    )(command)
+Job = Reply
 
 
 @click.group()
@@ -73,7 +57,7 @@ def recent(base_url: str, token: str | None, as_json: bool, limit: int) -> None:
     elif not reply["jobs"]:
         click.echo("no job yet; try: nimbus jobs submit --cmd 'uname -a' --wait")
     else:
-        click.echo(render_table(("JOB", "STATE", "SOURCE", "NAME", "QUEUED", "TOOK", "CAUSE"), map(row, reply["jobs"])))
+        click.echo(render_table(("JOB", "STATE", "SOURCE", "NAME", "QUEUED", "TOOK", "WHY"), map(row, reply["jobs"])))
 
 
 @jobs.command()
@@ -111,8 +95,7 @@ def show(base_url: str, token: str | None, as_json: bool, job_id: int) -> None:
     if as_json:
         print_json(job)
         return
-    shown = ("job_id", "state", "conclusion", "source", "name", "queued_at", "started_at", "completed_at", "cause")
-    click.echo(render_table(("JOB", str(job["job_id"])), [(name, cell(job[name])) for name in shown[1:]]))
+    click.echo(render_table(("JOB", str(job["job_id"])), describe_job(job)))
     for machine in job["machines"]:
         click.echo("")
         lines = [(name, cell(machine[name])) for name in ("state", "fence", "agent_id", "ending", "exit_code", "cause")]
@@ -179,29 +162,6 @@ def cancel(base_url: str, token: str | None, as_json: bool, job_id: int) -> None
 # --- requests ----------------------------------------------------------------------------------------------------
 
 
-def run_with(base_url: str, token: str, act: Callable[[httpx2.AsyncClient], Awaitable[Job]]) -> Job:
-    """The answer of `act` with a client for the control plane."""
-
-    async def run() -> Job:
-        async with open_http(base_url, token=token) as http:
-            return await act(http)
-
-    return trio.run(run)
-
-
-async def call(http: httpx2.AsyncClient, method: str, path: str, body: Job | None = None) -> Job:
-    """One request; the JSON object that answers it."""
-    try:
-        with mapped_http_errors(SERVICE):
-            response = check_status(await http.request(method, path, json=body), SERVICE)
-    except Unavailable as error:
-        raise Unavailable(f"{error} ({http.base_url}; start one by: nimbus up)") from error
-    reply = response.json()
-    if not isinstance(reply, dict):
-        raise Unavailable(f"{SERVICE} gave an answer that is no object: is {http.base_url} really one?")
-    return reply
-
-
 async def find(http: httpx2.AsyncClient, job_id: int) -> Job:
     try:
         return await call(http, "GET", f"/api/jobs/{job_id}")
@@ -246,14 +206,6 @@ def parse_pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def parse_mib(text: str) -> int:
-    """MiB of `512M`, `2G` or a bare number of MiB."""
-    match = _MEMORY.fullmatch(text)
-    if match is None:
-        raise Refused(f"--memory {text!r}: write it like 512M or 2G")
-    return int(match[1]) * (1024 if match[2].upper() == "G" else 1)
-
-
 def exit_status(job: Job) -> int:
     """The command's own status where it has one, else 125 for a host's fault and 1 for the rest."""
     last = job["machines"][-1] if job["machines"] else {}
@@ -268,8 +220,16 @@ def exit_status(job: Job) -> int:
     return 125 if last.get("ending") == "host_fault" else 1
 
 
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+def describe_job(job: Job) -> list[tuple[str, str]]:
+    """The page of one job, but for its machines; what it waits for is told in full."""
+    shown = ("state", "conclusion", "source", "name", "queued_at", "started_at", "completed_at", "cause")
+    lines = [(name, cell(job[name])) for name in shown]
+    if job.get("waits_for"):
+        lines.insert(1, ("waits for", escape_text(job["waits_for"])))
+    lines.append(("learned by", cell(job["learned_by"])))
+    if job.get("repaired_by"):
+        lines.append(("repaired by", cell(job["repaired_by"])))
+    return lines
 
 
 def describe_usage(usage: Job | None) -> str:
@@ -296,7 +256,8 @@ def row(job: Job) -> tuple[str, ...]:
     state = job["conclusion"] if job["state"] == "completed" and job["conclusion"] else job["state"]
     queued = cell(job["queued_at"])[:19].replace("T", " ")
     took = since(job["started_at"], job["completed_at"])
-    return (str(job["job_id"]), str(state), job["source"], cell(job["name"]), queued, took, cell(job["cause"]))
+    why = cell(job["cause"] or job.get("waits_for"))
+    return (str(job["job_id"]), str(state), job["source"], cell(job["name"]), queued, took, why)
 
 
 if __name__ == "__main__":

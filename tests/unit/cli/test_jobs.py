@@ -9,11 +9,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from nimbus.cli.jobs import describe_attestation, describe_usage, exit_status, parse_mib, render_submission
+from nimbus.cli.jobs import describe_attestation, describe_job, describe_usage, exit_status, render_submission, row
+from nimbus.cli.plane import parse_mib
 from nimbus.model.errors import Refused
 from nimbus.wire.tokens import Audience, hmac_key, render_token, verify_token
 from tests.unit.control_plane.plane import ADMIN_SECRET, Plane, open_plane
@@ -203,3 +205,26 @@ DIGESTS = "image base: kernel bbbbbbbbbbbb, initramfs cccccccccccc, rootfs ddddd
 )
 def test_what_a_machine_was_booted_from_is_shown_in_a_line(attested: dict[str, object] | None, shown: str) -> None:
     assert describe_attestation(attested) == shown
+
+
+QUEUED: dict[str, Any] = {
+    "job_id": 3, "state": "queued", "conclusion": None, "source": "github", "name": "build",
+    "queued_at": "2026-11-21T08:00:00+00:00", "started_at": None, "completed_at": None, "cause": None,
+    "learned_by": "webhook", "repaired_by": None,
+    "waits_for": "the author of its workflow, who must change its labels: nimbus-4cpus is no size: \x1b[2J",
+}  # fmt: skip
+
+
+def test_a_job_that_waits_says_in_full_what_for_and_nothing_in_it_drives_the_terminal() -> None:
+    page = dict(describe_job(QUEUED))
+    assert page["waits for"].startswith("the author of its workflow, who must change its labels: nimbus-4cpus is no")
+    assert "\x1b" not in page["waits for"]
+    assert row(QUEUED)[-1].startswith("the author of its workflow")
+    assert len(row(QUEUED)[-1]) <= 60
+
+
+def test_a_job_that_only_a_repair_moved_on_says_so() -> None:
+    assert "repaired by" not in dict(describe_job(QUEUED))
+    page = dict(describe_job(QUEUED | {"learned_by": "poll", "repaired_by": "redelivery", "waits_for": None}))
+    assert (page["learned by"], page["repaired by"]) == ("poll", "redelivery")
+    assert "waits for" not in page

@@ -1,0 +1,224 @@
+"""`nimbus orgs`: see and limit organisations, and give one labels of its own, over the control plane's API.
+
+Holds no rule of the business. Output for people is an aligned table; `--json` gives the API's own objects.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+from urllib.parse import quote
+
+import click
+import httpx2
+
+from nimbus.cli.access import choose_token
+from nimbus.cli.plane import Reply, call, connection_options, parse_mib, print_json, run_with
+from nimbus.cli.tables import cell, render_table
+from nimbus.model.errors import Refused
+from nimbus.model.labels import Arch
+from nimbus.runtime.telemetry import escape_text
+from nimbus.wire.tokens import Audience
+
+NONE = "none"
+_LIMITS = ("max_machines", "max_cpus", "runner_group_id")
+
+
+@click.group()
+def orgs() -> None:
+    """Organisations: what they hold, what GitHub refuses them, their limits and their own labels.
+
+    ORG is Nimbus' number or the login on GitHub. An organisation is known once GitHub has told of one of its jobs, or
+    of the App's installation on it.
+
+    \b
+    Examples:
+      nimbus orgs list
+      nimbus orgs show octo-org
+      nimbus orgs limit octo-org --max-machines 20 --max-cpus 64
+      nimbus orgs limit octo-org --max-cpus none
+      nimbus orgs label set octo-org big --cpus 16 --memory 64G --disk 100G
+      nimbus orgs label remove octo-org big
+
+    \b
+    A workflow then says:  runs-on: big
+    A size needs no label of its own:  runs-on: nimbus-4cpu-8gb, or nimbus-8cpu-32gb-100gb-disk-arm64
+    """
+
+
+@orgs.command(name="list")
+@connection_options
+def list_orgs(base_url: str, token: str | None, as_json: bool) -> None:
+    """Every organisation: what it holds, what GitHub refuses."""
+    reply = _ask(base_url, token, "GET", "/api/orgs")
+    if as_json:
+        print_json(reply)
+        return
+    click.echo(render_table(("ORG", "LOGIN", "MACHINES", "CPUS", "QUEUED", "PROBLEM"), map(row, reply["orgs"])))
+
+
+@orgs.command()
+@connection_options
+@click.argument("org")
+def show(base_url: str, token: str | None, as_json: bool, org: str) -> None:
+    """One organisation, its labels, and who must act for it."""
+    reply = _ask(base_url, token, "GET", _path(org))
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(render_org(reply))
+
+
+@orgs.command()
+@connection_options
+@click.argument("org")
+@click.option("--max-machines", metavar="N", help="Machines at once; none: no limit but the hosts'.")
+@click.option("--max-cpus", metavar="N", help="CPUs at once, of all its machines together; or none.")
+@click.option("--runner-group", "runner_group_id", metavar="ID", help="GitHub's id of the runner group; or none.")
+def limit(base_url: str, token: str | None, as_json: bool, org: str, **limits: str | None) -> None:
+    """Set what it may hold at once; jobs beyond that wait.
+
+    \b
+    Examples:
+      nimbus orgs limit octo-org --max-machines 20
+      nimbus orgs limit octo-org --max-machines none --max-cpus 64
+    """
+    reply = _ask(base_url, token, "PATCH", _path(org), body=render_limits(limits))
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(f"{cell(reply['login'])}: " + ", ".join(f"{name} {_or_none(reply[name])}" for name in _LIMITS))
+
+
+@orgs.group()
+def label() -> None:
+    """Its own labels: words for runs-on in its workflows.
+
+    \b
+    Examples:
+      nimbus orgs label set octo-org big --cpus 16 --memory 64G
+      nimbus orgs label set octo-org pi --cpus 2 --memory 2G --arch arm64 --max-machines 3
+      nimbus orgs label remove octo-org big
+    """
+
+
+@label.command(name="set")
+@connection_options
+@click.argument("org")
+@click.argument("word", metavar="LABEL")
+@click.option("--cpus", type=click.IntRange(1), required=True, help="vCPUs.")
+@click.option("--memory", required=True, help="Guest memory, like 512M or 8G.")
+@click.option("--disk", default=None, help="Guest disk, like 20G; the default machine's when left out.")
+@click.option("--arch", type=click.Choice([arch.value for arch in Arch]), default=None, help="x64 when left out.")
+@click.option("--image", default=None, help="What it boots; the control plane's default image when left out.")
+@click.option("--max-machines", type=click.IntRange(0), default=None, help="Of this label at once.")
+def set_label(base_url: str, token: str | None, as_json: bool, org: str, word: str, **machine: Any) -> None:
+    """Make a label, or change it; queued jobs follow at once.
+
+    \b
+    Example:
+      nimbus orgs label set octo-org big --cpus 16 --memory 64G --disk 100G --max-machines 4
+    """
+    reply = _ask(base_url, token, "PUT", f"{_path(org)}/labels/{quote(word, safe='')}", body=render_machine(machine))
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(f"runs-on: {cell(reply['label'])} is {describe_machine(reply)}")
+
+
+@label.command()
+@connection_options
+@click.argument("org")
+@click.argument("word", metavar="LABEL")
+def remove(base_url: str, token: str | None, as_json: bool, org: str, word: str) -> None:
+    """Take a label away; jobs that wait for it are refused, and say so."""
+    reply = _ask(base_url, token, "DELETE", f"{_path(org)}/labels/{quote(word, safe='')}")
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(f"{cell(reply['label'])} is no label any more")
+
+
+# --- requests and values -----------------------------------------------------------------------------------------
+
+
+def _ask(base_url: str, token: str | None, method: str, path: str, body: Reply | None = None) -> Reply:
+    async def ask(http: httpx2.AsyncClient) -> Reply:
+        return await call(http, method, path, body)
+
+    role = "read" if method == "GET" else "admin"
+    return run_with(base_url, choose_token(token, Audience.ADMIN, role=role), ask)
+
+
+def _path(org: str) -> str:
+    return f"/api/orgs/{quote(org, safe='')}"
+
+
+def render_limits(limits: dict[str, str | None]) -> Reply:
+    """Pure: the request's body from the options that were given."""
+    body: Reply = {}
+    for name, text in limits.items():
+        if text is not None:
+            if text != NONE and not (text.isascii() and text.isdigit()):
+                raise Refused(f"--{name.removesuffix('_id').replace('_', '-')} {text!r}: give a number, or {NONE}")
+            body[name] = None if text == NONE else int(text)
+    if not body:
+        raise Refused("give a limit: --max-machines, --max-cpus or --runner-group")
+    return body
+
+
+def render_machine(machine: dict[str, Any]) -> Reply:
+    """Pure: the body of a label from its options."""
+    body: Reply = {"cpus": machine["cpus"], "mem_mib": parse_mib(machine["memory"])}
+    if machine["disk"] is not None:
+        body["disk_mib"] = parse_mib(machine["disk"], "--disk")
+    return body | {name: machine[name] for name in ("arch", "image", "max_machines") if machine[name] is not None}
+
+
+def describe_machine(label: Reply) -> str:
+    """What a label stands for, on one line."""
+    size = f"{label['cpus']} CPUs, {label['mem_mib']} MiB of memory, {label['disk_mib']} MiB of disk, {label['arch']}"
+    image = "" if label["image"] is None else f", image {cell(label['image'])}"
+    most = "" if label["max_machines"] is None else f", at most {label['max_machines']} at once"
+    return f"{size}{image}{most}"
+
+
+def row(org: Reply) -> tuple[str, ...]:
+    """One line of the list."""
+    holds = org["holds"]
+    machines = f"{holds['machines']}/{_or_none(org['max_machines'])}"
+    cpus = f"{holds['cpus']}/{_or_none(org['max_cpus'])}"
+    problem = org["problems"][0]["means"] if org["problems"] else None
+    return (str(org["org_id"]), cell(org["login"]), machines, cpus, str(holds["queued"]), cell(problem))
+
+
+def render_org(org: Reply) -> str:
+    """One organisation on a page."""
+    lines = [
+        ("org", str(org["org_id"])),
+        ("machines", f"{org['holds']['machines']} of {_or_none(org['max_machines'])}"),
+        ("CPUs", f"{org['holds']['cpus']} of {_or_none(org['max_cpus'])}"),
+        ("queued", str(org["holds"]["queued"])),
+        ("runner group", _or_none(org["runner_group_id"])),
+    ]
+    lines += [
+        ("installation", f"{each['installation_id']}{' (suspended)' if each['suspended'] else ''}")
+        for each in org["installations"]
+    ]
+    for problem in org["problems"]:
+        lines.append(("problem", escape_text(f"{problem['means']}; GitHub says: {problem['said']}")))
+    parts = [render_table((cell(org["login"]), ""), lines)]
+    if org["labels"]:
+        labels = [(cell(each["label"]), describe_machine(each)) for each in org["labels"]]
+        parts += ["", render_table(("LABEL", "MACHINE"), labels)]
+    return "\n".join(parts)
+
+
+def _or_none(value: int | None) -> str:
+    return NONE if value is None else str(value)
+
+
+if __name__ == "__main__":
+    from nimbus.cli.command import run_command
+
+    sys.exit(run_command(["orgs", *sys.argv[1:]]))
