@@ -101,6 +101,8 @@ def plan_runners(settings: Settings) -> RunnerRules:
         end_limit_s=settings.runner_end_limit,
         sweep_s=settings.runner_sweep_interval,
         zombie_age_s=settings.runner_zombie_age,
+        duty_ttl_s=settings.duty_ttl,
+        reserve=settings.github_reserve,
     )
 
 

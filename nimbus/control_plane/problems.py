@@ -49,9 +49,13 @@ class Place:
 
     def block(self, problem: Problem) -> Blocked:
         """The problem as whoever waits for it hears it."""
-        whole = problem.kind in _WHOLE
-        sentence = explain(problem.kind, self.owner, None if whole else self.repo)
+        sentence = explain(problem.kind, self.owner, None if meets_every_call(problem) else self.repo)
         return Blocked(f"{sentence} (GitHub says: {problem.said})", problem.retry_after_s)
+
+
+def meets_every_call(problem: Problem) -> bool:
+    """Pure: whether it is the whole installation's, whatever was asked for."""
+    return problem.kind in _WHOLE
 
 
 async def note_problem(
@@ -63,7 +67,9 @@ async def note_problem(
     task: Task = Task.READ,
 ) -> None:
     """Keep a refusal. Those that meet every call of the installation are kept for all of it."""
-    scope = "" if repo_name is None or problem.kind in _WHOLE else repo_name
+    if problem.ours and task is not Task.REGISTER:
+        return  # a read that makes room for registrations must not keep them waiting
+    scope = "" if repo_name is None or meets_every_call(problem) else repo_name
     kept_for = Task.ANY if problem.kind in _WHOEVER_ASKS else task
     retry_after_s = min(max(problem.retry_after_s, RETRY_LEAST_S), RETRY_MOST_S)
     await transaction.execute(

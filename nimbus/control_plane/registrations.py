@@ -19,7 +19,7 @@ from nimbus.control_plane.demand import DemandRules, LabelSet, balance, lock_org
 from nimbus.control_plane.duties import hold_duty
 from nimbus.control_plane.github_client import Deletion, GithubClient, RunnerScope
 from nimbus.control_plane.machines import cancel_machine
-from nimbus.control_plane.problems import Place, Task, end_problem, forget_stale, keep_problem
+from nimbus.control_plane.problems import Place, Task, end_problem, forget_stale, keep_problem, meets_every_call
 from nimbus.control_plane.services import MACHINES, RUNNERS, Services
 from nimbus.model.errors import NimbusError, Unavailable
 from nimbus.model.forge import ForgeTrouble
@@ -60,6 +60,7 @@ class RunnerRules:
     sweep_s: float = 60.0
     zombie_age_s: float = 600.0
     duty_ttl_s: float = 60.0
+    reserve: float = 0.1  # share of the hourly quota that is left to registering and undoing
 
     @property
     def busy_pause_s(self) -> float:
@@ -140,7 +141,8 @@ class Undoing:
             else:  # its id was never learned
                 deletion = await delete_by_name(registrar.github, scope_of(place), row["runner_name"])
         except ForgeTrouble as trouble:
-            self._refused.add(place.installation_id)
+            if meets_every_call(trouble.problem):
+                self._refused.add(place.installation_id)
             await keep_problem(registrar.services, place, trouble.problem)
             return None
         except NimbusError as error:

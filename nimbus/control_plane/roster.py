@@ -16,7 +16,8 @@ import structlog
 
 from nimbus.control_plane.duties import Duty, DutyTerms, sweep_duty
 from nimbus.control_plane.github_client import Deletion
-from nimbus.control_plane.problems import Place, Task, end_problem, keep_problem
+from nimbus.control_plane.poll_rules import pace
+from nimbus.control_plane.problems import Place, Task, end_problem, keep_problem, meets_every_call
 from nimbus.control_plane.registrations import Registrar, let_machine_go, scope_of
 from nimbus.control_plane.services import MACHINES
 from nimbus.model.forge import ForgeTrouble
@@ -116,29 +117,42 @@ def is_stray(runner: RunnerSeen, sight: Sight) -> bool:
 
 
 async def check_rosters(registrar: Registrar, duty: Duty) -> None:
-    """One round over every scope that has, or recently had, machines. One scope's trouble is no other's."""
+    """One round over every scope that has, or recently had, machines. One installation's trouble is no other's."""
     services, rules = registrar.services, registrar.rules
     scopes = await services.database.run(_scopes, max(RECENT_S, 3 * rules.zombie_age_s))
     known = duty.notes.get("scopes", {})
     notes: dict[str, Any] = {}
+    refused: set[int] = set()
     for row in scopes:
         place = registrar.place(row)
         if place is None:
             continue
         key = f"{place.installation_id}/{place.owner}/{place.repo or ''}"
         notes[key] = before = dict(known.get(key, {"listed_s": 0.0}))
-        # without a live machine there is nothing but zombies to find, and those must be old
-        every_s = 0.0 if row["live"] else rules.zombie_age_s
-        if row["now_s"] - before["listed_s"] < every_s:
+        if place.installation_id in refused or not _is_due(registrar, place, row, before["listed_s"]):
             continue
         await duty.keep()
         try:
             strikes = await _check_roster(registrar, duty, place, row, Strikes.parse(before))
         except ForgeTrouble as trouble:
             await keep_problem(services, place, trouble.problem)
+            if meets_every_call(trouble.problem):
+                refused.add(place.installation_id)
         else:
             notes[key] = {"listed_s": row["now_s"], **strikes.render()}
     duty.notes = {**duty.notes, "scopes": notes}
+
+
+def _is_due(registrar: Registrar, place: Place, scope: Row, listed_s: float) -> bool:
+    """Later where there is nothing but zombies to find, and those must be old; and where the quota runs low."""
+    rules = registrar.rules
+    slower = pace(registrar.github.quota(place.installation_id), rules.reserve)
+    if slower is None:
+        return False
+    every_s = 0.0 if scope["live"] else rules.zombie_age_s
+    if slower > 1:
+        every_s = max(every_s, (slower - 0.5) * rules.sweep_s)  # rounds come a little late, never early
+    return bool(scope["now_s"] - listed_s >= every_s)
 
 
 async def _check_roster(registrar: Registrar, duty: Duty, place: Place, scope: Row, before: Strikes) -> Strikes:

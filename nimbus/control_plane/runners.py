@@ -87,8 +87,10 @@ async def mint_patiently(registrar: Registrar, agent_id: str, key: LeaseKey) -> 
         except Blocked as error:
             if trio.current_time() + error.retry_after_s > until:
                 raise
-            wait_s = error.retry_after_s
-        await trio.sleep(wait_s)
+            blocked = error
+        with trio.move_on_after(blocked.retry_after_s):
+            await registrar.services.stopping.wait()
+            raise blocked
 
 
 async def mint_runner(registrar: Registrar, agent_id: str, key: LeaseKey) -> RunnerReply:

@@ -61,4 +61,6 @@ FROM machines m JOIN jobs j USING (job_id)
 WHERE m.kind = 'runner' AND m.state IN ('leased', 'running') AND NOT m.cancel_requested AND j.state = 'completed'
   AND $1::double precision > 0
   AND coalesce(j.completed_at, j.checked_at, j.started_at) < clock_timestamp() - make_interval(secs => $1::double precision)
-FOR UPDATE OF m
+ORDER BY m.machine_id
+LIMIT 100
+FOR UPDATE OF m SKIP LOCKED
