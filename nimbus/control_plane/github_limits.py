@@ -24,6 +24,7 @@ from nimbus.model.forge import ForgeTrouble, Problem, ProblemKind
 MINUTE_S = 60.0
 READ_POINTS, WRITE_POINTS = 1, 5  # as GitHub counts them
 LONGEST_PENALTY_S = 900.0  # of our own doubling; GitHub may name a longer one
+LEAST_WAIT_S = 0.001  # a wait that rounding made nothing of must still end later than now
 SPREAD_S = 5.0
 SAME_WINDOW_S = 5.0  # GitHub's reset times for one window differ by a second or two
 
@@ -64,7 +65,7 @@ class Entrance:
     points: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Turn:
     """One caller in the queue; `called` is set when it should look again."""
 
@@ -100,21 +101,23 @@ class Budget:
     def check(self, entrance: Entrance, inside: int, elapsed_s: float) -> Problem | None:
         """None where the call may be made now; else why not, and after how long it is worth another look."""
         if elapsed_s < self._silence_ends_s:
-            return replace(self._silencer, retry_after_s=self._silence_ends_s - elapsed_s)
+            return replace(self._silencer, retry_after_s=max(LEAST_WAIT_S, self._silence_ends_s - elapsed_s))
         repair = entrance.purpose is Purpose.REPAIR
         quota = self.quota
         if quota is not None and elapsed_s < self._quota_ends_s:
             floor = math.ceil(quota.limit * self._terms.reserve) if repair else 0
             if quota.remaining - inside <= floor:
                 said = f"{quota.remaining} of {quota.limit} calls are left in this hour"
-                return Problem(ProblemKind.RATE_LIMIT, said, max(0.05, self._quota_ends_s - elapsed_s))
+                wait_s = max(LEAST_WAIT_S, self._quota_ends_s - elapsed_s)
+                return Problem(ProblemKind.RATE_LIMIT, said, wait_s, ours=quota.remaining > 0)
         self._forget_spent(elapsed_s)
         points = self._terms.points_per_minute
         if repair:
             points = max(entrance.points, math.floor(points * (1 - self._terms.reserve)))
         if self._points + entrance.points > points:
             wait_s = self._frees_points_s(self._points + entrance.points - points, elapsed_s)
-            return Problem(ProblemKind.SECONDARY_LIMIT, f"our own limit of {points} points a minute", wait_s)
+            said = f"our own limit of {points} points a minute"
+            return Problem(ProblemKind.SECONDARY_LIMIT, said, wait_s, ours=True)
         return None
 
     def hear_quota(self, answer: Answer, elapsed_s: float) -> None:
@@ -166,7 +169,7 @@ class Budget:
         for spent_at_s, points in self._spent:
             wanted -= points
             if wanted <= 0:
-                return max(0.001, spent_at_s + MINUTE_S - elapsed_s)
+                return max(LEAST_WAIT_S, spent_at_s + MINUTE_S - elapsed_s)
         return MINUTE_S
 
 
@@ -216,7 +219,8 @@ class Lane:
         """Until another look is worth it: a time that is known, or somebody leaves."""
         if problem is None:
             said = f"our own limit of {self._terms.places} calls at once"
-            problem, look_again_s = Problem(ProblemKind.SECONDARY_LIMIT, said, self._terms.patience_s), give_up_s
+            problem = Problem(ProblemKind.SECONDARY_LIMIT, said, self._terms.patience_s, ours=True)
+            look_again_s = give_up_s
         else:
             look_again_s = trio.current_time() + problem.retry_after_s
         if look_again_s > give_up_s or trio.current_time() >= give_up_s:

@@ -33,6 +33,7 @@ Value = TypeVar("Value")
 
 REQUEST_S = 20.0  # one request, answer included
 READ_TRIES = 3
+WAYS = 40  # connections at once for each purpose, all installations together; 100 is what the HTTP client keeps
 MAX_REDIRECTS = 2
 _HEADERS = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
 _LIMITS = frozenset({ProblemKind.RATE_LIMIT, ProblemKind.SECONDARY_LIMIT})
@@ -113,6 +114,7 @@ class Transport:
         self._now_s = now_s
         self._chance = chance
         self._lanes: dict[int | None, Lane] = {}
+        self._ways = {purpose: trio.CapacityLimiter(WAYS) for purpose in Purpose}
         self._breaker = Breaker(chance)
         self._pages = KeptPages()
         self._app_jwt = AppJwt(app, now_s, terms.owner_retry_s)
@@ -187,7 +189,7 @@ class Transport:
             lane = self._lanes[call.installation_id] = Lane(self._terms, self._now_s, self._chance)
         key = (call.installation_id, call.path)
         queued_at_s = trio.current_time()
-        async with lane.place(call.entrance):
+        async with lane.place(call.entrance), self._ways[call.purpose]:
             sent_at_s = trio.current_time()
             self._observer.waited(call.purpose, sent_at_s - queued_at_s)
             page = self._pages.find(key) if call.kept else None

@@ -66,6 +66,7 @@ class Problem:
     kind: ProblemKind
     said: str
     retry_after_s: float
+    ours: bool = False  # GitHub refused nothing: we hold the call back, to keep its limits
 
 
 class ForgeTrouble(Unavailable):

@@ -53,6 +53,9 @@ class GithubServer:
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     replies: dict[str, list[Reply]] = field(default_factory=dict)
+    inside: int = 0
+    most: int = 0  # requests at once
+    arrived: trio.Event = field(default_factory=trio.Event)
     tokens: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def on(self, method: str, path: str, *replies: Reply) -> None:
@@ -62,6 +65,12 @@ class GithubServer:
         """What was asked, tokens aside."""
         return [f"{each.method} {each.target}" for each in self.asked if not each.target.endswith("/access_tokens")]
 
+    async def wait_inside(self, count: int) -> None:
+        """Until so many requests wait for their answers."""
+        while self.inside < count:
+            self.arrived = trio.Event()
+            await self.arrived.wait()
+
     async def answer(self, path: str) -> Response:
         body = await request.get_data()
         assert isinstance(body, bytes)
@@ -69,8 +78,14 @@ class GithubServer:
         asked = Asked(request.method, target, {k.lower(): v for k, v in request.headers.items()}, body)
         self.asked.append(asked)
         reply = self._find(f"{request.method} /{path}")
-        if reply.until is not None:
-            await reply.until.wait()
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.arrived.set()
+        try:
+            if reply.until is not None:
+                await reply.until.wait()
+        finally:
+            self.inside -= 1
         raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         return Response(raw, reply.status, headers=reply.headers, content_type="application/json")
 

@@ -107,6 +107,7 @@ def test_polls_leave_the_reserve_of_the_hour_to_registrations() -> None:
     problem = refusal(mine, POLL, 0.0, inside=1)  # the one under way is not counted by GitHub yet
     assert (problem.kind, problem.retry_after_s) == (ProblemKind.RATE_LIMIT, 1800.0)
     assert mine.check(MINT, 20, 0.0) is None
+    assert problem.ours, "GitHub refused nothing"
 
 
 def test_at_nothing_left_nobody_calls_until_the_reset() -> None:
@@ -114,6 +115,7 @@ def test_at_nothing_left_nobody_calls_until_the_reset() -> None:
     mine.hear_quota(told(5000, 0, START_S + 1800), 0.0)
     for entrance in (MINT, POLL):
         assert refusal(mine, entrance, 600.0).retry_after_s == pytest.approx(1200.0)
+        assert not refusal(mine, entrance, 600.0).ours
         assert mine.check(entrance, 0, 1800.0) is None
 
 

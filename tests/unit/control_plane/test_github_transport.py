@@ -9,7 +9,7 @@ import trio
 
 from nimbus.control_plane.github_client import RunnerScope
 from nimbus.control_plane.github_limits import LimitTerms
-from nimbus.control_plane.github_transport import READ_TRIES
+from nimbus.control_plane.github_transport import READ_TRIES, WAYS
 from nimbus.model.forge import ForgeTrouble, ProblemKind
 from tests.forge import INSTALLATION_ID, app_key
 from tests.unit.control_plane.github_server import TOKEN, Reply, Scripted, open_client, open_scripted
@@ -72,6 +72,21 @@ async def test_a_short_slow_down_is_waited_for_and_even_a_write_is_made_then(scr
     scripted.server.on("POST", MINT, Reply(429, {}, {"Retry-After": "1"}), minted)
     assert (await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)).runner_id == 7
     assert scripted.server.routes() == [f"POST {MINT}"] * 2
+
+
+async def test_many_installations_at_once_wait_for_a_connection_and_none_of_them_fails(scripted: Scripted) -> None:
+    gate = trio.Event()
+    asked = [RunnerScope(number, f"org-{number}", None) for number in range(1, 13)]
+    for scope in asked:
+        scripted.server.on("GET", scope.path, Reply(200, NO_RUNNERS, until=gate))
+    async with trio.open_nursery() as nursery:
+        for scope in asked:
+            for number in range(15):
+                nursery.start_soon(scripted.client.find_runner, scope, f"nimbus-{number}-1")
+        await scripted.server.wait_inside(WAYS)
+        gate.set()
+    assert scripted.server.most == WAYS
+    assert scripted.counts.refusals == []
 
 
 async def test_a_read_is_tried_again_after_an_outage(scripted: Scripted) -> None:

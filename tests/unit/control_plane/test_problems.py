@@ -57,6 +57,14 @@ async def test_what_meets_every_call_is_kept_for_the_whole_installation_and_the_
     ]  # fmt: skip
 
 
+async def test_a_read_that_we_hold_back_ourselves_is_no_problem_of_anybodys(plane: Plane) -> None:
+    held_back = Problem(ProblemKind.RATE_LIMIT, "450 of 5000 calls are left in this hour", 1800.0, ours=True)
+    await note(plane.services, held_back, task=Task.READ)
+    assert await kept(plane) == []
+    await note(plane.services, held_back, task=Task.REGISTER)
+    assert await kept(plane) == [("", "any", "rate_limit")]
+
+
 async def test_a_problem_that_stays_keeps_its_beginning_and_another_kind_begins_anew(plane: Plane) -> None:
     async def since() -> object:
         [row] = await plane.sql("SELECT since FROM forge_problems")
