@@ -143,7 +143,8 @@ class Poller:
         log.warning("poll.trouble", repo=polled.forge.full_name, kind=str(problem.kind), said=problem.said)
         if problem.kind in _WHOLE:
             self._memory.patience_s[polled.installation_id] = time.monotonic() + problem.retry_after_s
-        else:
+        if problem.kind not in _WHOLE or problem.kind is ProblemKind.OUTAGE:
+            # GitHub may fail at this one only, every time: it must not be the first again
             await self._services.database.run(_execute, "note_polled", polled.repo_id)
         if problem.kind not in PASSING:
             scope = None if problem.kind in _WHOLE else polled.forge.name
@@ -156,19 +157,15 @@ class Poller:
             runs += await self._github.list_runs(polled.installation_id, polled.forge.full_name, status)
         looks = self._memory.looks.setdefault(polled.repo_id, {})
         chosen = plan_looks(runs, looks, self._rules.max_runs)
-        left_out = {(run.run_id, run.attempt) for run in runs} - {(run.run_id, run.attempt) for run in chosen}
+        listed = {(run.run_id, run.attempt) for run in runs}
+        left_out = listed - {(run.run_id, run.attempt) for run in chosen}
         shown: set[int] = set()
         found = 0
         for run in chosen:
-            events = await self._list_jobs(polled, run, duty)
-            looks[run.run_id, run.attempt] = time.monotonic()
-            found += await self._take(events, shown)
+            looks[run.run_id, run.attempt] = time.monotonic()  # before: one that fails must not be the first again
+            found += await self._take(await self._list_jobs(polled, run, duty), shown)
         found += await self._look_up(polled, shown, left_out, duty)
-        self._memory.looks[polled.repo_id] = {
-            key: at_s
-            for key, at_s in looks.items()
-            if key in left_out or key in {(r.run_id, r.attempt) for r in chosen}
-        }
+        self._memory.looks[polled.repo_id] = {key: at_s for key, at_s in looks.items() if key in listed}
         await self._services.database.run(_finish_repo, polled, list(shown))
         self._services.metrics.polls.inc()
         return found

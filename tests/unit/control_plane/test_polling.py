@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import trio
+from quart import Response
 
 from nimbus.control_plane.duties import hold_duty
+from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.installations import list_all
 from nimbus.control_plane.poll_rules import PollRules
 from nimbus.control_plane.polling import NAME, Poller
+from nimbus.runtime.serving import build_app, json_response, serve_app
 from nimbus.sim.accounts import Refusal
 from nimbus.sim.faults import DeliveryFaults, FaultPlan
 from nimbus.sim.jobs import Conclusion, Run, Runner
 from nimbus.sim.workflow import parse_workflow
+from tests.forge import APP_ID, app_key
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -288,3 +293,40 @@ async def test_a_job_that_waited_for_more_than_a_day_where_nobody_can_be_asked_h
         ("completed", "gone"),
         ("queued", None),
     ]
+
+
+@asynccontextmanager
+async def open_github_with_a_broken_repository() -> AsyncIterator[GithubClient]:
+    """A GitHub that answers each question about `broken` with an error of its own."""
+    app = build_app("broken.github", max_body_bytes=1000)
+
+    @app.post("/app/installations/<int:installation_id>/access_tokens")
+    async def mint_token(installation_id: int) -> Response:
+        await trio.lowlevel.checkpoint()
+        return json_response({"token": f"t{installation_id}", "expires_at": "2100-01-01T00:00:00Z"}, 201)
+
+    @app.get("/repos/octo-org/<repo>/actions/runs")
+    async def list_runs(repo: str) -> Response:
+        await trio.lowlevel.checkpoint()
+        return Response("", 502) if repo == "broken" else json_response({"total_count": 0, "workflow_runs": []})
+
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        urls = await nursery.start(serve_app, app, ["127.0.0.1:0"], stop)
+        async with open_github(urls[0], AppCredentials(APP_ID, app_key().private_pem)) as client:
+            yield client
+        stop.set()
+
+
+@pytest.mark.services
+async def test_a_repository_that_github_always_fails_at_is_not_the_first_each_time(polled: Polled) -> None:
+    polled.forge.repo("broken")
+    await polled.list_all()
+    await polled.sql("UPDATE repos SET active_at = clock_timestamp()")
+    await polled.sql("UPDATE repos SET polled_at = clock_timestamp() - interval '1 hour' WHERE name = 'hello'")
+    for _ in range(2):
+        async with open_github_with_a_broken_repository() as client:
+            polled.poller = Poller(polled.services, client, polled.github.forge.demand, RULES)
+            await polled.poll_due()
+    late = await polled.sql("SELECT name FROM repos WHERE polled_at < clock_timestamp() - interval '1 minute'")
+    assert late == []
