@@ -143,9 +143,8 @@ class Transport:
                 answer = await self._authorised(call)
             except _Away as away:
                 if tries <= 0:
-                    raise ForgeTrouble(
-                        away.problem
-                    ) from None  # a token's: whoever wanted it does not try as often again
+                    # no longer an _Away: whoever wanted this for another call does not multiply the tries
+                    raise ForgeTrouble(away.problem) from None
                 await trio.sleep(next(delays))
                 continue
             problem = self._judge(call, answer)
