@@ -1,3 +1,5 @@
+-- Ages are compared with statement_timestamp(): of a clock that moves on within a statement no index can make use.
+
 -- name: lock_org
 -- Under it one org's demand is counted; keep_account of installations.sql locks the same row.
 SELECT org_id FROM orgs WHERE org_id = $1 FOR NO KEY UPDATE
@@ -57,20 +59,20 @@ RETURNING machine_id, repo_id, labels
 -- GitHub gives up a job that was queued for a day; one that is refused asks for nothing.
 SELECT (SELECT count(*) FROM jobs
         WHERE org_id = $1 AND ($2::bigint IS NULL OR repo_id = $2) AND source = 'github' AND state = 'queued'
-          AND labels = $3::text[] AND refusal IS NULL AND queued_at > clock_timestamp() - interval '1 day') AS wanted,
+          AND labels = $3::text[] AND refusal IS NULL AND queued_at > statement_timestamp() - interval '1 day') AS wanted,
        (SELECT count(*) FROM machines
         WHERE org_id = $1 AND repo_id IS NOT DISTINCT FROM $2 AND kind = 'runner' AND labels = $3::text[]
           AND state IN ('queued', 'leased', 'running') AND job_id IS NULL AND NOT cancel_requested) AS present,
        (SELECT count(*) FROM machines
         WHERE org_id = $1 AND repo_id IS NOT DISTINCT FROM $2 AND labels = $3::text[]
-          AND wasted_at > clock_timestamp() - interval '1 hour') AS wasted
+          AND wasted_at > statement_timestamp() - interval '1 hour') AS wasted
 
 -- name: jobs_of_hour
 -- What the wasted runners of the last hour are measured by: its jobs that still wait, and those that came since.
 SELECT count(*) FROM jobs
 WHERE org_id = $1 AND ($2::bigint IS NULL OR repo_id = $2) AND source = 'github' AND labels = $3::text[]
-  AND refusal IS NULL AND queued_at > clock_timestamp() - interval '1 day'
-  AND (state = 'queued' OR queued_at > clock_timestamp() - interval '1 hour')
+  AND refusal IS NULL AND queued_at > statement_timestamp() - interval '1 day'
+  AND (state = 'queued' OR queued_at > statement_timestamp() - interval '1 hour')
 
 -- name: surplus_unregistered
 -- Those that nobody has begun go first, then those that GitHub does not know yet: neither can be running a job.
@@ -90,10 +92,10 @@ SELECT DISTINCT org_id FROM jobs WHERE source = 'github' AND state = 'queued' OR
 SELECT j.repo_id, j.labels,
        EXISTS (SELECT FROM machines m
                WHERE m.org_id = $1 AND m.labels = j.labels AND m.kind = 'runner' AND m.job_id IS NULL
-                 AND m.finished_at > clock_timestamp() - make_interval(secs => $2::double precision)) AS rests
+                 AND m.finished_at > statement_timestamp() - make_interval(secs => $2::double precision)) AS rests
 FROM (SELECT DISTINCT repo_id, labels FROM jobs
       WHERE org_id = $1 AND source = 'github' AND state = 'queued'
-        AND queued_at > clock_timestamp() - interval '1 day') j
+        AND queued_at > statement_timestamp() - interval '1 day') j
 
 -- name: judge_jobs
 UPDATE jobs SET refusal = $3

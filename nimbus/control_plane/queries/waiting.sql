@@ -9,7 +9,7 @@ WITH held AS MATERIALIZED (
     GROUP BY m.org_id
 )
 SELECT j.job_id, j.state, j.refusal, o.login, r.name AS repo,
-       j.source = 'github' AND j.queued_at < clock_timestamp() - interval '1 day' AS given_up,
+       j.source = 'github' AND j.queued_at < statement_timestamp() - interval '1 day' AS given_up,
        p.kind AS problem, p.scope AS problem_scope, p.retry_at,
        o.max_machines, o.max_cpus, coalesce(held.machines, 0) AS held_machines, coalesce(held.cpus, 0) AS held_cpus,
        a.alias, a.max_machines AS alias_max, a.held AS alias_held,
@@ -51,11 +51,11 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT (SELECT count(*) FROM machines c
             WHERE c.org_id = j.org_id AND (c.repo_id IS NULL OR c.repo_id = j.repo_id) AND c.labels = j.labels
-              AND c.wasted_at > clock_timestamp() - interval '1 hour') AS wasted,
+              AND c.wasted_at > statement_timestamp() - interval '1 hour') AS wasted,
            (SELECT count(*) FROM jobs e
             WHERE e.org_id = j.org_id AND e.repo_id IS NOT DISTINCT FROM j.repo_id AND e.source = 'github'
-              AND e.labels = j.labels AND e.refusal IS NULL AND e.queued_at > clock_timestamp() - interval '1 day'
-              AND (e.state = 'queued' OR e.queued_at > clock_timestamp() - interval '1 hour')) AS jobs
+              AND e.labels = j.labels AND e.refusal IS NULL AND e.queued_at > statement_timestamp() - interval '1 day'
+              AND (e.state = 'queued' OR e.queued_at > statement_timestamp() - interval '1 hour')) AS jobs
     WHERE j.source = 'github' AND m.machine_id IS NULL
 ) robbed ON true
 LEFT JOIN LATERAL (

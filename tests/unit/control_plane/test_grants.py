@@ -20,6 +20,7 @@ from tests.unit.control_plane.plane import Plane, open_plane, open_services
 
 pytestmark = pytest.mark.services
 LEASES = ("nimbus.control_plane", "queries", "leases.sql")
+DEMAND = ("nimbus.control_plane", "queries", "demand.sql")
 ROOM = LeaseRequest(0.0, 64, 2**20, 100, ("nimbus",))
 
 
@@ -189,19 +190,37 @@ async def test_with_ten_thousand_queued_a_grant_reads_a_few_rows(plane: Plane) -
     for forge_id in range(1, 11):
         await queue(plane, await make_org(plane, forge_id), 1000)
     await plane.sql("ANALYZE")
-    plan = await explain(plane)
+    asked = ("agent-1", 8, 8192, ["nimbus"], 30.0, None, "x64", True, ["outage"])
+    plan = await explain(plane, LEASES, "grant_lease", *asked)
     scanned = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan, "machines"))
     assert {node["Node Type"] for node in scans(plan, "machines")} <= {"Index Scan", "Index Only Scan"}
     assert scanned < 100
 
 
-async def explain(plane: Plane) -> dict[str, Any]:
-    """How PostgreSQL answers the grant's statement, by its own word."""
-    grant_sql = load_queries(*LEASES)["grant_lease"]
+@pytest.mark.parametrize("query", ["count_demand", "surplus_unregistered", "waiting_sets"])
+async def test_counting_demand_does_not_read_the_history_of_machines(plane: Plane, query: str) -> None:
+    org_id = await make_org(plane, 1)
+    await queue(plane, org_id, 10_000)
+    await plane.sql("UPDATE machines SET state = 'done', finished_at = clock_timestamp() - interval '1 day'")
+    await plane.sql(
+        "INSERT INTO jobs (org_id, source, forge_job_id, labels, state) SELECT $1, 'github', n, '{nimbus}', 'queued' "
+        "FROM generate_series(1, 5) n",
+        org_id,
+    )
+    await queue(plane, org_id, 5)
+    await plane.sql("ANALYZE")
+    args = {"count_demand": (None, ["nimbus"]), "surplus_unregistered": (None, ["nimbus"], 3), "waiting_sets": (60.0,)}
+    plan = await explain(plane, DEMAND, query, org_id, *args[query])
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan, "machines")) < 100
+    assert "Seq Scan" not in {node["Node Type"] for node in scans(plan, "machines")}
+
+
+async def explain(plane: Plane, path: tuple[str, ...], query: str, *args: object) -> dict[str, Any]:
+    """How PostgreSQL answers a statement, by its own word."""
+    text = load_queries(*path)[query]
 
     async def run(transaction: Transaction) -> Row | None:
-        args = ("agent-1", 8, 8192, ["nimbus"], 30.0, None, "x64", True, ["outage"])
-        return await transaction.fetchrow(f"EXPLAIN (ANALYZE, FORMAT JSON) {grant_sql}", *args)
+        return await transaction.fetchrow(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *args)
 
     row = await plane.services.database.run(run)
     assert row is not None
