@@ -19,6 +19,7 @@ from nimbus.cli.access import choose_token
 from nimbus.cli.plane import Reply, call, connection_options, parse_mib, print_json, run_with
 from nimbus.cli.tables import cell, render_table, since
 from nimbus.model.errors import NotFound, Refused
+from nimbus.model.labels import Arch
 from nimbus.runtime.retry import Backoff, retry_unavailable
 from nimbus.runtime.telemetry import escape_text
 from nimbus.wire.tokens import Audience
@@ -112,6 +113,7 @@ def show(base_url: str, token: str | None, as_json: bool, job_id: int) -> None:
 @click.option("--timeout", "timeout_s", type=float, default=None, metavar="S", help="Seconds until it is stopped.")
 @click.option("--cpus", type=click.IntRange(1), default=None, help="vCPUs.")
 @click.option("--memory", default=None, help="Guest memory, like 512M or 2G.")
+@click.option("--arch", type=click.Choice([arch.value for arch in Arch]), default=None, help="x64 when left out.")
 @click.option("--org-id", type=click.IntRange(1), default=None, help="The org it belongs to, for a token of all orgs.")
 @click.option("--name", default=None, help="What lists call it.")
 @click.option("--idempotency-key", default=None, help="The same key gives the same job; a fresh one when left out.")
@@ -193,7 +195,7 @@ def render_submission(argv: Sequence[str], options: dict[str, Any]) -> Job:
         body["env"] = dict(parse_pair(pair) for pair in options["pairs"])
     if options["memory"] is not None:
         body["mem_mib"] = parse_mib(options["memory"])
-    for name in ("image", "timeout_s", "cpus", "org_id"):
+    for name in ("image", "timeout_s", "cpus", "arch", "org_id"):
         if options[name] is not None:
             body[name] = options[name]
     return body

@@ -18,6 +18,7 @@ from nimbus.control_plane.services import MACHINES, JobRules, Services
 from nimbus.control_plane.waiting import explain_waiting
 from nimbus.model.errors import Conflict, NotFound, RateLimited, Refused
 from nimbus.model.job import JobSource, JobState
+from nimbus.model.labels import Arch
 from nimbus.model.lease import TERMINAL, MachineState
 from nimbus.model.vm import Command, Shape
 from nimbus.runtime.postgres import Row, Transaction, load_queries
@@ -31,7 +32,7 @@ _SQL = load_queries("nimbus.control_plane", "queries", "jobs.sql")
 _IMAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/:@-]{0,253}[A-Za-z0-9])?")
 _FIELDS = frozenset(
     {"image", "argv", "cmd", "env", "cwd", "user", "timeout_s", "cpus", "mem_mib", "disk_mib", "idempotency_key"}
-    | {"org_id", "name"}
+    | {"org_id", "name", "arch"}
 )
 _NOT_BEGUN = frozenset({JobState.WAITING, JobState.QUEUED})
 _CANCEL_CAUSE = "cancelled by a user"
@@ -48,6 +49,7 @@ class Submission:
     name: str
     idempotency_key: str | None
     org_id: int | None
+    arch: Arch = Arch.X64
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def parse_submission(body: bytes, rules: JobRules) -> Submission:
         name=fields.text("name", 256) if fields.has("name") else "",
         idempotency_key=fields.text("idempotency_key", 256) if fields.has("idempotency_key") else None,
         org_id=fields.integer("org_id", 1) if fields.has("org_id") else None,
+        arch=fields.choice("arch", Arch) if fields.has("arch") else Arch.X64,
     )
 
 
@@ -140,6 +143,7 @@ async def _submit(transaction: Transaction, submission: Submission, org_id: int 
             kind=MachineKind.COMMAND,
             image=submission.image,
             shape=submission.shape,
+            arch=submission.arch,
             job_id=job_id,
             command=submission.command,
         ),
@@ -149,8 +153,8 @@ async def _submit(transaction: Transaction, submission: Submission, org_id: int 
 
 async def _replay(transaction: Transaction, known: Row, submission: Submission) -> Submitted:
     machine = await transaction.fetchrow(_SQL["machine_of_job"], known["job_id"])
-    asked = (render_command(submission.command), submission.image, render_shape(submission.shape))
-    if machine is None or asked != (known["command"], machine["image"], machine["shape"]):
+    asked = (render_command(submission.command), submission.image, render_shape(submission.shape), submission.arch)
+    if machine is None or asked != (known["command"], machine["image"], machine["shape"], machine["arch"]):
         raise Conflict("this idempotency key was used for another job: use a new key")
     return Submitted(known["job_id"], machine["machine_id"], JobState(known["state"]), created=False)
 

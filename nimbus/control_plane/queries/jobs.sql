@@ -12,7 +12,7 @@ SELECT pg_advisory_xact_lock(hashtextextended('nimbus.jobs', $1))
 SELECT job_id, state, command FROM jobs WHERE org_id = $1 AND idempotency_key = $2
 
 -- name: machine_of_job
-SELECT machine_id, image, shape FROM machines WHERE job_id = $1 ORDER BY machine_id DESC LIMIT 1
+SELECT machine_id, image, shape, arch FROM machines WHERE job_id = $1 ORDER BY machine_id DESC LIMIT 1
 
 -- name: count_recent
 SELECT count(*) FROM jobs
@@ -41,7 +41,7 @@ ORDER BY job_id DESC
 LIMIT $2
 
 -- name: machines_of_jobs
-SELECT machine_id, job_id, state, fence, agent_id, image, shape, attempts, ending, exit_code, signal, cause, phases,
+SELECT machine_id, job_id, state, fence, agent_id, image, shape, arch, attempts, ending, exit_code, signal, cause, phases,
        attestation, usage, failures, cancel_requested, webhook_at, created_at, leased_at, usage_at, finished_at
 FROM machines WHERE job_id = ANY ($1::bigint[]) ORDER BY machine_id
 

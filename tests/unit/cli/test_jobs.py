@@ -23,7 +23,7 @@ from tests.unit.control_plane.plane import ADMIN_SECRET, Plane, open_plane
 ROOT = Path(__file__).parents[3]
 OPTIONS: dict[str, object] = {
     "line": None, "idempotency_key": None, "name": None, "pairs": (), "memory": None, "image": None,
-    "timeout_s": None, "cpus": None, "org_id": None,
+    "timeout_s": None, "cpus": None, "arch": None, "org_id": None,
 }  # fmt: skip
 
 

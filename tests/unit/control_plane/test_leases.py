@@ -309,6 +309,20 @@ async def test_a_job_whose_disk_does_not_fit_stays_queued_where_the_agent_counts
     assert uncounted is not None
 
 
+async def test_a_command_for_another_architecture_waits_for_a_host_of_it(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol()
+        await plane.submit(arch="arm64", idempotency_key="k")
+        await plane.submit(expect=409, idempotency_key="k")
+        await plane.submit(expect=400, arch="sparc")
+        none = await plane.lease(agent)
+        body = {"wait_s": 0.0, "free": {"cpus": 8, "mem_mib": 8192, "slots": 8}, "labels": [], "arch": "arm64"}
+        granted = await plane.http.post("/api/agents/lease", json=body, headers=agent)
+
+    assert none is None
+    assert granted.status_code == 200
+
+
 async def test_the_bell_wakes_a_waiting_agent_of_another_control_plane(database_dsn: str, redis_url: str) -> None:
     open_one = partial(
         open_plane, database_dsn, redis_url, terms=LeaseTerms(poll_s=60), prefix=f"test:{database_dsn[-40:]}:"
