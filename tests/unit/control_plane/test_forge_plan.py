@@ -1,0 +1,69 @@
+"""What the operator sets of GitHub reaches the client, and is counted where operators look."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from nimbus.control_plane.forge import open_forge, plan_limits
+from nimbus.control_plane.github_client import RunnerScope
+from nimbus.control_plane.github_limits import LimitTerms
+from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.settings import Settings
+from nimbus.model.forge import ForgeTrouble
+from tests.forge import APP_ID, INSTALLATION_ID, app_key
+from tests.unit.control_plane.github_server import Reply, open_github_server
+
+REQUIRED = {
+    "NIMBUS_DATABASE_URL": "postgresql://nimbus@127.0.0.1/nimbus",
+    "NIMBUS_GITHUB_APP_ID": APP_ID,
+    "NIMBUS_GITHUB_WEBHOOK_SECRET": "s" * 32,
+    "NIMBUS_REDIS_URL": "redis://127.0.0.1:1/0",
+    "NIMBUS_JWT_SECRET": "s" * 32,
+    "NIMBUS_PUBLIC_BASE_URL": "http://127.0.0.1:8000",
+    "NIMBUS_CACHE_SHARED_SECRET": "s" * 32,
+    "NIMBUS_AGENT_TOKEN_SECRET": "s" * 32,
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(name, value)
+    # as environment files write it
+    monkeypatch.setenv("NIMBUS_GITHUB_APP_PRIVATE_KEY", app_key().private_pem.replace("\n", "\\n"))
+    return monkeypatch
+
+
+def test_limits_are_githubs_unless_the_operator_says_otherwise(environment: pytest.MonkeyPatch) -> None:
+    assert plan_limits(Settings()) == LimitTerms()
+    environment.setenv("NIMBUS_GITHUB_CONCURRENCY", "7")
+    environment.setenv("NIMBUS_GITHUB_WRITE_POINTS", "100")
+    environment.setenv("NIMBUS_GITHUB_RESERVE", "0.5")
+    environment.setenv("NIMBUS_GITHUB_OWNER_RETRY", "5")
+    environment.setenv("NIMBUS_GITHUB_PENALTY", "1")
+    assert plan_limits(Settings()) == LimitTerms(7, 100, 0.5, LimitTerms().patience_s, 5.0, 1.0)
+
+
+async def test_calls_to_github_are_counted_by_route_status_and_kind_of_refusal(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    metrics = Metrics()
+    async with open_github_server() as server:
+        environment.setenv("NIMBUS_GITHUB_API_URL", server.url)
+        environment.setenv("NIMBUS_GITHUB_OWNER_RETRY", "5")
+        path = "/repos/octo-org/hello/actions/runners"
+        server.on("GET", path, Reply(403, {"message": "Resource not accessible by integration"}))
+        async with open_forge(Settings(), metrics.github) as forge:
+            with trio.fail_after(30), pytest.raises(ForgeTrouble) as caught:
+                await forge.github.list_runners(RunnerScope(INSTALLATION_ID, "octo-org", "hello"))
+    assert caught.value.retry_after_s == 5.0
+    page = metrics.render().decode()
+    for line in (
+        'nimbus_control_plane_github_calls_total{route="access_tokens",status="201"} 1.0',
+        'nimbus_control_plane_github_calls_total{route="runners",status="403"} 1.0',
+        'nimbus_control_plane_github_refusals_total{kind="no_permission"} 1.0',
+        "nimbus_control_plane_github_away 0.0",
+    ):
+        assert line in page
+    assert 'nimbus_control_plane_github_wait_seconds_total{purpose="repair"}' in page
