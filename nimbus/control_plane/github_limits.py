@@ -156,7 +156,7 @@ class Budget:
         return first
 
     def hear_success(self, sent_at_s: float) -> None:
-        """A call that began after the silence went well: the next limit starts from the beginning."""
+        """A call that began after the silence met no limit: the next one starts from the beginning."""
         if sent_at_s >= self._silence_ends_s:
             self._penalties = 0
 

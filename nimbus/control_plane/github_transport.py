@@ -254,10 +254,9 @@ class Transport:
         """Let the lane know what the answer says about limits."""
         elapsed_s = trio.current_time()
         lane.budget.hear_quota(answer, elapsed_s)
-        if answer.status < 400:
-            lane.budget.hear_success(sent_at_s)
         problem = self._judge(call, answer)
         if problem is None or problem.kind not in _LIMITS:
+            lane.budget.hear_success(sent_at_s)
             return
         told = problem.kind is ProblemKind.RATE_LIMIT or "retry-after" in answer.headers
         if lane.budget.hear_limit(problem, told, sent_at_s, elapsed_s):

@@ -74,6 +74,19 @@ async def test_a_short_slow_down_is_waited_for_and_even_a_write_is_made_then(scr
     assert scripted.server.routes() == [f"POST {MINT}"] * 2
 
 
+async def test_any_answer_but_a_limit_ends_the_trial_after_a_silence(scripted: Scripted) -> None:
+    gate = trio.Event()
+    slow_down = Reply(429, {}, {"Retry-After": "1"})
+    scripted.server.on("GET", RUNNERS, slow_down, Reply(404), Reply(200, NO_RUNNERS, until=gate))
+    with pytest.raises(ForgeTrouble):
+        await scripted.client.list_runners(SCOPE)
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(scripted.client.find_runner, SCOPE, f"nimbus-{number}-1")
+        await scripted.server.wait_inside(5)
+        gate.set()
+
+
 async def test_many_installations_at_once_wait_for_a_connection_and_none_of_them_fails(scripted: Scripted) -> None:
     gate = trio.Event()
     asked = [RunnerScope(number, f"org-{number}", None) for number in range(1, 13)]
