@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nimbus.control_plane.github_answers import LONGEST_LIMIT_S, MAX_SAID_CHARS, Answer, hide_secrets, judge, read_said
@@ -126,6 +126,7 @@ def test_a_long_message_of_many_lines_becomes_one_short_line() -> None:
     assert "\n" not in said
 
 
+@settings(deadline=None)
 @given(
     st.binary() | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode())
 )
@@ -136,6 +137,7 @@ def test_no_body_is_too_odd_to_be_told(body: bytes) -> None:
     assert "\0" not in said
 
 
+@settings(deadline=None)
 @given(
     st.integers(300, 599),
     st.dictionaries(st.sampled_from(["retry-after", "x-ratelimit-remaining", "x-ratelimit-reset"]), st.text()),

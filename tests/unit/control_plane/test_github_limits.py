@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nimbus.control_plane.github_answers import Answer
@@ -74,6 +74,7 @@ def test_polls_stop_at_the_reserve_and_registrations_go_on() -> None:
     assert mine.check(MINT, 0, 0.0) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 20), st.sampled_from([MINT, LOOK, POLL])), max_size=300))
 def test_no_minute_ever_costs_more_than_its_points(steps: list[tuple[float, Entrance]]) -> None:
     mine, elapsed_s, spent = budget(points_per_minute=40), 0.0, []

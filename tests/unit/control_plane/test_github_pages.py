@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nimbus.control_plane.github_answers import Answer
@@ -93,6 +93,7 @@ def test_everything_else_is_another_origin(url: str) -> None:
     assert not is_same_origin(url, API)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_link_header_is_too_odd(text: str) -> None:
     answer = linked(text)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nimbus.model.errors import Refused
@@ -174,6 +174,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize(("parse", "key", "element"), PAGES)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_an_element_holds_its_neighbour_is_read(
     parse: Callable[[bytes], tuple[Any, ...]], key: str | None, element: dict[str, Any], data: st.DataObject
@@ -188,6 +189,7 @@ def test_whatever_an_element_holds_its_neighbour_is_read(
 
 
 @pytest.mark.parametrize(("parse", "key", "element"), PAGES)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
 def test_no_body_is_anything_but_read_or_refused(
     parse: Callable[[bytes], tuple[Any, ...]], key: str | None, element: dict[str, Any], body: bytes
