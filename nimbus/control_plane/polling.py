@@ -22,7 +22,7 @@ from nimbus.control_plane.demand import DemandRules, Recorded, announce, record_
 from nimbus.control_plane.duties import Duty, DutyLost
 from nimbus.control_plane.github_client import GithubClient
 from nimbus.control_plane.poll_rules import PollRules, choose_due, idle_room, is_news, pace, plan_looks
-from nimbus.control_plane.problems import clear_problem, note_problem
+from nimbus.control_plane.problems import clear_problem, meets_every_call, note_problem
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import NimbusError, NotFound, Refused, Unavailable
 from nimbus.model.forge import PASSING, ForgeTrouble, ProblemKind
@@ -42,8 +42,6 @@ MAX_LOOKUPS = 100  # single jobs of one repository in one pass
 FOREIGN_S = 600.0  # a job that is not ours may become so: by an alias that its org adds
 GONE = "gone"  # the conclusion of a job that GitHub no longer knows, twice in a row, or that we cannot ask about
 GONE_STRIKES = 2
-# What no call of that installation can get round: the rest of its repositories is not tried.
-_WHOLE = PASSING | {ProblemKind.SUSPENDED, ProblemKind.IP_ALLOW_LIST, ProblemKind.APP_KEY}
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,8 @@ class Poller:
                 turn.found += await self._poll_repo(polled, duty)
             except ForgeTrouble as trouble:
                 await self._note_trouble(polled, trouble)
-                if trouble.problem.kind in _WHOLE:
-                    break
+                if meets_every_call(trouble.problem):
+                    break  # the rest of its repositories is not tried
             except NotFound:
                 # deleted, renamed or taken from the App a moment ago: the list of repositories will say so
                 log.info("poll.repo_not_found", repo=polled.forge.full_name)
@@ -141,14 +139,13 @@ class Poller:
         """Keep what somebody must act on. What passes by itself is told by the calls for runners, which have more."""
         problem = trouble.problem
         log.warning("poll.trouble", repo=polled.forge.full_name, kind=str(problem.kind), said=problem.said)
-        if problem.kind in _WHOLE:
+        if meets_every_call(problem):
             self._memory.patience_s[polled.installation_id] = time.monotonic() + problem.retry_after_s
-        if problem.kind not in _WHOLE or problem.kind is ProblemKind.OUTAGE:
+        if not meets_every_call(problem) or problem.kind is ProblemKind.OUTAGE:
             # GitHub may fail at this one only, every time: it must not be the first again
             await self._services.database.run(_execute, "note_polled", polled.repo_id)
         if problem.kind not in PASSING:
-            scope = None if problem.kind in _WHOLE else polled.forge.name
-            await self._services.database.run(note_problem, polled.installation_id, scope, problem)
+            await self._services.database.run(note_problem, polled.installation_id, polled.forge.name, problem)
 
     async def _poll_repo(self, polled: PolledRepo, duty: Duty) -> int:
         runs: list[RunSeen] = []
