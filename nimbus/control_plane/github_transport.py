@@ -203,22 +203,27 @@ class Transport:
 
     @contextmanager
     def _through_breaker(self) -> Iterator[None]:
-        was_open = self._breaker.is_open
         passage = self._breaker.enter(trio.current_time())
         try:
             yield
         except _Away:
-            self._breaker.fail(passage, trio.current_time())
+            with self._telling():
+                self._breaker.fail(passage, trio.current_time())
             raise
         except BaseException:  # cancelled: it says nothing of GitHub
             self._breaker.abandon(passage)
             raise
-        else:
+        with self._telling():
             self._breaker.succeed()
-        finally:
-            if self._breaker.is_open is not was_open:
-                self._observer.breaker_changed(self._breaker.is_open)
-                log.warning("github.away" if self._breaker.is_open else "github.back")
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Say so where the body opens or closes the breaker."""
+        was_open = self._breaker.is_open
+        yield
+        if self._breaker.is_open is not was_open:
+            self._observer.breaker_changed(self._breaker.is_open)
+            log.warning("github.away" if self._breaker.is_open else "github.back")
 
     async def _request(self, call: Call, token: str, page: Answer | None) -> Answer:
         headers = {**_HEADERS, "Authorization": f"Bearer {token}"}

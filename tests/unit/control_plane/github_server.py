@@ -54,7 +54,7 @@ class GithubServer:
     asked: list[Asked] = field(default_factory=list)
     replies: dict[str, list[Reply]] = field(default_factory=dict)
     inside: int = 0
-    most: int = 0  # requests at once
+    most: int = 0  # that waited at once
     arrived: trio.Event = field(default_factory=trio.Event)
     tokens: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -66,7 +66,7 @@ class GithubServer:
         return [f"{each.method} {each.target}" for each in self.asked if not each.target.endswith("/access_tokens")]
 
     async def wait_inside(self, count: int) -> None:
-        """Until so many requests wait for their answers."""
+        """Until so many requests wait for the event of their reply."""
         while self.inside < count:
             self.arrived = trio.Event()
             await self.arrived.wait()
@@ -78,16 +78,19 @@ class GithubServer:
         asked = Asked(request.method, target, {k.lower(): v for k, v in request.headers.items()}, body)
         self.asked.append(asked)
         reply = self._find(f"{request.method} /{path}")
+        if reply.until is not None:
+            await self._hold(reply.until)
+        raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+        return Response(raw, reply.status, headers=reply.headers, content_type="application/json")
+
+    async def _hold(self, until: trio.Event) -> None:
         self.inside += 1
         self.most = max(self.most, self.inside)
         self.arrived.set()
         try:
-            if reply.until is not None:
-                await reply.until.wait()
+            await until.wait()
         finally:
             self.inside -= 1
-        raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-        return Response(raw, reply.status, headers=reply.headers, content_type="application/json")
 
     def _find(self, route: str) -> Reply:
         replies = self.replies.get(route)

@@ -174,7 +174,7 @@ async def test_on_a_bad_day_every_runner_is_registered_once(places: int) -> None
         struck = (await pair.sim.http.get("/sim/faults")).json()["struck"]
         names = [runner.name for runner in pair.sim.world.forge.runners.values()]
     assert sorted(names) == sorted(f"nimbus-{number}-1" for number in range(30))
-    assert len(struck) >= 5, "the day was bad"
+    assert len(struck) >= 3, "the day was bad"
     # those under way when a limit is told cannot know of it; with one place there are none
     tellings = sum(struck.get(f"rest.{kind}", 0) for kind in ("secondary_limit", "secondary_limit_unsaid", "too_many"))
     assert struck.get("rest.limit_ignored", 0) <= (places - 1) * tellings

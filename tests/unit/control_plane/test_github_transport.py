@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from nimbus.control_plane.github_client import RunnerScope
+from nimbus.control_plane.github_breaker import FAILURES
+from nimbus.control_plane.github_client import GithubClient, RunnerScope
 from nimbus.control_plane.github_limits import LimitTerms
-from nimbus.control_plane.github_transport import READ_TRIES, WAYS
+from nimbus.control_plane.github_transport import WAYS
 from nimbus.model.forge import ForgeTrouble, ProblemKind
 from tests.forge import INSTALLATION_ID, app_key
 from tests.unit.control_plane.github_server import TOKEN, Reply, Scripted, open_client, open_scripted
@@ -50,7 +51,9 @@ async def test_odd_answers_become_problems_that_say_how_long_to_wait(
     with pytest.raises(ForgeTrouble) as caught:
         await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
     assert caught.value.problem.kind is kind
-    assert wait_s - 0.5 <= caught.value.retry_after_s <= wait_s + 5.5
+    # of a silence some seconds are over, and some more were added for our other processes
+    slack_s = 10.0 if kind is ProblemKind.SECONDARY_LIMIT else 0.0
+    assert caught.value.retry_after_s == pytest.approx(wait_s, abs=slack_s)
     assert scripted.server.routes() == [f"POST {MINT}"], "a write is never sent twice"
 
 
@@ -109,33 +112,53 @@ async def test_a_read_is_tried_again_after_an_outage(scripted: Scripted) -> None
     assert scripted.counts.refusals == []
 
 
+async def list_in_the_end(client: GithubClient) -> None:
+    """As a sweeper does it: what fails is asked for again when it may be."""
+    while True:
+        try:
+            await client.list_runners(SCOPE)
+        except ForgeTrouble as trouble:
+            await trio.sleep(min(trouble.retry_after_s, 1.0))
+        else:
+            return
+
+
 async def test_an_outage_opens_the_breaker_and_the_first_answer_closes_it(scripted: Scripted) -> None:
-    scripted.server.on("GET", RUNNERS, *[Reply(500)] * 5, Reply(200, NO_RUNNERS))
-    for _ in range(2):
-        with pytest.raises(ForgeTrouble):
-            await scripted.client.list_runners(SCOPE)
-    assert scripted.counts.breaker == [True]
-    assert len(scripted.server.routes()) == 5 < 2 * READ_TRIES
-    with pytest.raises(ForgeTrouble, match="several times in a row") as caught:
-        await scripted.client.list_runners(SCOPE)
-    assert len(scripted.server.routes()) == 5
-    await trio.sleep(caught.value.retry_after_s + 0.01)
-    assert await scripted.client.list_runners(SCOPE) == ()
+    scripted.server.on("GET", RUNNERS, *[Reply(500)] * FAILURES, Reply(200, NO_RUNNERS))
+    await list_in_the_end(scripted.client)
     assert scripted.counts.breaker == [True, False]
-    assert scripted.counts.refusals == [ProblemKind.OUTAGE] * 3
+    assert len(scripted.server.routes()) == FAILURES + 1
+    assert set(scripted.counts.refusals) == {ProblemKind.OUTAGE}
+
+
+async def test_an_outage_that_many_calls_meet_at_once_is_told_once(scripted: Scripted) -> None:
+    gate = trio.Event()
+    scripted.server.on("POST", MINT, Reply(502, until=gate))
+
+    async def mint(number: int) -> None:
+        with pytest.raises(ForgeTrouble):
+            await scripted.client.mint_runner(SCOPE, f"nimbus-{number}-1", ("nimbus",), 1)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(mint, number)
+        await scripted.server.wait_inside(10)
+        gate.set()
+    assert scripted.counts.breaker == [True]
+    assert scripted.counts.refusals == [ProblemKind.OUTAGE] * 10
 
 
 async def test_a_probe_that_is_cancelled_leaves_the_next_one_free(scripted: Scripted) -> None:
     never = trio.Event()
-    scripted.server.on("GET", RUNNERS, *[Reply(500)] * 5, Reply(200, NO_RUNNERS, until=never), Reply(200, NO_RUNNERS))
-    for _ in range(2):
-        with pytest.raises(ForgeTrouble):
-            await scripted.client.list_runners(SCOPE)
-    await trio.sleep(1.01)
-    with trio.move_on_after(0.5) as scope:
-        await scripted.client.list_runners(SCOPE)
-    assert scope.cancelled_caught
-    assert await scripted.client.list_runners(SCOPE) == ()
+    probed = Reply(200, NO_RUNNERS, until=never)
+    scripted.server.on("GET", RUNNERS, *[Reply(500)] * FAILURES, probed, Reply(200, NO_RUNNERS))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(list_in_the_end, scripted.client)
+        await scripted.server.wait_inside(1)
+        nursery.cancel_scope.cancel()
+    assert scripted.counts.breaker == [True]
+    await scripted.client.list_runners(SCOPE)
+    assert scripted.counts.breaker == [True, False]
     never.set()
 
 
