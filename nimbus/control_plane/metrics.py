@@ -51,7 +51,10 @@ class Metrics:
             "nimbus_control_plane_forge_problems", "What GitHub refuses us now", ["kind"], registry=self.registry
         )
         self.runners_removed = Counter(
-            "nimbus_control_plane_runners_removed", "Runners ended before a job's end", ["why"], registry=self.registry
+            "nimbus_control_plane_runners_removed_total",
+            "Runners ended before a job's end",
+            ["why"],
+            registry=self.registry,
         )
         self.redeliveries_asked = self._gauge(
             "nimbus_control_plane_redeliveries_asked", "Deliveries that GitHub was asked to send again"

@@ -111,7 +111,7 @@ class Settings(DatabaseSettings):
     )
     runner_level: Literal["repo", "org"] = "repo"  # where runners register
     runner_group_id: int = Field(default=1, ge=1)
-    runner_registration: Literal["jit", "token"] = "jit"  # noqa: S105 -- a word, no secret
+    runner_registration: Literal["jit", "token"] = "jit"
     runner_command: str = "/usr/local/bin/nimbus-runner"
     runner_sweep_interval: float = Field(default=60.0, ge=0)
     runner_idle_limit: float = Field(default=300.0, ge=0)
