@@ -120,4 +120,4 @@ def find_lack(row: Row, shape: Shape, hosts: list[Host]) -> str | None:
 
 
 def _tell_place(row: Row) -> str:
-    return f"a free host: place {row['ahead'] + 1} of {row['length']} in the queue of {row['login']}"
+    return f"a free host: place {row['place']} of {row['length']} in the queue of {row['login']}"

@@ -21,6 +21,7 @@ from tests.unit.control_plane.plane import Plane, open_plane, open_services
 pytestmark = pytest.mark.services
 LEASES = ("nimbus.control_plane", "queries", "leases.sql")
 DEMAND = ("nimbus.control_plane", "queries", "demand.sql")
+WAITING = ("nimbus.control_plane", "queries", "waiting.sql")
 ROOM = LeaseRequest(0.0, 64, 2**20, 100, ("nimbus",))
 
 
@@ -213,6 +214,20 @@ async def test_counting_demand_does_not_read_the_history_of_machines(plane: Plan
     plan = await explain(plane, DEMAND, query, org_id, *args[query])
     assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan, "machines")) < 100
     assert "Seq Scan" not in {node["Node Type"] for node in scans(plan, "machines")}
+
+
+async def test_explaining_many_jobs_of_a_long_queue_reads_that_queue_once_and_not_for_each(plane: Plane) -> None:
+    org_id = await make_org(plane, 1)
+    jobs = await plane.sql(
+        "INSERT INTO jobs (org_id, source, forge_job_id, labels, state) SELECT $1, 'github', n, '{nimbus}', 'queued' "
+        "FROM generate_series(1, 2000) n RETURNING job_id",
+        org_id,
+    )
+    await queue(plane, org_id, 2000)
+    await plane.sql("ANALYZE")
+    plan = await explain(plane, WAITING, "waiting_facts", [row["job_id"] for row in jobs[:200]])
+    read = [node["Actual Rows"] * node["Actual Loops"] for table in ("machines", "jobs") for node in scans(plan, table)]
+    assert sum(read) < 5 * 2000
 
 
 async def explain(plane: Plane, path: tuple[str, ...], query: str, *args: object) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 
 SMALL = Host("x64", frozenset({"nimbus"}), 4, 8192)
 FACTS: dict[str, Any] = {
-    "state": "queued", "refusal": None, "given_up": False, "login": "octo-org", "repo": "hello",
+    "state": "queued", "refusal": None, "given_up": False, "login": "octo-org",
     "problem": None, "problem_scope": None, "retry_at": None, "max_machines": None, "max_cpus": None,
     "held_machines": 0, "held_cpus": 0, "alias": None, "alias_max": None, "alias_held": None,
-    "machine_id": 1, "machine_state": "queued", "machine_kind": "runner", "arch": "x64", "host_labels": ["nimbus"],
-    "shape": {"cpus": 2, "mem_mib": 4096, "disk_mib": 2048}, "wasted": 0, "robbed_jobs": 1, "ahead": 2, "length": 7,
+    "machine_state": "queued", "machine_kind": "runner", "arch": "x64", "host_labels": ["nimbus"],
+    "shape": {"cpus": 2, "mem_mib": 4096, "disk_mib": 2048}, "wasted": 0, "robbed_jobs": 1, "place": 3, "length": 7,
 }  # fmt: skip
-NO_MACHINE = {"machine_state": None, "machine_id": None, "shape": None}
+NO_MACHINE = {"machine_state": None, "shape": None}
 
 
 def judged(hosts: tuple[Host, ...] = (SMALL,), **facts: Any) -> str:
