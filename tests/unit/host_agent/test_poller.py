@@ -9,8 +9,9 @@ import trio
 import trio.testing
 
 from nimbus.host_agent.admission import DiskPolicy, Supply
-from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, poll_leases
+from nimbus.host_agent.poller import Capacity, LeaseRetry, Room, name_arch, poll_leases
 from nimbus.model.errors import HostFault, Unavailable
+from nimbus.model.labels import Arch
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Command, Shape
 from nimbus.wire.leaseapi import Grant, GrantTimes, LeaseRequest, MachineKind
@@ -198,3 +199,9 @@ async def test_what_is_made_for_the_pool_counts_as_idle_only_once_it_holds_a_slo
     room = Room(Capacity(8, 65536, 1), Changing((0, held)), idle=lambda: frozenset({"without a slot yet"}))
     await poll(plane, room, [], busy_s=1, for_s=10)
     assert plane.requests == []
+
+
+def test_a_host_tells_its_architecture_as_jobs_call_it_and_one_that_no_job_can_ask_for_is_refused() -> None:
+    assert (name_arch("x86_64"), name_arch("aarch64")) == (Arch.X64, Arch.ARM64)
+    with pytest.raises(HostFault, match="riscv64"):
+        name_arch("riscv64")
