@@ -32,6 +32,7 @@ SWEEP_S = 5.0
 DUTY = "registrations"
 DEFAULT_GROUP_ID = 1  # every account has it
 BUSY_PAUSE_S = 60.0  # before a runner that GitHub would not delete is asked about again
+SETTLE_S = 30.0  # for GitHub to tell which job a runner served that ended in good order
 GIVE_UP_S = 90_000.0  # GitHub itself removes an ephemeral runner that was offline for a day
 IN_VAIN = "its runner waited too long for a job"
 UNNEEDED = "its runner found no queued job"
@@ -65,6 +66,10 @@ class RunnerRules:
     @property
     def busy_pause_s(self) -> float:
         return min(BUSY_PAUSE_S, self.sweep_s or BUSY_PAUSE_S)
+
+    @property
+    def settle_s(self) -> float:
+        return min(SETTLE_S, self.sweep_s or SETTLE_S)
 
 
 @dataclass(frozen=True)
@@ -115,31 +120,36 @@ class Patience:
 # --- one deregistration --------------------------------------------------------------------------------------------
 
 
-async def delete_by_name(github: GithubClient, scope: RunnerScope, name: str) -> Deletion:
-    """Deregister the runner of this name, whatever its id is."""
+async def look_and_delete(github: GithubClient, scope: RunnerScope, name: str) -> Deletion:
+    """Deregister the runner of this name, if it is there and idle: a look costs less than a refused write."""
     runner = await github.find_runner(scope, name)
-    return Deletion.ABSENT if runner is None else await github.delete_runner(scope, runner.runner_id)
+    if runner is None:
+        return Deletion.ABSENT
+    return Deletion.BUSY if runner.busy else await github.delete_runner(scope, runner.runner_id)
 
 
 class Undoing:
-    """One round: the installations that GitHub refuses to serve are left alone until the next."""
+    """One round: the installations that refuse every call are left alone until the next."""
 
     def __init__(self, registrar: Registrar, patience: Patience, keep: Keep) -> None:
         self.registrar, self.patience, self.keep = registrar, patience, keep
         self._refused: set[int] = set()
 
-    async def delete(self, row: Row) -> Deletion | None:
-        """Deregister one machine's runner; None where GitHub was away or refused: the next org must not wait."""
+    async def delete(self, row: Row, *, look: bool) -> Deletion | None:
+        """Deregister one machine's runner; None where GitHub was away or refused: the next org must not wait.
+
+        `look` where GitHub may have removed it, or given it a job, meanwhile.
+        """
         registrar = self.registrar
         place = registrar.place(row)
         if place is None or place.installation_id in self._refused:
             return None
         await self.keep()
         try:
-            if row["runner_id"]:
+            if look or not row["runner_id"]:  # or its id was never learned
+                deletion = await look_and_delete(registrar.github, scope_of(place), row["runner_name"])
+            else:
                 deletion = await registrar.github.delete_runner(scope_of(place), row["runner_id"])
-            else:  # its id was never learned
-                deletion = await delete_by_name(registrar.github, scope_of(place), row["runner_name"])
         except ForgeTrouble as trouble:
             if meets_every_call(trouble.problem):
                 self._refused.add(place.installation_id)
@@ -159,10 +169,10 @@ class Undoing:
 
 async def deregister_ended(undoing: Undoing) -> int:
     """Undo the registrations of machines that have ended or wait for another host; how many are gone."""
-    services, gone = undoing.registrar.services, 0
-    for row in await services.database.run(_superfluous, undoing.patience.waiting()):
+    services, settle_s, gone = undoing.registrar.services, undoing.registrar.rules.settle_s, 0
+    for row in await services.database.run(_superfluous, undoing.patience.waiting(), settle_s):
         # GitHub removed the runner with its job: one write less against the limit
-        deletion = Deletion.ABSENT if row["served"] else await undoing.delete(row)
+        deletion = Deletion.ABSENT if row["served"] else await undoing.delete(row, look=row["doubtful"])
         if deletion in {Deletion.BUSY, None} and not row["given_up"]:
             undoing.patience.postpone(row["machine_id"])
             continue
@@ -172,8 +182,8 @@ async def deregister_ended(undoing: Undoing) -> int:
     return gone
 
 
-async def _superfluous(transaction: Transaction, waiting: list[int]) -> list[Row]:
-    return list(await transaction.fetch(_SQL["superfluous"], waiting, GIVE_UP_S))
+async def _superfluous(transaction: Transaction, waiting: list[int], settle_s: float) -> list[Row]:
+    return list(await transaction.fetch(_SQL["superfluous"], waiting, GIVE_UP_S, settle_s))
 
 
 async def _forget(transaction: Transaction, machine_id: int, name: str) -> None:
@@ -188,7 +198,7 @@ async def release_idle(undoing: Undoing) -> int:
     registrar, let_go = undoing.registrar, 0
     services, limit_s = registrar.services, registrar.rules.idle_limit_s
     for row in await services.database.run(_idle_surplus, undoing.patience.waiting(), limit_s):
-        deletion = await undoing.delete(row)
+        deletion = await undoing.delete(row, look=True)
         if deletion is not Deletion.DELETED:
             # busy, or removed by GitHub with the job that it took: roster.py ends what does not end by itself
             undoing.patience.postpone(row["machine_id"])

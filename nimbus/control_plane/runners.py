@@ -9,7 +9,9 @@ refuses is kept (problems.py) and not asked for again before its time. Never und
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 import trio
@@ -17,17 +19,19 @@ from quart import Blueprint, Response
 
 from nimbus.control_plane.access import read_agent
 from nimbus.control_plane.demand import LabelSet, is_needed, lock_org
+from nimbus.control_plane.github_client import Deletion
 from nimbus.control_plane.installations import serving_installation
 from nimbus.control_plane.leases import check_lease
 from nimbus.control_plane.machines import cancel_machine
 from nimbus.control_plane.problems import Blocked, Place, Task, check_blocked, clear_problem, keep_problem
-from nimbus.control_plane.registrations import DEFAULT_GROUP_ID, Registrar, Registration, delete_by_name, scope_of
+from nimbus.control_plane.registrations import DEFAULT_GROUP_ID, Registrar, Registration, look_and_delete, scope_of
 from nimbus.model.errors import Conflict, Fenced, Gone, NotFound, Refused, Unavailable
 from nimbus.model.forge import ForgeTrouble, Problem, ProblemKind
 from nimbus.model.lease import LeaseKey
 from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.runtime.serving import json_response, read_body
 from nimbus.wire import leaseapi
+from nimbus.wire.githubrest import JitRunner
 from nimbus.wire.leaseapi import MachineKind, RunnerReply
 
 log = structlog.get_logger()
@@ -37,6 +41,7 @@ INPUT_PREFIX = "ACTIONS_RUNNER_INPUT_"  # GitHub's runner reads its arguments th
 PATIENCE_S = 15.0  # of an agent's request while GitHub says "in a moment": shorter than throwing a booted VM away
 UNDO_S = 25.0  # for one deregistration after a lost lease; the sweeper does what did not fit
 REFUSED_RETRY_S = 60.0  # where only our own side knows what was refused
+UNLISTED_S = 5.0  # a runner that was just registered is in the list by then
 UNKNOWN_ID = 0  # of a runner that may exist, or that its guest registers by itself
 
 
@@ -150,7 +155,7 @@ async def _ask_github(registrar: Registrar, intent: _Intent) -> _Minted | Proble
     """What GitHub gives for the guest, or why it does not."""
     try:
         if intent.earlier is not None:
-            await delete_by_name(registrar.github, scope_of(intent.place), intent.earlier)
+            await look_and_delete(registrar.github, scope_of(intent.place), intent.earlier)
         if registrar.rules.registration is Registration.TOKEN:
             return await _plan_guest(registrar, intent)
         return await _mint(registrar, intent)
@@ -158,7 +163,7 @@ async def _ask_github(registrar: Registrar, intent: _Intent) -> _Minted | Proble
         return trouble.problem
     except NotFound as error:
         return Problem(ProblemKind.NOT_INSTALLED, str(error), REFUSED_RETRY_S)
-    except (Refused, Conflict) as error:
+    except Refused as error:
         # refused is our App or our setting, not the agent that asked: it may only come again later
         return Problem(ProblemKind.REFUSED, str(error), REFUSED_RETRY_S)
 
@@ -183,11 +188,16 @@ async def _plan_guest(registrar: Registrar, intent: _Intent) -> _Minted:
 async def _mint(registrar: Registrar, intent: _Intent) -> _Minted:
     """A taken name is our own, from a reply that was lost: the guest never started, so it is replaced."""
     github, scope = registrar.github, scope_of(intent.place)
-    try:
-        runner = await github.mint_runner(scope, intent.name, intent.labels, intent.group_id)
-    except Conflict:
-        await delete_by_name(github, scope, intent.name)
-        runner = await github.mint_runner(scope, intent.name, intent.labels, intent.group_id)
+    mint = partial(github.mint_runner, scope, intent.name, intent.labels, intent.group_id)
+    runner: JitRunner | None = None
+    with suppress(Conflict):
+        runner = await mint()
+    if runner is None and await look_and_delete(github, scope, intent.name) is Deletion.DELETED:
+        with suppress(Conflict):
+            runner = await mint()
+    if runner is None:
+        # the list lags behind; a third mint would be one more write for nothing
+        raise Blocked(f"GitHub has a runner named {intent.name} and does not list it yet", UNLISTED_S)
     return _Minted(runner.runner_id, {f"{INPUT_PREFIX}JITCONFIG": runner.config})
 
 

@@ -1,8 +1,10 @@
 -- name: superfluous
 -- Registrations whose machine has ended or is queued again. GitHub itself removes a runner whose job completed, and
--- one that was offline for a day. What GitHub refuses to do is not asked for again before its time.
+-- one that was offline for a day. A runner that ended in good order has served a job, most likely: its event may be on
+-- its way for $3 seconds, and then it is looked for before it is deleted. What GitHub refuses has its time.
 SELECT m.machine_id, m.runner_name, m.runner_id, m.installation_id, o.login, r.name AS repo, s.serving_id,
        coalesce(j.state = 'completed', false) AS served,
+       m.state = 'done' OR m.job_id IS NOT NULL AS doubtful,
        coalesce(m.finished_at < clock_timestamp() - make_interval(secs => $2::double precision), false) AS given_up
 FROM machines m JOIN orgs o USING (org_id) LEFT JOIN repos r ON r.repo_id = m.repo_id
      LEFT JOIN jobs j ON j.job_id = m.job_id
@@ -10,6 +12,8 @@ FROM machines m JOIN orgs o USING (org_id) LEFT JOIN repos r ON r.repo_id = m.re
          SELECT i.installation_id AS serving_id FROM installations i
          WHERE i.org_id = m.org_id AND NOT i.removed ORDER BY i.suspended, i.installation_id DESC LIMIT 1) s ON true
 WHERE m.runner_id IS NOT NULL AND m.state NOT IN ('leased', 'running') AND NOT m.machine_id = ANY ($1::bigint[])
+  AND (m.state <> 'done' OR j.state = 'completed'
+       OR m.finished_at < clock_timestamp() - make_interval(secs => $3::double precision))
   AND (j.state = 'completed' OR NOT EXISTS (
       SELECT FROM forge_problems p
       WHERE p.installation_id = coalesce(s.serving_id, m.installation_id) AND p.scope IN ('', r.name)

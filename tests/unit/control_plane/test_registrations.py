@@ -194,3 +194,21 @@ async def test_while_another_process_undoes_this_one_does_not(github: GithubPlan
         assert len(registered(github)) == 1
     await undo_as_one_of_many(registrar(github))
     assert registered(github) == {}
+
+
+async def test_a_runner_that_ended_in_good_order_is_looked_for_before_it_is_deleted_and_not_at_once(
+    github: GithubPlane,
+) -> None:
+    agent, [grant] = await minted(github)
+    await github.plane.finish(agent, grant)
+    assert await undo(github) == (0, 0)
+    await github.plane.sql("UPDATE machines SET finished_at = finished_at - interval '31 s'")
+    kept = github.sim.world.forge.runners.copy()
+    github.sim.world.forge.runners.clear()  # GitHub removed it with its job, of which no webhook told
+    assert await undo(github) == (1, 0)
+    stats = (await github.sim.http.get("/sim/stats")).json()
+    assert sum(each["deletes"] for each in stats["installations"]) == 0
+    # while one that is registered yet is deleted
+    github.sim.world.forge.runners |= kept
+    await github.plane.sql("UPDATE machines SET runner_id = 0")
+    assert (await undo(github), registered(github)) == ((1, 0), {})

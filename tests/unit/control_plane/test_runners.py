@@ -14,7 +14,7 @@ from nimbus.control_plane.demand import DemandRules, RunnerLevel
 from nimbus.control_plane.inbox import serve_inbox
 from nimbus.control_plane.problems import Blocked, note_problem, retry_now
 from nimbus.control_plane.registrations import Registration, RunnerRules
-from nimbus.control_plane.runners import INPUT_PREFIX, mint_patiently
+from nimbus.control_plane.runners import INPUT_PREFIX, mint_patiently, mint_runner
 from nimbus.model.forge import Problem, ProblemKind
 from nimbus.model.lease import LeaseKey
 from nimbus.sim.jobs import Conclusion
@@ -163,6 +163,22 @@ async def test_an_agent_waits_out_a_short_limit_instead_of_throwing_its_machine_
     limited = Problem(ProblemKind.SECONDARY_LIMIT, "You have exceeded a secondary rate limit", 1.0)
     await github.plane.services.database.run(note_problem, INSTALLATION_ID, None, limited)
     assert (await github.mint(agent, grant)).status_code == 200
+
+
+async def test_a_runner_of_a_lost_reply_that_github_does_not_list_yet_blocks_its_own_machine_alone(
+    github: GithubPlane,
+) -> None:
+    _, [grant] = await leased(github)
+    name = await github.name_of(grant)
+    lag = {"runners": {"listed_late": 1.0, "list_lag_s": [600, 600]}}
+    assert (await github.sim.http.post("/sim/faults", json=lag)).status_code == 200
+    github.sim.world.forge.register("octo-org/hello", name, ("nimbus",), 1, "_work")
+    with pytest.raises(Blocked, match="does not list it yet"):
+        await mint_runner(registrar(github), "agent-1", LeaseKey(grant["machine_id"], grant["lease_id"], 1))
+    assert await github.plane.sql("SELECT * FROM forge_problems") == []
+    await github.sim.http.post("/sim/faults", json={})
+    await mint_runner(registrar(github), "agent-1", LeaseKey(grant["machine_id"], grant["lease_id"], 1))
+    assert list(registered(github)) == [name]
 
 
 async def test_the_runner_group_is_the_orgs_own_or_the_settings(database_dsn: str, redis_url: str) -> None:
