@@ -38,6 +38,11 @@ class Breaker:
     def is_open(self) -> bool:
         return self._open_until_s is not None
 
+    @property
+    def in_doubt(self) -> bool:
+        """The last answer that we waited for was none."""
+        return self._failures > 0
+
     def enter(self, elapsed_s: float) -> Passage:
         """Permission for one call; every one must be settled. ForgeTrouble while it is open."""
         if self._open_until_s is None:

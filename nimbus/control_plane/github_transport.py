@@ -8,6 +8,7 @@ Reads are tried again after an outage; writes never are, since a reply that was 
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +55,11 @@ class Call:
     known: frozenset[int] = frozenset()
     kept: bool = False  # a page that is asked for again and again
     repeatable: bool = False  # doing it twice does no harm
+
+    @property
+    def harmless(self) -> bool:
+        """Sent once too often, it does no harm."""
+        return self.method == "GET" or self.repeatable
 
     @property
     def entrance(self) -> Entrance:
@@ -116,6 +122,7 @@ class Transport:
         self._lanes: dict[int | None, Lane] = {}
         self._ways = {purpose: trio.CapacityLimiter(WAYS) for purpose in Purpose}
         self._breaker = Breaker(chance)
+        self._looks: defaultdict[int | None, trio.Lock] = defaultdict(trio.Lock)  # one goes ahead for all who wait
         self._pages = KeptPages()
         self._app_jwt = AppJwt(app, now_s, terms.owner_retry_s)
         self._tokens: TokenShelf[int] = TokenShelf(self._fetch_token, now_s)
@@ -135,11 +142,13 @@ class Transport:
 
     async def _send(self, call: Call) -> Answer:
         delays = _RETRY_WAIT.delays_s()
-        tries = READ_TRIES if call.method == "GET" or call.repeatable else 1
+        tries = READ_TRIES if call.harmless else 1
         limited = False
         while True:
             tries -= 1
             try:
+                if not call.harmless:
+                    await self._look_first(call.installation_id)
                 answer = await self._authorised(call)
             except _Away as away:
                 if tries <= 0:
@@ -153,6 +162,23 @@ class Transport:
             if problem.kind not in _LIMITS or limited:
                 raise ForgeTrouble(problem)
             limited = True  # it was refused, not lost: the lane waits now, or says how long that would be
+
+    async def _look_first(self, installation_id: int | None) -> None:
+        """After an outage or a limit one read goes ahead: a write may be wasted, or done without our knowing.
+
+        This one costs no quota. ForgeTrouble where it does not go well; 404 is the answer of a server without limits.
+        """
+        if not self._in_doubt(installation_id):
+            return
+        async with self._looks[installation_id]:
+            if self._in_doubt(installation_id):
+                look = Call(
+                    "GET", "/rate_limit", "rate_limit", installation_id, Purpose.RUNNERS, known=frozenset({404})
+                )
+                await self._send(look)
+
+    def _in_doubt(self, installation_id: int | None) -> bool:
+        return self._breaker.in_doubt or self._lane(installation_id).budget.on_trial
 
     def _judge(self, call: Call, answer: Answer) -> Problem | None:
         if answer.status < 300 or answer.status in call.known:
@@ -183,9 +209,7 @@ class Transport:
 
     async def _queued(self, call: Call, token: str) -> Answer:
         """One request in its turn. Raises _Away for an outage, whichever way it shows."""
-        lane = self._lanes.get(call.installation_id)
-        if lane is None:
-            lane = self._lanes[call.installation_id] = Lane(self._terms, self._now_s, self._chance)
+        lane = self._lane(call.installation_id)
         key = (call.installation_id, call.path)
         queued_at_s = trio.current_time()
         async with lane.place(call.entrance), self._ways[call.purpose]:
@@ -200,6 +224,12 @@ class Transport:
         if call.kept:
             self._pages.keep(key, answer)
         return answer
+
+    def _lane(self, installation_id: int | None) -> Lane:
+        lane = self._lanes.get(installation_id)
+        if lane is None:
+            lane = self._lanes[installation_id] = Lane(self._terms, self._now_s, self._chance)
+        return lane
 
     @contextmanager
     def _through_breaker(self) -> Iterator[None]:

@@ -74,7 +74,7 @@ async def test_a_short_slow_down_is_waited_for_and_even_a_write_is_made_then(scr
     minted = Reply(201, {"runner": {"id": 7}, "encoded_jit_config": "c2VjcmV0"})
     scripted.server.on("POST", MINT, Reply(429, {}, {"Retry-After": "1"}), minted)
     assert (await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)).runner_id == 7
-    assert scripted.server.routes() == [f"POST {MINT}"] * 2
+    assert scripted.server.routes() == [f"POST {MINT}", "GET /rate_limit", f"POST {MINT}"]
 
 
 async def test_any_answer_but_a_limit_ends_the_trial_after_a_silence(scripted: Scripted) -> None:
@@ -129,6 +129,20 @@ async def test_an_outage_opens_the_breaker_and_the_first_answer_closes_it(script
     assert scripted.counts.breaker == [True, False]
     assert len(scripted.server.routes()) == FAILURES + 1
     assert set(scripted.counts.refusals) == {ProblemKind.OUTAGE}
+
+
+async def test_after_an_outage_a_read_goes_ahead_of_every_write(scripted: Scripted) -> None:
+    minted = Reply(201, {"runner": {"id": 7}, "encoded_jit_config": "c2VjcmV0"})
+    scripted.server.on("POST", MINT, Reply(502), minted)
+    scripted.server.on("GET", "/rate_limit", *[Reply(502)] * 3, Reply(200, {"resources": {}}))
+    for _ in range(2):
+        with pytest.raises(ForgeTrouble):
+            await scripted.client.mint_runner(SCOPE, "nimbus-1-1", ("nimbus",), 1)
+    assert scripted.server.routes() == [f"POST {MINT}", *["GET /rate_limit"] * 3], "a write's effect would be in doubt"
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(scripted.client.mint_runner, SCOPE, f"nimbus-{number}-1", ("nimbus",), 1)
+    assert scripted.server.routes()[4:] == ["GET /rate_limit", *[f"POST {MINT}"] * 5], "one read is enough for all"
 
 
 async def test_an_outage_that_many_calls_meet_at_once_is_told_once(scripted: Scripted) -> None:
