@@ -27,7 +27,9 @@ _SQL = load_queries("nimbus.control_plane", "queries", "installations.sql")
 
 NAME = "installations"
 REPOS_AT_ONCE = 500  # in one transaction: an organisation may have ten thousand
-SUSPENDED = Problem(ProblemKind.SUSPENDED, "it is listed as suspended", 3600.0)
+RETRY_S = 3600.0  # the list tells sooner that it is over
+SUSPENDED = Problem(ProblemKind.SUSPENDED, "it is listed as suspended", RETRY_S)
+REMOVED = Problem(ProblemKind.NOT_INSTALLED, "it is not listed any more", RETRY_S)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ async def keep_listed(transaction: Transaction, listed: Sequence[InstallationSee
             await note_problem(transaction, seen.installation_id, None, SUSPENDED)
         elif kept is not None and served is False:
             await retry_now(transaction, seen.installation_id)
-    await transaction.execute(_SQL["remove_unlisted"], asked_at, [seen.installation_id for seen in listed])
+    for row in await transaction.fetch(_SQL["remove_unlisted"], asked_at, [seen.installation_id for seen in listed]):
+        await note_problem(transaction, row["installation_id"], None, REMOVED)
 
 
 async def _note_trouble(services: Services, seen: InstallationSeen, error: ForgeTrouble | NotFound) -> None:

@@ -142,6 +142,7 @@ async def test_an_app_that_was_removed_and_installed_again_is_served_by_the_new_
     accounts.install(accounts.first, installed=False)
     await list_now(github)
     assert [row["removed"] for row in await github.plane.sql("SELECT * FROM installations")] == [True]
+    assert [row["kind"] for row in await github.plane.sql("SELECT * FROM forge_problems")] == ["not_installed"]
     accounts.install(accounts.first, installed=True)
     await list_now(github)
     [org] = await github.plane.sql("SELECT org_id FROM orgs WHERE forge = 'github'")
