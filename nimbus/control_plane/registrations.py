@@ -32,6 +32,7 @@ SWEEP_S = 5.0
 DUTY = "registrations"
 DEFAULT_GROUP_ID = 1  # every account has it
 BUSY_PAUSE_S = 60.0  # before a runner that GitHub would not delete is asked about again
+GRACE_ROUNDS = 2  # of the look at GitHub's lists
 SETTLE_S = 30.0  # for GitHub to tell which job a runner served that ended in good order
 GIVE_UP_S = 90_000.0  # GitHub itself removes an ephemeral runner that was offline for a day
 IN_VAIN = "its runner waited too long for a job"
@@ -66,6 +67,11 @@ class RunnerRules:
     @property
     def busy_pause_s(self) -> float:
         return min(BUSY_PAUSE_S, self.sweep_s or BUSY_PAUSE_S)
+
+    @property
+    def grace_s(self) -> float:
+        """GitHub's list may lack a runner for so long after its registration."""
+        return GRACE_ROUNDS * self.sweep_s
 
     @property
     def settle_s(self) -> float:
@@ -169,8 +175,8 @@ class Undoing:
 
 async def deregister_ended(undoing: Undoing) -> int:
     """Undo the registrations of machines that have ended or wait for another host; how many are gone."""
-    services, settle_s, gone = undoing.registrar.services, undoing.registrar.rules.settle_s, 0
-    for row in await services.database.run(_superfluous, undoing.patience.waiting(), settle_s):
+    services, rules, gone = undoing.registrar.services, undoing.registrar.rules, 0
+    for row in await services.database.run(_superfluous, undoing.patience.waiting(), rules):
         # GitHub removed the runner with its job: one write less against the limit
         deletion = Deletion.ABSENT if row["served"] else await undoing.delete(row, look=row["doubtful"])
         if deletion in {Deletion.BUSY, None} and not row["given_up"]:
@@ -182,8 +188,8 @@ async def deregister_ended(undoing: Undoing) -> int:
     return gone
 
 
-async def _superfluous(transaction: Transaction, waiting: list[int], settle_s: float) -> list[Row]:
-    return list(await transaction.fetch(_SQL["superfluous"], waiting, GIVE_UP_S, settle_s))
+async def _superfluous(transaction: Transaction, waiting: list[int], rules: RunnerRules) -> list[Row]:
+    return list(await transaction.fetch(_SQL["superfluous"], waiting, GIVE_UP_S, rules.settle_s, rules.grace_s))
 
 
 async def _forget(transaction: Transaction, machine_id: int, name: str) -> None:

@@ -30,7 +30,6 @@ _SQL = load_queries("nimbus.control_plane", "queries", "roster.sql")
 DUTY = "runners"
 STRIKES = 2
 STRIKES_IN_PROGRESS = 4  # of a runner whose job runs, as we know: what ended it may still be told
-GRACE_ROUNDS = 2  # a runner that is just registered may be missing from the list
 RECENT_S = 6 * 3600.0  # scopes in which a machine ended since then are looked at, too
 UNLISTED = "GitHub no longer lists its runner"
 
@@ -157,8 +156,7 @@ def _is_due(registrar: Registrar, place: Place, scope: Row, listed_s: float) -> 
 
 async def _check_roster(registrar: Registrar, duty: Duty, place: Place, scope: Row, before: Strikes) -> Strikes:
     services, rules = registrar.services, registrar.rules
-    grace_s = GRACE_ROUNDS * rules.sweep_s
-    ours = await services.database.run(_machines, scope["org_id"], scope["repo_id"], grace_s, rules.idle_limit_s)
+    ours = await services.database.run(_machines, scope["org_id"], scope["repo_id"], rules.grace_s, rules.idle_limit_s)
     listed = await registrar.github.list_runners(scope_of(place))
     await end_problem(services, place, Task.ANY)
     sight = await services.database.run(_look, ours, listed)

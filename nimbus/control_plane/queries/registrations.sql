@@ -1,10 +1,12 @@
 -- name: superfluous
 -- Registrations whose machine has ended or is queued again. GitHub itself removes a runner whose job completed, and
 -- one that was offline for a day. A runner that ended in good order has served a job, most likely: its event may be on
--- its way for $3 seconds, and then it is looked for before it is deleted. What GitHub refuses has its time.
+-- its way for $3 seconds, and then it is looked for before it is deleted, as whatever may have served one is; but for
+-- those registered less than $4 seconds ago, which a look might not find. What GitHub refuses has its time.
 SELECT m.machine_id, m.runner_name, m.runner_id, m.installation_id, o.login, r.name AS repo, s.serving_id,
        coalesce(j.state = 'completed', false) AS served,
-       m.state = 'done' OR m.job_id IS NOT NULL AS doubtful,
+       (m.state = 'done' OR m.job_id IS NOT NULL
+        OR m.registered_at < clock_timestamp() - make_interval(secs => $4::double precision)) AS doubtful,
        coalesce(m.finished_at < clock_timestamp() - make_interval(secs => $2::double precision), false) AS given_up
 FROM machines m JOIN orgs o USING (org_id) LEFT JOIN repos r ON r.repo_id = m.repo_id
      LEFT JOIN jobs j ON j.job_id = m.job_id
