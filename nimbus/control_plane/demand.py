@@ -10,6 +10,7 @@ sweeper; never talks to GitHub.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -125,10 +126,27 @@ async def record_event(
 
 
 async def _is_known(transaction: Transaction, event: WorkflowJobEvent) -> bool:
-    known: bool = await transaction.fetchval(
-        _SQL["is_known"], event.forge_job_id, event.repo.owner_id, list(event.labels), event.runner_name
+    return bool(await _find_known(transaction, [event]))
+
+
+async def find_foreign(
+    transaction: Transaction, events: Sequence[WorkflowJobEvent], rules: DemandRules
+) -> list[WorkflowJobEvent]:
+    """Those of the events that `record_event` would leave alone: most jobs of an organisation are other hosts'."""
+    doubtful = [event for event in events if not rules.owns(event)]
+    known = await _find_known(transaction, doubtful) if doubtful else set()
+    return [event for place, event in enumerate(doubtful, start=1) if place not in known]
+
+
+async def _find_known(transaction: Transaction, events: Sequence[WorkflowJobEvent]) -> set[int]:
+    rows = await transaction.fetch(
+        _SQL["is_known"],
+        [event.forge_job_id for event in events],
+        [event.repo.owner_id for event in events],
+        ["\n".join(event.labels) for event in events],
+        [event.runner_name for event in events],
     )
-    return known
+    return {row["place"] for row in rows}
 
 
 async def _keep_job(

@@ -24,7 +24,7 @@ from nimbus.control_plane.roster import sweep_rosters
 from nimbus.control_plane.runners import build_runners_api
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.settings import Settings
-from nimbus.control_plane.webhooks import WebhookRules, build_webhooks
+from nimbus.control_plane.webhooks import WebhookRules, register_webhooks
 from nimbus.model.labels import LabelRules
 from nimbus.runtime.serving import App
 
@@ -46,7 +46,7 @@ class Forge:
 
     def register(self, app: App, services: Services) -> None:
         """Add GitHub's routes to the application."""
-        app.register_blueprint(build_webhooks(services, self.webhooks, self.intake))
+        register_webhooks(app, services, self.webhooks, self.intake)
         app.register_blueprint(build_runners_api(self.registrar(services)))
         app.register_blueprint(build_orgs_api(services, self.demand))
 

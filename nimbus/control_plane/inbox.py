@@ -1,8 +1,9 @@
 """The inbox: deliveries that are stored get processed, each once, in the order of their arrival as far as it goes.
 
-Several processes share it. One claims a few at a time, so that a delivery whose process dies is due again when the
-claim ends; what fails is tried later and later, and given up after MAX_ATTEMPTS. Settled deliveries are forgotten
-after a while. It never talks to GitHub. forge.py runs `serve_inbox` and `sweep_inbox`; tests call `drain_inbox`.
+Several processes share it. One takes some at a time: jobs of other hosts are settled together, the others are claimed
+and processed one by one, so that a delivery whose process dies is due again when the claim ends. What fails is tried
+later and later, and given up after MAX_ATTEMPTS. Settled deliveries are forgotten after a while. It never talks to
+GitHub. forge.py runs `serve_inbox` and `sweep_inbox`; tests call `drain_inbox`.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from nimbus.control_plane.demand import DemandRules, Recorded, announce, record_event
+from nimbus.control_plane.demand import DemandRules, Recorded, announce, find_foreign, record_event
 from nimbus.control_plane.installation_events import take_installation
 from nimbus.control_plane.intake import SETTLED, DeliveryState
 from nimbus.control_plane.services import DELIVERIES, Services
 from nimbus.control_plane.webhooks import INSTALLATIONS, WORKFLOW_JOB
-from nimbus.model.errors import Unavailable
+from nimbus.model.errors import Refused, Unavailable
 from nimbus.model.job import Learned
 from nimbus.runtime.postgres import Row, Transaction, load_queries
-from nimbus.wire.github import parse_json_object, parse_workflow_job
+from nimbus.wire.github import WorkflowJobEvent, parse_json_object, parse_workflow_job
 from nimbus.wire.installation import read_installation
 
 log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "webhooks.sql")
 
 AT_ONCE = 3  # of one process: the other connections of its pool are for those who wait for an answer
-CLAIMED_AT_ONCE = 12
+TAKEN_AT_ONCE = 32
+TAKEN_BODY_BYTES = 256 * 1024  # a larger body is read when its turn comes
 CLAIM_S = 20.0  # longer than a transaction may last; so late is a delivery at most whose process died
 LOOK_S = 5.0  # a process looks this often though nothing rings: for retries, and for what others left
 RETRY_AFTER_S = 5.0  # the first retry; the n-th comes after n*n times that
@@ -62,11 +64,11 @@ async def serve_inbox(services: Services, rules: DemandRules) -> None:
         async with _open_workers(services, rules) as feed:
             while True:
                 try:
-                    claimed = await _claim_and_feed(services, feed)
+                    taken = await _take_and_feed(services, rules, feed)
                 except Unavailable as error:
                     log.warning("inbox.postponed", reason=str(error))
-                    claimed = 0
-                if claimed < CLAIMED_AT_ONCE:
+                    taken = 0
+                if taken < TAKEN_AT_ONCE:
                     with trio.move_on_after(LOOK_S):
                         await ear.wait()
                 else:
@@ -77,8 +79,8 @@ async def drain_inbox(services: Services, rules: DemandRules) -> int:
     """Process all that is due now, and return when that is done; how many."""
     drained = 0
     async with _open_workers(services, rules) as feed:
-        while claimed := await _claim_and_feed(services, feed):
-            drained += claimed
+        while taken := await _take_and_feed(services, rules, feed):
+            drained += taken
     return drained
 
 
@@ -104,9 +106,10 @@ async def _work(services: Services, rules: DemandRules, receive: trio.MemoryRece
                 log.exception("inbox.delivery_failed", guid=guid)
 
 
-async def _claim_and_feed(services: Services, feed: trio.MemorySendChannel[str]) -> int:
-    """Claim the next few and hand them to the workers, in the order of their arrival; how many."""
-    claimed = await services.database.run(_claim)
+async def _take_and_feed(services: Services, rules: DemandRules, feed: trio.MemorySendChannel[str]) -> int:
+    """Settle or claim the next ones, and hand these to the workers, in the order of their arrival; how many in all."""
+    claimed, ignored = await services.database.run(_take, rules)
+    services.metrics.deliveries.labels(DeliveryState.IGNORED).inc(ignored)
     begun = 0
     try:
         for guid in claimed:
@@ -116,7 +119,7 @@ async def _claim_and_feed(services: Services, feed: trio.MemorySendChannel[str])
         if begun < len(claimed):
             with trio.move_on_after(RELEASE_S, shield=True):
                 await _release(services, claimed[begun:])
-    return len(claimed)
+    return len(claimed) + ignored
 
 
 async def _release(services: Services, guids: Sequence[str]) -> None:
@@ -126,9 +129,28 @@ async def _release(services: Services, guids: Sequence[str]) -> None:
         log.warning("inbox.not_released", reason=str(error))  # the claims end by themselves
 
 
-async def _claim(transaction: Transaction) -> list[str]:
-    rows = await transaction.fetch(_SQL["claim"], MAX_ATTEMPTS, CLAIMED_AT_ONCE, CLAIM_S, RETRY_AFTER_S)
-    return [row["guid"] for row in sorted(rows, key=lambda row: (row["received_at"], row["guid"]))]
+async def _take(transaction: Transaction, rules: DemandRules) -> tuple[list[str], int]:
+    """The GUIDs that are claimed now, and how many were settled at once."""
+    rows = await transaction.fetch(_SQL["next"], MAX_ATTEMPTS, TAKEN_AT_ONCE, TAKEN_BODY_BYTES)
+    events = {row["guid"]: event for row in rows if (event := _read_job(row)) is not None}
+    foreign = {id(event) for event in await find_foreign(transaction, list(events.values()), rules)}
+    ignored = [guid for guid, event in events.items() if id(event) in foreign]
+    claimed = [row["guid"] for row in rows if row["guid"] not in set(ignored)]
+    if ignored:
+        await transaction.execute(_SQL["ignore"], ignored)
+    if claimed:
+        await transaction.execute(_SQL["claim"], claimed, CLAIM_S, RETRY_AFTER_S)
+    return claimed, len(ignored)
+
+
+def _read_job(row: Row) -> WorkflowJobEvent | None:
+    """The event of a `workflow_job`; None where its own transaction has to look at it."""
+    if row["event"] != WORKFLOW_JOB or row["body"] is None:
+        return None
+    try:
+        return parse_workflow_job(bytes(row["body"]))
+    except Refused:
+        return None
 
 
 async def _give_back(transaction: Transaction, guids: list[str]) -> None:

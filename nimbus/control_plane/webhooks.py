@@ -18,7 +18,7 @@ from nimbus.control_plane.intake import SETTLED, Arrival, DeliveryState, Intake
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import Refused, Unauthorized
-from nimbus.runtime.serving import json_response, read_body
+from nimbus.runtime.serving import App, json_response, read_body
 from nimbus.wire.github import (
     WebhookHeaders,
     check_timestamp,
@@ -32,6 +32,7 @@ from nimbus.wire.installation import read_installation
 
 log = structlog.get_logger()
 
+PATHS = ("/webhooks/github", "/api/webhooks/github")
 WORKFLOW_JOB = "workflow_job"
 INSTALLATIONS = frozenset({"installation", "installation_repositories"})
 _PING = "ping"
@@ -52,18 +53,22 @@ class WebhookRules:
     timestamp_tolerance_s: float = 300.0
 
 
-def build_webhooks(services: Services, rules: WebhookRules, intake: Intake) -> Blueprint:
-    """The webhook's route, under both of its addresses."""
+def register_webhooks(app: App, services: Services, rules: WebhookRules, intake: Intake) -> None:
+    """The webhook's route, under both of its addresses: by the framework, and without it where it may."""
     blueprint = Blueprint("webhooks", __name__)
 
-    @blueprint.post("/webhooks/github")
-    @blueprint.post("/api/webhooks/github")
+    async def take_direct(headers: Mapping[str, str], body: bytes) -> tuple[int, object]:
+        return await take(services, rules, intake, headers, body)
+
     async def take_delivery() -> Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         status, answer = await take(services, rules, intake, headers, await read_body())
         return json_response(answer, status)
 
-    return blueprint
+    for path in PATHS:
+        blueprint.post(path)(take_delivery)
+        app.direct[path] = take_direct
+    app.register_blueprint(blueprint)
 
 
 async def take(

@@ -163,6 +163,7 @@ async def _open_pool(bridge: Bridge, dsn: str, pool_size: int) -> asyncpg.Pool:
             max_size=pool_size,
             timeout=CONNECT_S,
             init=_prepare_connection,
+            reset=_leave_as_is,
             server_settings={
                 "application_name": "nimbus",
                 "statement_timeout": str(round(TRANSACTION_S * 1000)),
@@ -181,6 +182,10 @@ async def _open_pool(bridge: Bridge, dsn: str, pool_size: int) -> asyncpg.Pool:
 
 async def _prepare_connection(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def _leave_as_is(connection: asyncpg.Connection) -> None:
+    """Nothing of ours outlives a transaction in a session: to reset it would cost a round trip after each one."""
 
 
 def load_queries(package: str, *path: str) -> Mapping[str, str]:

@@ -10,7 +10,6 @@ Never handles signals (runtime/signals.py) and holds no route. Called by each ro
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -29,18 +28,9 @@ from quart_trio.wrappers.request import TrioBody, TrioRequest
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import IntegerConverter, ValidationError
 
-from nimbus.model.errors import (
-    Conflict,
-    Fenced,
-    Forbidden,
-    Gone,
-    NimbusError,
-    NotFound,
-    RateLimited,
-    Refused,
-    Unauthorized,
-    Unavailable,
-)
+from nimbus.model.errors import NimbusError
+from nimbus.runtime.answers import judge_error, render_json
+from nimbus.runtime.direct import DirectHandler, fits_direct, serve_direct
 from nimbus.runtime.listening import start_hypercorn
 from nimbus.runtime.proxies import FOR, HOST, PROTO, Networks, find_origin
 from nimbus.wire.fields import MAX_BIGINT
@@ -55,19 +45,6 @@ BODY_HIGH_BYTES = 256 * 1024  # buffered per request before receiving stops; fou
 DEFAULT_MAX_BODY_BYTES = 1024 * 1024
 BODY_S = 60.0
 GRACEFUL_S = 30.0  # in-flight requests at shutdown; as long as the longest long poll
-
-# One table from errors to HTTP, the most specific first: (type, status, code).
-ERROR_STATUS: tuple[tuple[type[NimbusError], int, str], ...] = (
-    (Unauthorized, 401, "unauthorized"),
-    (Forbidden, 403, "forbidden"),
-    (NotFound, 404, "not_found"),
-    (Refused, 400, "refused"),
-    (Fenced, 409, "fenced"),
-    (Conflict, 409, "conflict"),
-    (Gone, 410, "unneeded"),
-    (RateLimited, 429, "rate_limited"),
-    (Unavailable, 503, "unavailable"),
-)
 
 
 class GatedBody(TrioBody):
@@ -190,9 +167,18 @@ class App(QuartTrio):
     request_class = GatedRequest
     trusted_proxies: Networks = ()
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name, static_folder=None)
+        self.direct: dict[str, DirectHandler] = {}  # by path
+
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        if self.trusted_proxies and scope["type"] == "http":
-            scope = tell_origin(scope, self.trusted_proxies)
+        if scope["type"] == "http":
+            handler = self.direct.get(scope["path"])
+            if handler is not None and fits_direct(scope):
+                await serve_direct(handler, scope, receive, send)
+                return
+            if self.trusted_proxies:
+                scope = tell_origin(scope, self.trusted_proxies)
         await super().__call__(scope, receive, send)
 
 
@@ -224,7 +210,7 @@ def build_app(
 
     A response has no time limit: a stream ends when its client goes or its handler returns.
     """
-    app = App(name, static_folder=None)
+    app = App(name)
     app.trusted_proxies = trusted_proxies
     app.url_map.converters["int"] = BigintConverter
     app.config.update(MAX_CONTENT_LENGTH=max_body_bytes, BODY_TIMEOUT=body_s, RESPONSE_TIMEOUT=None)
@@ -235,18 +221,8 @@ def build_app(
 
 
 async def _answer_nimbus_error(error: NimbusError) -> Response:
-    for kind, status, code in ERROR_STATUS:
-        if isinstance(error, kind):
-            return error_response(status, code, str(error), _headers_of(error))
-    return await _answer_bug(error)
-
-
-def _headers_of(error: NimbusError) -> dict[str, str]:
-    if isinstance(error, Unauthorized):
-        return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, Unavailable):
-        return {"Retry-After": str(max(1, round(error.retry_after_s)))}
-    return {}
+    await trio.lowlevel.checkpoint()  # a sync handler would be run in a thread
+    return error_response(*judge_error(error))
 
 
 async def _answer_http_error(error: HTTPException) -> Response:
@@ -257,8 +233,7 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 async def _answer_bug(error: Exception) -> Response:
     await trio.lowlevel.checkpoint()  # a sync handler would be run in a thread
-    log.error("request.crashed", kind=type(error).__name__, exc_info=error)
-    return error_response(500, "internal", "a bug of ours: the log of the service says more", {})
+    return error_response(*judge_error(error))
 
 
 def error_response(status: int, code: str, message: str, headers: dict[str, str]) -> Response:
@@ -267,8 +242,7 @@ def error_response(status: int, code: str, message: str, headers: dict[str, str]
 
 
 def json_response(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    text = json.dumps(body, separators=(",", ":"))
-    return Response(text, status=status, headers=headers, content_type="application/json")
+    return Response(render_json(body), status=status, headers=headers, content_type="application/json")
 
 
 async def read_body() -> bytes:

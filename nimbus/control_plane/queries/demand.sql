@@ -16,11 +16,16 @@ RETURNING repo_id
 -- name: is_known
 -- A job that is ours though its labels alone do not say so: by an alias of its org, because we know it already, or
 -- because one of this org's runners took it.
-SELECT EXISTS (SELECT FROM jobs WHERE source = 'github' AND forge_job_id = $1)
-    OR EXISTS (SELECT FROM label_aliases JOIN orgs USING (org_id)
-               WHERE forge = 'github' AND forge_id = $2 AND alias = ANY ($3::text[]))
-    OR EXISTS (SELECT FROM machines JOIN orgs USING (org_id)
-               WHERE forge = 'github' AND forge_id = $2 AND runner_name = $4)
+-- Of many events at once; each one's labels come as lines of one text. Their places in the arrays, from 1.
+SELECT told.place
+FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY
+     AS told (forge_job_id, owner_id, labels, runner_name, place)
+WHERE EXISTS (SELECT FROM jobs WHERE source = 'github' AND jobs.forge_job_id = told.forge_job_id)
+   OR EXISTS (SELECT FROM label_aliases JOIN orgs USING (org_id)
+              WHERE forge = 'github' AND forge_id = told.owner_id
+                AND alias = ANY (string_to_array(told.labels, E'\n')))
+   OR EXISTS (SELECT FROM machines JOIN orgs USING (org_id)
+              WHERE forge = 'github' AND forge_id = told.owner_id AND machines.runner_name = told.runner_name)
 
 -- name: lock_job
 SELECT job_id, org_id, state FROM jobs WHERE source = 'github' AND forge_job_id = $1 FOR UPDATE

@@ -16,19 +16,27 @@ RETURNING guid
 -- name: states
 SELECT guid, state FROM deliveries WHERE guid = ANY ($1::text[])
 
+-- name: next
+-- The next ones that are due. Large bodies are left where they are: a hundred of them would not fit into memory.
+SELECT guid, event, CASE WHEN octet_length(body) <= $3 THEN body END AS body
+FROM deliveries
+WHERE state IN ('received', 'failed') AND attempts < $1 AND due_at <= clock_timestamp()
+ORDER BY received_at
+LIMIT $2
+FOR UPDATE SKIP LOCKED
+
+-- name: ignore
+UPDATE deliveries
+SET state = 'ignored', attempts = attempts + 1, processed_at = clock_timestamp(), error = NULL
+WHERE guid = ANY ($1::text[])
+
 -- name: claim
--- The next ones that are due, for this process alone until `due_at`. The attempt counts now: a delivery in whose midst
--- processes die must come to an end too.
-UPDATE deliveries d
-SET attempts = d.attempts + 1,
-    due_at = clock_timestamp() + make_interval(secs => $3::double precision + $4::double precision * d.attempts ^ 2)
-FROM (SELECT guid FROM deliveries
-      WHERE state IN ('received', 'failed') AND attempts < $1 AND due_at <= clock_timestamp()
-      ORDER BY received_at
-      LIMIT $2
-      FOR UPDATE SKIP LOCKED) next
-WHERE d.guid = next.guid
-RETURNING d.guid, d.received_at
+-- For this process alone until `due_at`. The attempt counts now: a delivery in whose midst processes die must come to
+-- an end too.
+UPDATE deliveries
+SET attempts = attempts + 1,
+    due_at = clock_timestamp() + make_interval(secs => $2::double precision + $3::double precision * attempts ^ 2)
+WHERE guid = ANY ($1::text[])
 
 -- name: release
 -- Claimed and not begun: this process is told to stop, and another need not wait for the claim's end.
