@@ -24,7 +24,7 @@ from nimbus.control_plane.services import MACHINES, RUNNERS, Services
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.model.job import REPAIRS, JobState, Learned, merge
 from nimbus.model.labels import LabelRules, Wanted, judge_labels, may_own
-from nimbus.runtime.postgres import Transaction, load_queries
+from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.github import WorkflowJobEvent
 from nimbus.wire.leaseapi import MachineKind
 from nimbus.wire.vmjson import render_shape
@@ -35,6 +35,7 @@ _SQL = load_queries("nimbus.control_plane", "queries", "demand.sql")
 SWEEP_S = 15.0
 JOBLESS_PAUSE_S = 60.0  # after a machine of a label set ended without a job, before the sweeper makes another
 STOLEN_LIMIT = 3
+REPAIR_TAKES_S = 30.0  # a round of it, once it is due
 
 
 class RunnerLevel(enum.StrEnum):
@@ -51,6 +52,7 @@ class DemandRules:
     labels: LabelRules = field(default_factory=LabelRules)
     level: RunnerLevel = RunnerLevel.REPO
     default_installation_id: int | None = None
+    untold_s: float = 300.0 + REPAIR_TAKES_S  # so long after a runner ended a repair may still tell which job it served
     stolen_limit: int = STOLEN_LIMIT  # runners that others may take from a label set, for each of its jobs, in an hour
 
     def owns(self, event: WorkflowJobEvent) -> bool:
@@ -228,15 +230,16 @@ async def balance(
 ) -> tuple[int, int]:
     """Queue what a label set lacks, cancel what it has too much; how many of each."""
     key = (label_set.org_id, label_set.repo_id, list(label_set.labels))
-    count = await transaction.fetchrow(_SQL["count_demand"], *key)
-    lacking = 0 if count is None else count["wanted"] - count["present"]
+    count = await _count(transaction, label_set, rules)
+    surplus_now = max(0, count["present"] - count["wanted"])
+    lacking = count["wanted"] - count["present"] - count["untold"]
     queued = 0
-    if count is not None and lacking > 0 and await _may_replace(transaction, label_set, rules, count["wasted"]):
+    if lacking > 0 and await _may_replace(transaction, label_set, rules, count["wasted"]):
         installation_id = installation_id or await serving_installation(
             transaction, label_set.org_id, rules.default_installation_id
         )
         queued = await _queue(transaction, label_set, rules, lacking, (installation_id, webhook_at))
-    surplus = await transaction.fetch(_SQL["surplus_unregistered"], *key, max(0, -lacking))
+    surplus = await transaction.fetch(_SQL["surplus_unregistered"], *key, surplus_now)
     for row in surplus:
         await cancel_machine(transaction, row["machine_id"], "no queued job needs it any more")
     return queued, len(surplus)
@@ -285,11 +288,17 @@ async def lock_org(transaction: Transaction, org_id: int | None) -> None:
     await transaction.execute(_SQL["lock_org"], org_id)
 
 
-async def is_needed(transaction: Transaction, label_set: LabelSet, others: int) -> bool:
-    """Whether queued jobs of the set outnumber the `others` that are registered and wait for one."""
+async def is_needed(transaction: Transaction, label_set: LabelSet, others: int, rules: DemandRules) -> bool:
+    """Whether queued jobs of the set outnumber the `others` that are registered and wait for one, or just served it."""
+    count = await _count(transaction, label_set, rules)
+    return bool(count["wanted"] - count["untold"] > others)
+
+
+async def _count(transaction: Transaction, label_set: LabelSet, rules: DemandRules) -> Row:
     key = (label_set.org_id, label_set.repo_id, list(label_set.labels))
-    count = await transaction.fetchrow(_SQL["count_demand"], *key)
-    return count is not None and count["wanted"] > others
+    count = await transaction.fetchrow(_SQL["count_demand"], *key, rules.untold_s)
+    assert count is not None  # noqa: S101 -- a SELECT without FROM
+    return count
 
 
 async def meet_demand(services: Services, rules: DemandRules) -> int:

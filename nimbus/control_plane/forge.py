@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nimbus.control_plane.demand import DemandRules, RunnerLevel, sweep_demand
+from nimbus.control_plane.demand import REPAIR_TAKES_S, DemandRules, RunnerLevel, sweep_demand
 from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.github_limits import LimitTerms
 from nimbus.control_plane.github_transport import Observer
@@ -87,6 +87,7 @@ def plan_demand(settings: Settings) -> DemandRules:
         level=RunnerLevel(settings.runner_level),
         default_installation_id=settings.github_app_installation_id,
         stolen_limit=settings.stolen_limit,
+        untold_s=max(settings.poll_interval, settings.redelivery_interval) + REPAIR_TAKES_S,
     )
 
 

@@ -132,7 +132,7 @@ async def _intend(transaction: Transaction, registrar: Registrar, agent_id: str,
     waiting = await transaction.fetchval(
         _SQL["count_waiting"], row["org_id"], row["repo_id"], row["labels"], key.machine_id
     )
-    if held["cancel_requested"] or not await is_needed(transaction, label_set, waiting):
+    if held["cancel_requested"] or not await is_needed(transaction, label_set, waiting, registrar.demand):
         await cancel_machine(transaction, key.machine_id, "no queued job needs it any more")
         return None
     default = row["installation_id"] or registrar.demand.default_installation_id

@@ -61,7 +61,9 @@ WHERE org_id = $1 AND runner_name = $2 AND runner_fence = fence AND kind = 'runn
 RETURNING machine_id, repo_id, labels
 
 -- name: count_demand
--- GitHub gives up a job that was queued for a day; one that is refused asks for nothing.
+-- GitHub gives up a job that was queued for a day; one that is refused asks for nothing. `untold`: registered machines
+-- that ended well and of whose job GitHub has told nothing yet. It is one of those that seem to be queued; a poll of the
+-- repository since then, or the time in which one was due, has shown that it is not.
 SELECT (SELECT count(*) FROM jobs
         WHERE org_id = $1 AND ($2::bigint IS NULL OR repo_id = $2) AND source = 'github' AND state = 'queued'
           AND labels = $3::text[] AND refusal IS NULL AND queued_at > statement_timestamp() - interval '1 day') AS wanted,
@@ -70,7 +72,12 @@ SELECT (SELECT count(*) FROM jobs
           AND state IN ('queued', 'leased', 'running') AND job_id IS NULL AND NOT cancel_requested) AS present,
        (SELECT count(*) FROM machines
         WHERE org_id = $1 AND repo_id IS NOT DISTINCT FROM $2 AND labels = $3::text[]
-          AND wasted_at > statement_timestamp() - interval '1 hour') AS wasted
+          AND wasted_at > statement_timestamp() - interval '1 hour') AS wasted,
+       (SELECT count(*) FROM machines m LEFT JOIN repos r ON r.repo_id = m.repo_id
+        WHERE m.org_id = $1 AND m.repo_id IS NOT DISTINCT FROM $2 AND m.kind = 'runner' AND m.labels = $3::text[]
+          AND m.state = 'done' AND m.job_id IS NULL AND m.registered_at IS NOT NULL AND NOT m.cancel_requested
+          AND m.wasted_at IS NULL AND m.finished_at > coalesce(r.polled_at, '-infinity')
+          AND m.finished_at > statement_timestamp() - make_interval(secs => $4::double precision)) AS untold
 
 -- name: jobs_of_hour
 -- What the wasted runners of the last hour are measured by: its jobs that still wait, and those that came since.

@@ -206,6 +206,36 @@ async def test_a_queued_job_whose_machine_is_gone_gets_another_after_a_pause(git
     assert await meet_demand(services, rules) == 0
 
 
+async def end_untold(github: GithubPlane, seconds_ago: int) -> None:
+    """A registered runner served a job and its machine ended, and GitHub's events of that got lost."""
+    agent = await github.plane.enrol()
+    await github.plane.finish(agent, await register(github, agent), "done")
+    await github.plane.sql("UPDATE machines SET finished_at = now() - make_interval(secs => $1)", float(seconds_ago))
+
+
+async def test_a_job_that_was_served_and_not_told_of_gets_no_second_machine_before_a_repair_could_tell(
+    github: GithubPlane,
+) -> None:
+    await github.tell("queued", 1)
+    await end_untold(github, 120)
+    assert await meet_demand(github.plane.services, github.forge.demand) == 0
+    await github.tell("queued", 2)
+    assert await github.states() == ["done", "queued"]
+    await github.tell("completed", 1, conclusion="success")
+    assert await github.states() == ["done", "queued"]
+
+
+@pytest.mark.parametrize(("seconds_ago", "polled"), [(400, False), (120, True)])
+async def test_a_job_that_still_waits_after_a_repair_had_its_turn_gets_another_machine(
+    github: GithubPlane, seconds_ago: int, polled: bool
+) -> None:
+    await github.tell("queued", 1)
+    await end_untold(github, seconds_ago)
+    if polled:
+        await github.plane.sql("UPDATE repos SET polled_at = now()")
+    assert await meet_demand(github.plane.services, github.forge.demand) == 1
+
+
 async def test_a_job_queued_for_more_than_a_day_asks_for_nothing(github: GithubPlane) -> None:
     await github.tell("queued", created_at="2020-01-01T00:00:00Z")
     assert await github.machines() == []

@@ -210,7 +210,11 @@ async def test_counting_demand_does_not_read_the_history_of_machines(plane: Plan
     )
     await queue(plane, org_id, 5)
     await plane.sql("ANALYZE")
-    args = {"count_demand": (None, ["nimbus"]), "surplus_unregistered": (None, ["nimbus"], 3), "waiting_sets": (60.0,)}
+    args = {
+        "count_demand": (None, ["nimbus"], 330.0),
+        "surplus_unregistered": (None, ["nimbus"], 3),
+        "waiting_sets": (60.0,),
+    }
     plan = await explain(plane, DEMAND, query, org_id, *args[query])
     assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan, "machines")) < 100
     assert "Seq Scan" not in {node["Node Type"] for node in scans(plan, "machines")}
