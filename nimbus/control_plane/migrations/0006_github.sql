@@ -112,6 +112,7 @@ CREATE INDEX machines_queued_of_org ON machines (org_id, machine_id) WHERE state
 CREATE INDEX machines_held ON machines (org_id) WHERE state IN ('leased', 'running');
 -- And what counting a label set's demand looks at, however long the history.
 CREATE INDEX machines_open_of_set ON machines (org_id, labels) WHERE state IN ('queued', 'leased', 'running');
+CREATE INDEX machines_with_runner_ended ON machines (finished_at) WHERE runner_name IS NOT NULL;
 CREATE INDEX machines_jobless ON machines (org_id, finished_at) WHERE job_id IS NULL AND finished_at IS NOT NULL;
 CREATE INDEX machines_wasted ON machines (org_id, wasted_at) WHERE wasted_at IS NOT NULL;
 CREATE INDEX jobs_by_age ON jobs (org_id, queued_at) WHERE source = 'github';

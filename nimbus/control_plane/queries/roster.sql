@@ -8,7 +8,7 @@ SELECT m.org_id, m.repo_id, o.login, r.name AS repo, max(m.installation_id) AS i
 FROM machines m JOIN orgs o USING (org_id) LEFT JOIN repos r ON r.repo_id = m.repo_id
 WHERE m.kind = 'runner' AND m.runner_name IS NOT NULL
   AND (m.state IN ('leased', 'running')
-       OR m.finished_at > clock_timestamp() - make_interval(secs => $1::double precision))
+       OR m.finished_at > statement_timestamp() - make_interval(secs => $1::double precision))
 GROUP BY m.org_id, m.repo_id, o.login, r.name
 ORDER BY m.org_id, m.repo_id
 

@@ -14,6 +14,7 @@ from nimbus.control_plane.roster import STRIKES_IN_PROGRESS, Machine, Sight, Str
 from nimbus.wire.githubrest import RunnerSeen
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 from tests.unit.control_plane.runner_stage import leased, look, minted, registered, take_job
+from tests.unit.control_plane.test_grants import explain, scans
 
 PREFIX = "nimbus-ab12-"
 RIPE = Machine(1, f"{PREFIX}1-1", in_progress=False, ripe=True)
@@ -188,3 +189,17 @@ async def test_scopes_without_machines_cost_no_call(github: GithubPlane) -> None
     await look(github, rounds=3)
     stats = (await github.sim.http.get("/sim/stats")).json()
     assert sum(each["reads"] for each in stats["installations"]) == 0
+
+
+@pytest.mark.services
+async def test_finding_the_scopes_reads_few_machines_however_long_their_history(github: GithubPlane) -> None:
+    await minted(github)
+    await github.plane.sql(
+        "INSERT INTO machines (org_id, repo_id, kind, labels, shape, image, state, runner_name, finished_at) "
+        "SELECT org_id, repo_id, kind, labels, shape, image, 'done', 'nimbus-ab12-' || n, now() - interval '7 days' "
+        "FROM machines, generate_series(1, 20000) n"
+    )
+    await github.plane.sql("ANALYZE")
+    plan = await explain(github.plane, ("nimbus.control_plane", "queries", "roster.sql"), "scopes", 21600.0)
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan, "machines")) < 100
+    assert "Seq Scan" not in {node["Node Type"] for node in scans(plan, "machines")}
