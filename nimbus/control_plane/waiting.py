@@ -72,7 +72,7 @@ def _find_obstacle(row: Row) -> str | None:
         return _GIVEN_UP
     if row["problem"] is not None:
         return explain_problem(row["problem"], row["login"], row["problem_scope"], row["retry_at"])
-    return None
+    return explain(ProblemKind.NOT_INSTALLED, row["login"]) if row["unserved"] else None
 
 
 def explain_problem(kind: str, login: str, scope: str, retry_at: datetime | None) -> str:
@@ -88,7 +88,7 @@ def _explain_missing(row: Row, stolen_limit: int) -> str:
             f"the authors of other workflows of {row['login']}, whose jobs took {row['wasted']} runners of its labels "
             "within an hour: they must ask for labels of their own, and no more are made for now (NIMBUS_STOLEN_LIMIT)"
         )
-    return "nobody: a machine is asked for within seconds"
+    return "nobody: a machine is asked for soon"  # at once, or when no late event can tell any more that one served it
 
 
 def _find_cap(row: Row, shape: Shape) -> str | None:

@@ -49,6 +49,8 @@ WITH listed AS MATERIALIZED (
 SELECT j.job_id, j.state, j.refusal, o.login,
        j.source = 'github' AND j.queued_at < statement_timestamp() - interval '1 day' AS given_up,
        p.kind AS problem, p.scope AS problem_scope, p.retry_at,
+       coalesce(m.kind = 'runner' AND m.installation_id IS NULL AND NOT EXISTS (
+           SELECT FROM installations i WHERE i.org_id = j.org_id AND NOT i.removed), false) AS unserved,
        o.max_machines, o.max_cpus, coalesce(held.machines, 0) AS held_machines, coalesce(held.cpus, 0) AS held_cpus,
        a.alias, a.max_machines AS alias_max, a.held AS alias_held,
        m.state AS machine_state, m.kind AS machine_kind, m.arch, m.host_labels, m.shape,

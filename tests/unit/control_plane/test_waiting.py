@@ -10,12 +10,12 @@ import pytest
 
 from nimbus.control_plane.waiting import Host, judge_wait
 from nimbus.model.forge import ProblemKind
-from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
+from tests.unit.control_plane.github_plane import GithubPlane, job_event, open_github_plane
 
 SMALL = Host("x64", frozenset({"nimbus"}), 4, 8192)
 FACTS: dict[str, Any] = {
     "state": "queued", "refusal": None, "given_up": False, "login": "octo-org",
-    "problem": None, "problem_scope": None, "retry_at": None, "max_machines": None, "max_cpus": None,
+    "unserved": False, "problem": None, "problem_scope": None, "retry_at": None, "max_machines": None, "max_cpus": None,
     "held_machines": 0, "held_cpus": 0, "alias": None, "alias_max": None, "alias_held": None,
     "machine_state": "queued", "machine_kind": "runner", "arch": "x64", "host_labels": ["nimbus"],
     "shape": {"cpus": 2, "mem_mib": 4096, "disk_mib": 2048}, "wasted": 0, "robbed_jobs": 1, "place": 3, "length": 7,
@@ -38,11 +38,12 @@ def judged(hosts: tuple[Host, ...] = (SMALL,), **facts: Any) -> str:
             {"problem": "actions_disabled", "problem_scope": "hello"},
             "an administrator of octo-org/hello must enable it",
         ),
+        ({"unserved": True}, "the GitHub App is not installed on octo-org: an owner of octo-org must install it"),
         ({"max_machines": 5, "held_machines": 5}, "octo-org has 5 machines of the 5 that it may have"),
         ({"max_cpus": 5, "held_cpus": 4}, "uses 4 of its 5 CPUs, and this needs 2: it goes on when one ends"),
         ({"alias": "big", "alias_max": 1, "alias_held": 1}, "1 machines of the 1 for label big"),
         ({**NO_MACHINE, "wasted": 4}, "whose jobs took 4 runners of its labels within an hour"),
-        ({**NO_MACHINE, "wasted": 3}, "a machine is asked for within seconds"),
+        ({**NO_MACHINE, "wasted": 3}, "a machine is asked for soon"),
         ({"machine_state": "leased"}, "its machine is starting"),
         ({"machine_state": "running"}, "GitHub, which has a runner for it"),
         ({"host_labels": ["gpu", "nimbus"]}, "no x64 host offers gpu (NIMBUS_JOB_LABELS of its agent)"),
@@ -152,6 +153,15 @@ async def test_what_github_refuses_is_told_on_the_jobs_of_its_installation_and_r
     assert first.startswith("self-hosted runners are disabled for octo-org/hello: an administrator of octo-org must")
     assert "tried again at" in first
     assert second == "a free host: place 2 of 2 in the queue of octo-org"
+
+
+@pytest.mark.services
+async def test_a_job_of_a_hook_without_an_installation_asks_for_the_app(github: GithubPlane) -> None:
+    await github.deliver(job_event("queued") | {"installation": None})
+    await github.drain()
+    [told] = await waits(github)
+    assert told is not None
+    assert "an owner of octo-org must install it" in told
 
 
 @pytest.mark.services
