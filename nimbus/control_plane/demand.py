@@ -32,8 +32,6 @@ from nimbus.wire.vmjson import render_shape
 log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "demand.sql")
 
-SWEEP_S = 15.0
-JOBLESS_PAUSE_S = 60.0  # after a machine of a label set ended without a job, before the sweeper makes another
 STOLEN_LIMIT = 3
 REPAIR_TAKES_S = 30.0  # a round of it, once it is due
 
@@ -52,6 +50,8 @@ class DemandRules:
     labels: LabelRules = field(default_factory=LabelRules)
     level: RunnerLevel = RunnerLevel.REPO
     default_installation_id: int | None = None
+    sweep_s: float = 15.0
+    pause_s: float = 60.0  # after a machine of a label set ended without a job, before the sweeper makes another
     untold_s: float = 300.0 + REPAIR_TAKES_S  # so long after a runner ended a repair may still tell which job it served
     stolen_limit: int = STOLEN_LIMIT  # runners that others may take from a label set, for each of its jobs, in an hour
 
@@ -204,7 +204,7 @@ async def rejudge_org(transaction: Transaction, org_id: int, rules: DemandRules)
     await lock_org(transaction, org_id)
     aliases = await load_aliases(transaction, org_id)
     queued = 0
-    rows = await transaction.fetch(_SQL["waiting_sets"], org_id, JOBLESS_PAUSE_S)
+    rows = await transaction.fetch(_SQL["waiting_sets"], org_id, rules.pause_s)
     for labels in sorted({tuple(row["labels"]) for row in rows}):
         judged = judge_labels(labels, rules.labels, aliases)
         await transaction.execute(_SQL["judge_jobs"], org_id, list(labels), refusal_of(judged))
@@ -323,4 +323,4 @@ async def sweep_demand(services: Services, rules: DemandRules) -> None:
             await meet_demand(services, rules)
         except Unavailable as error:
             log.warning("demand.postponed", reason=str(error))
-        await trio.sleep(SWEEP_S)
+        await trio.sleep(rules.sweep_s)

@@ -109,6 +109,14 @@ class Settings(DatabaseSettings):
     duty_ttl: float = Field(
         default=60.0, ge=1, description="seconds after which another process does the work of one that died"
     )
+    demand_interval: float = Field(
+        default=15.0, gt=0, description="seconds between two looks for queued jobs that lack a machine"
+    )
+    demand_pause: float = Field(
+        default=60.0,
+        ge=0,
+        description="seconds after a runner's machine ended without a job before that look makes another",
+    )
     runner_level: Literal["repo", "org"] = "repo"  # where runners register
     runner_group_id: int = Field(default=1, ge=1)
     runner_registration: Literal["jit", "token"] = "jit"
