@@ -47,6 +47,22 @@ def test_the_documents_variables_are_enough(environ: pytest.MonkeyPatch) -> None
     assert settings.labels == ("nimbus",)
 
 
+def test_the_command_of_a_runner_is_split_as_a_shell_does(environ: pytest.MonkeyPatch) -> None:
+    assert read_settings(Settings).runner_argv == ("/usr/local/bin/nimbus-runner",)
+    environ.setenv("NIMBUS_RUNNER_COMMAND", "/opt/runner/run.sh --name 'two words'")
+    assert read_settings(Settings).runner_argv == ("/opt/runner/run.sh", "--name", "two words")
+
+
+@pytest.mark.parametrize("command", ["  ", "run.sh 'half"])
+def test_a_command_of_a_runner_that_is_none_is_refused(
+    environ: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    environ.setenv("NIMBUS_RUNNER_COMMAND", command)
+    with pytest.raises(SystemExit):
+        read_settings(Settings)
+    assert "NIMBUS_RUNNER_COMMAND: " in capsys.readouterr().err
+
+
 def test_no_secret_is_shown(environ: pytest.MonkeyPatch) -> None:
     shown = repr(read_settings(Settings))
     assert not any(secret in shown for secret in ("hunter2", "j" * 32, "c" * 32, "a" * 32, "w" * 20, "'pem'"))
