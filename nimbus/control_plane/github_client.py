@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from nimbus.control_plane.github_pages import is_same_origin, next_cursor, next_
 from nimbus.control_plane.github_tokens import AppCredentials, TokenShelf
 from nimbus.control_plane.github_transport import Call, Observer, Transport, Unobserved, read_answer
 from nimbus.model.errors import Conflict, NotFound, Refused
-from nimbus.model.forge import ForgeTrouble
+from nimbus.model.forge import ForgeTrouble, ProblemKind
 from nimbus.runtime.http import open_http
 from nimbus.wire import githubrest
 from nimbus.wire.github import ForgeRepo, WorkflowJobEvent
@@ -35,6 +36,7 @@ PER_PAGE = 100  # GitHub's most
 MAX_PAGES = 200  # twice the runners that a group may hold
 MAX_RUN_PAGES = 2  # 200 runs: what one look at a repository is worth
 _BUSY = frozenset({409, 422})  # "... is currently running a job and cannot be deleted": seen with 422
+_RUNS_A_JOB = re.compile(r"currently running a job", re.IGNORECASE)  # which status goes with it nobody promises
 _GONE = frozenset({404})
 
 
@@ -108,7 +110,13 @@ class GithubClient:
         """Deregister; an absent runner is a success and a busy one is left alone."""
         path = f"{scope.path}/{runner_id}"
         call = Call("DELETE", path, "runner", scope.installation_id, Purpose.RUNNERS, known=_BUSY | _GONE)
-        answer = await self._transport.send(call)
+        try:
+            answer = await self._transport.send(call)
+        except ForgeTrouble as trouble:
+            # a 403 like this is no problem of the repository's: it would keep others from registering there
+            if trouble.problem.kind is ProblemKind.REFUSED and _RUNS_A_JOB.search(trouble.problem.said):
+                return Deletion.BUSY
+            raise
         if answer.status == 404:
             return Deletion.ABSENT
         return Deletion.BUSY if answer.status in _BUSY else Deletion.DELETED

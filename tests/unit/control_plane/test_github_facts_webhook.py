@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -162,7 +162,8 @@ async def test_a_delivery_has_githubs_headers_and_no_timestamp() -> None:
     app, stop = build_app("receiver"), trio.Event()
 
     async def take() -> Response:
-        got.append(({name.lower(): value for name, value in request.headers.items()}, await request.get_data()))
+        body = cast("bytes", await request.get_data())
+        got.append(({name.lower(): value for name, value in request.headers.items()}, body))
         stop.set()
         return Response("", 200)
 
