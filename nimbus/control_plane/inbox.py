@@ -30,7 +30,8 @@ log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "webhooks.sql")
 
 AT_ONCE = 3  # of one process: the other connections of its pool are for those who wait for an answer
-TAKEN_AT_ONCE = 32
+TAKEN_AT_ONCE = 64
+PACE_S = 0.05  # between two looks while deliveries pour in: each look is a transaction, and the answers go first
 TAKEN_BODY_BYTES = 256 * 1024  # a larger body is read when its turn comes
 CLAIM_S = 20.0  # longer than a transaction may last; so late is a delivery at most whose process died
 LOOK_S = 5.0  # a process looks this often though nothing rings: for retries, and for what others left
@@ -69,6 +70,7 @@ async def serve_inbox(services: Services, rules: DemandRules) -> None:
                     log.warning("inbox.postponed", reason=str(error))
                     taken = 0
                 if taken < TAKEN_AT_ONCE:
+                    await trio.sleep(PACE_S if taken else 0)
                     with trio.move_on_after(LOOK_S):
                         await ear.wait()
                 else:

@@ -16,13 +16,12 @@ import trio
 
 from nimbus.control_plane.services import DELIVERIES, Services
 from nimbus.model.errors import Unavailable
-from nimbus.runtime.postgres import Transaction, load_queries
+from nimbus.runtime.postgres import Database, Transaction, load_queries
 
 log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "webhooks.sql")
 
-GROUPS_AT_ONCE = 2  # one is being flushed while the next one fills
-MAX_GROUP = 64
+MAX_GROUP = 64  # while one group is being flushed the next one fills
 MAX_GROUP_BYTES = 4 * 1024 * 1024  # of bodies; one larger delivery is a group by itself
 
 
@@ -90,11 +89,6 @@ class Intake:
 
     async def run(self, services: Services) -> None:
         """Store what comes until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for _ in range(GROUPS_AT_ONCE):
-                nursery.start_soon(self._run_groups, services)
-
-    async def _run_groups(self, services: Services) -> None:
         while True:
             group = [await self._receive.receive()]
             size = len(group[0].arrival.body)
@@ -110,7 +104,7 @@ class Intake:
 async def _store_group(services: Services, group: Sequence[_Waiting]) -> None:
     """Store and tell each caller; whatever happens, none is left waiting."""
     try:
-        stored = await services.database.run(store_arrivals, [waiting.arrival for waiting in group])
+        stored = await store_arrivals(services.database, [waiting.arrival for waiting in group])
     except Exception as error:  # noqa: BLE001 -- each caller gets it, and answers its own request with it
         if len(group) > 1 and not isinstance(error, Unavailable):
             for waiting in group:  # it is one delivery's fault, and not its neighbours'
@@ -124,19 +118,26 @@ async def _store_group(services: Services, group: Sequence[_Waiting]) -> None:
     services.bell.ring_nowait(DELIVERIES)
 
 
-async def store_arrivals(transaction: Transaction, arrivals: Sequence[Arrival]) -> list[Stored]:
+async def store_arrivals(database: Database, arrivals: Sequence[Arrival]) -> list[Stored]:
     """Put the deliveries into the inbox; what became of each, in the same order."""
     columns = zip(*((a.guid, a.event, a.action, a.body, a.installation_id) for a in arrivals), strict=True)
-    # two groups that hold the same GUIDs may wait for each other: then one of them is run again
-    fresh = {row["guid"] for row in await transaction.fetch(_SQL["store"], *map(list, columns))}
+    # two processes' groups that hold the same GUIDs may wait for each other: then one of them is run again
+    fresh = {row["guid"] for row in await database.fetch(_SQL["store"], *map(list, columns))}
     known: dict[str, DeliveryState] = {}
     seen = list({arrival.guid for arrival in arrivals} - fresh)
     if seen:
-        fresh |= {row["guid"] for row in await transaction.fetch(_SQL["revive"], seen)}
-        known = {row["guid"]: DeliveryState(row["state"]) for row in await transaction.fetch(_SQL["states"], seen)}
+        revived, known = await database.run(_look_up, seen)
+        fresh |= revived
     stored = []
     for arrival in arrivals:
         state = known.get(arrival.guid, DeliveryState.RECEIVED)
         stored.append(Stored(state, again=arrival.guid not in fresh))
         fresh.discard(arrival.guid)  # a second one in the same group came again
     return stored
+
+
+async def _look_up(transaction: Transaction, seen: list[str]) -> tuple[set[str], dict[str, DeliveryState]]:
+    """Those that are as good as new again, and where all of them stand."""
+    revived = {row["guid"] for row in await transaction.fetch(_SQL["revive"], seen)}
+    states = await transaction.fetch(_SQL["states"], seen)
+    return revived, {row["guid"]: DeliveryState(row["state"]) for row in states}

@@ -15,8 +15,8 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 from nimbus.runtime.answers import judge_error, render_json
 
 DIRECT_BYTES = 1024 * 1024  # of a body that is read without the framework; a larger one comes rarely
-READ_S = 60.0  # for the body to arrive
-SEND_S = 10.0  # to hand the answer to the kernel
+REQUEST_S = 60.0  # from a request's head to the end of its answer; a handler's own limits are far below it
+LATE_S = 10.0  # to say that it took too long
 
 DirectHandler = Callable[[Mapping[str, str], bytes], Awaitable[tuple[int, object]]]
 
@@ -37,31 +37,37 @@ def fits_direct(scope: HTTPScope) -> bool:
 async def serve_direct(
     handler: DirectHandler, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
 ) -> None:
-    """One request without the framework, which takes longer than all that a webhook needs; errors as everywhere."""
-    body = bytearray()
-    with trio.move_on_after(READ_S) as waiting:
-        while True:
+    """One request without the framework; errors are answered as everywhere."""
+    with trio.move_on_after(REQUEST_S) as limit:
+        body = bytearray()
+        more = True
+        while more:
             message = await receive()
             if message["type"] != "http.request":
                 return  # the client went away
             body += message.get("body", b"")
-            if not message.get("more_body", False):
-                break
-    headers: dict[str, str] = {}
-    answer: object
-    if waiting.cancelled_caught:
-        status, answer = 408, {"error": "request_timeout", "message": "the body did not come in time"}
-        headers["Connection"] = "close"
-    else:
-        try:
-            given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            status, answer = await handler(given, bytes(body))
-        except Exception as error:  # noqa: BLE001 -- judge_error logs what is a bug
-            status, code, text, headers = judge_error(error)
-            answer = {"error": code, "message": text}
+            more = message.get("more_body", False)
+        status, answer, headers = await _answer(handler, scope, bytes(body))
+        await _send(send, status, answer, headers)
+    if limit.cancelled_caught and more:
+        text = {"error": "request_timeout", "message": f"the body did not come in {REQUEST_S:g} s"}
+        with trio.move_on_after(LATE_S):
+            await _send(send, 408, text, {"Connection": "close"})
+
+
+async def _answer(handler: DirectHandler, scope: HTTPScope, body: bytes) -> tuple[int, object, dict[str, str]]:
+    try:
+        given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        status, answer = await handler(given, body)
+    except Exception as error:  # noqa: BLE001 -- judge_error logs what is a bug
+        status, code, text, headers = judge_error(error)
+        return status, {"error": code, "message": text}, headers
+    return status, answer, {}
+
+
+async def _send(send: ASGISendCallable, status: int, answer: object, headers: dict[str, str]) -> None:
     raw = render_json(answer).encode()
-    headers |= {"Content-Type": "application/json", "Content-Length": str(len(raw))}
     told = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-    with trio.move_on_after(SEND_S, shield=True):
-        await send({"type": "http.response.start", "status": status, "headers": told, "trailers": False})
-        await send({"type": "http.response.body", "body": raw, "more_body": False})
+    told += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
+    await send({"type": "http.response.start", "status": status, "headers": told, "trailers": False})
+    await send({"type": "http.response.body", "body": raw, "more_body": False})

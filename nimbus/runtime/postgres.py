@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -85,33 +85,61 @@ class Database:
         """
         async with self._slots:
             with trio.move_on_after(TRANSACTION_S, shield=True):
-                return await self.bridge.call(partial(self._transact, function, *args, **kwargs))
+                return await self.bridge.call(partial(self._transact, _begin, function, *args, **kwargs))
+        raise Unavailable("the database took too long")
+
+    async def fetch(self, sql: str, *args: object) -> Sequence[Row]:
+        """The rows of one statement, which is a transaction by itself: one round trip where `run` takes three."""
+        async with self._slots:
+            with trio.move_on_after(TRANSACTION_S, shield=True):
+                return await self.bridge.call(partial(self._transact, _begin_nothing, _fetch, sql, *args))
         raise Unavailable("the database took too long")
 
     async def _transact(
-        self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+        self,
+        begin: Callable[[asyncpg.Connection], AbstractAsyncContextManager[object]],
+        function: Callable[Concatenate[Transaction, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
         try:
             for _ in range(ATTEMPTS - 1):
                 try:
-                    return await self._attempt(function, *args, **kwargs)
+                    return await self._attempt(begin, function, *args, **kwargs)
                 except _AGAIN:
                     continue
-            return await self._attempt(function, *args, **kwargs)
+            return await self._attempt(begin, function, *args, **kwargs)
         except (*_AWAY, *_AGAIN) as error:
             raise Unavailable(f"the database is away ({type(error).__name__})") from error
 
     async def _attempt(
-        self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+        self,
+        begin: Callable[[asyncpg.Connection], AbstractAsyncContextManager[object]],
+        function: Callable[Concatenate[Transaction, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
-        async with self._pool.acquire(timeout=CONNECT_S) as connection:
+        # no time limit of its own: our slots are as many as its connections, and connecting has one
+        async with self._pool.acquire() as connection:
             try:
-                async with connection.transaction():
+                async with begin(connection):
                     return await function(connection, *args, **kwargs)
             except asyncpg.InterfaceError as error:
                 if _is_gone(connection):  # else it is a wrong call: a bug, to be seen as one
                     raise ConnectionResetError from error
                 raise
+
+
+def _begin(connection: asyncpg.Connection) -> AbstractAsyncContextManager[object]:
+    return cast("AbstractAsyncContextManager[object]", connection.transaction())
+
+
+def _begin_nothing(_connection: asyncpg.Connection) -> AbstractAsyncContextManager[object]:
+    return nullcontext()
+
+
+async def _fetch(transaction: Transaction, sql: str, *args: object) -> Sequence[Row]:
+    return await transaction.fetch(sql, *args)
 
 
 def _is_gone(connection: asyncpg.Connection) -> bool:

@@ -127,7 +127,7 @@ def check_timestamp(header: str | None, now_s: float, tolerance_s: float, *, req
 def parse_json_object(body: bytes) -> dict[str, object]:
     """The JSON object in `body`; Refused for anything else, however deep or large its parts."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = _JSON.decode(body.decode("utf-8"))
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise Refused("the body is not valid JSON") from None
     if not isinstance(value, dict):
@@ -239,6 +239,9 @@ def decode_jit_config(text: str) -> dict[str, bytes]:
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(name)  # NaN and Infinity are not JSON
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)  # made once: it is asked for each webhook
 
 
 def _object(parent: Mapping[str, object], key: str) -> dict[str, object]:
