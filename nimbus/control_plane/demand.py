@@ -23,7 +23,7 @@ from nimbus.control_plane.machines import MachineRequest, cancel_machine, queue_
 from nimbus.control_plane.services import MACHINES, RUNNERS, Services
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.model.job import REPAIRS, JobState, Learned, merge
-from nimbus.model.labels import LabelRules, Wanted, judge_labels, may_own
+from nimbus.model.labels import LabelRules, Wanted, is_too_long, judge_labels, may_own
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.github import WorkflowJobEvent
 from nimbus.wire.leaseapi import MachineKind
@@ -57,7 +57,7 @@ class DemandRules:
 
     def owns(self, event: WorkflowJobEvent) -> bool:
         """By its labels alone: an org's aliases and runners that were taken are for `record_event` to know."""
-        return may_own(event.labels, self.labels)
+        return may_own(event.labels, self.labels) and not is_too_long(event.labels)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ async def _find_known(transaction: Transaction, events: Sequence[WorkflowJobEven
         ["\n".join(event.labels) for event in events],
         [event.runner_name for event in events],
     )
-    return {row["place"] for row in rows}
+    return {row["place"] for row in rows if not is_too_long(events[row["place"] - 1].labels)}
 
 
 async def _keep_job(

@@ -237,6 +237,12 @@ class Poller:
         except Refused as error:  # it stands under another org here: a repository that moved
             log.warning("poll.job_refused", forge_job=event.forge_job_id, reason=str(error))
             recorded = None
+        except Unavailable:
+            raise
+        except Exception:
+            # as in the inbox: one job that cannot be recorded must not keep the others back, let alone end the process
+            log.exception("poll.job_failed", forge_job=event.forge_job_id)
+            recorded = None
         if recorded is None:
             self._memory.foreign.add(memo)
             return 0

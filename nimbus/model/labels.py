@@ -17,6 +17,7 @@ from nimbus.model.vm import MAX_CPUS, Shape
 
 MIB_PER_GB = 1024
 _SHOWN_CHARS = 64  # of a label in a sentence: GitHub allows 256, of any kind
+MAX_SET_BYTES = 2000  # of a whole label set: PostgreSQL's indexes hold no more, and nobody means that many
 _SIZE = re.compile(r"([1-9][0-9]{0,8})cpu-([1-9][0-9]{0,8})gb(?:-([1-9][0-9]{0,8})gb-disk)?(?:-(x64|arm64))?", re.ASCII)
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 # GitHub gives such jobs to runners of its own: a machine of ours would wait for them in vain.
@@ -102,6 +103,11 @@ class _Read:
 def may_own(labels: Iterable[str], rules: LabelRules) -> bool:
     """Whether such a job is ours by its labels alone, whatever aliases its org has."""
     return any(label in rules.labels or _prefix_of(label, rules) is not None for label in _plain(labels))
+
+
+def is_too_long(labels: Iterable[str]) -> bool:
+    """Whether the set is none that a job of ours could have: it could not even be stored."""
+    return sum(len(label.encode()) + 8 for label in labels) > MAX_SET_BYTES  # 8: what an array adds to an element
 
 
 def judge_labels(labels: Iterable[str], rules: LabelRules, aliases: Mapping[str, Alias]) -> Wanted | Refusal | None:

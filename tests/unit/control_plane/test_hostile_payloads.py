@@ -1,0 +1,62 @@
+"""What tenants write into their workflows and events, as an attacker would: it costs them, and nobody else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nimbus.model.labels import Alias
+from nimbus.model.vm import Shape
+from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
+from tests.unit.control_plane.test_label_demand import give_alias
+from tests.unit.control_plane.test_polling import Polled
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+async def github(database_dsn: str, redis_url: str) -> AsyncIterator[GithubPlane]:
+    async with open_github_plane(database_dsn, redis_url) as running:
+        yield running
+
+
+def label_bomb(seed: int = 7) -> list[str]:
+    """As many labels, as long and as hard to compress as one job may have."""
+    chance = random.Random(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    return ["nimbus", *("".join(chance.choices(letters, k=256)) for _ in range(99))]
+
+
+async def test_a_job_with_more_labels_than_can_be_stored_is_left_alone(github: GithubPlane) -> None:
+    await github.tell("queued", 1, labels=label_bomb())
+    await github.tell("queued", 2, labels=label_bomb()[:7])
+    assert await github.delivery_states() == ["ignored", "processed"]
+    assert [job["forge_job_id"] for job in await github.jobs()] == [2]
+    assert await github.states() == ["queued"]
+
+
+async def test_an_alias_among_too_many_labels_makes_no_job_ours(github: GithubPlane) -> None:
+    await give_alias(github, Alias("big", Shape()))
+    await github.tell("queued", 1, labels=["big", *label_bomb()[1:]])
+    assert await github.delivery_states() == ["ignored"]
+
+
+async def test_a_poll_that_finds_such_a_job_goes_on_to_the_next(github: GithubPlane) -> None:
+    polled = Polled(github)
+    await polled.list_all()
+    words = ", ".join(label_bomb())
+    polled.start(f"jobs: {{a: {{runs-on: [{words}], steps: [{{run: x}}]}}}}")
+    polled.start()
+    await polled.poll()
+    assert [job["labels"] for job in await github.jobs()] == [["nimbus"]]
+
+
+async def test_a_job_that_cannot_be_recorded_is_no_other_jobs_trouble(github: GithubPlane) -> None:
+    polled = Polled(github)
+    await polled.list_all()
+    await github.plane.sql("ALTER TABLE jobs ADD CONSTRAINT no_poison CHECK (name <> 'poison')")
+    polled.start("jobs: {poison: {runs-on: nimbus, steps: [{run: x}]}, a: {runs-on: nimbus, steps: [{run: x}]}}")
+    await polled.poll()
+    assert [job["name"] for job in await github.jobs()] == ["a"]
