@@ -37,6 +37,14 @@ async def test_a_job_with_more_labels_than_can_be_stored_is_left_alone(github: G
     assert await github.states() == ["queued"]
 
 
+@pytest.mark.parametrize("odd", ["x" * 300, "a\x00b"])
+async def test_labels_that_no_runner_can_have_make_no_failed_delivery_that_is_asked_for_again(
+    github: GithubPlane, odd: str
+) -> None:
+    await github.tell("queued", 1, labels=["nimbus", odd])
+    assert await github.delivery_states() == ["ignored"]
+
+
 async def test_an_alias_among_too_many_labels_makes_no_job_ours(github: GithubPlane) -> None:
     await give_alias(github, Alias("big", Shape()))
     await github.tell("queued", 1, labels=["big", *label_bomb()[1:]])

@@ -128,9 +128,9 @@ def test_a_job_is_read_as_its_webhook_is() -> None:
 
 
 def test_a_tenants_odd_labels_hide_no_other_job() -> None:
-    odd = [JOB | {"labels": ["x" * 300]}, JOB | {"labels": None}, JOB | {"id": "21"}, 5, None]
+    odd = [JOB | {"id": 19, "labels": ["x" * 300]}, JOB | {"labels": None}, JOB | {"id": "21"}, 5, None]
     seen = githubrest.parse_jobs(page("jobs", *odd, JOB), REPO, 77)
-    assert [each.forge_job_id for each in seen] == [20]
+    assert [(each.forge_job_id, each.labels) for each in seen] == [(19, ()), (20, ("nimbus", "x64"))]
 
 
 def test_tokens_and_configs_are_read_and_never_shown() -> None:
