@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 import trio
@@ -34,6 +34,7 @@ _SQL = load_queries("nimbus.control_plane", "queries", "demand.sql")
 
 STOLEN_LIMIT = 3
 REPAIR_TAKES_S = 30.0  # a round of it, once it is due
+GIVEN_UP_AFTER = timedelta(days=1)  # GitHub fails a job that was queued for so long
 
 
 class RunnerLevel(enum.StrEnum):
@@ -81,6 +82,23 @@ class Recorded:
 
 
 @dataclass(frozen=True)
+class _Told:
+    """One event, and when and how it came."""
+
+    event: WorkflowJobEvent
+    state: JobState
+    received_at: datetime
+    learned: Learned
+
+    @property
+    def queued_at(self) -> datetime:
+        """Since when the job waits for a runner: GitHub tells only when it was made, and it may have stood at a gate."""
+        made_at = self.event.created_at or self.received_at
+        late = self.state is JobState.QUEUED and self.received_at - made_at > GIVEN_UP_AFTER
+        return self.received_at if late else made_at
+
+
+@dataclass(frozen=True)
 class _Step:
     """What an event did to its job."""
 
@@ -105,23 +123,24 @@ async def record_event(
     if not rules.owns(event) and not await _is_known(transaction, event):
         return None
     org_id = await keep_account(transaction, repo.owner_id, repo.owner_login)  # also the lock under which we count
+    installation_id = event.installation_id
+    if installation_id is not None and not await see_installation(transaction, installation_id, org_id):
+        installation_id = None  # another org's: a runner that is minted through it would be that one's
     repo_id: int = await transaction.fetchval(
-        _SQL["keep_repo"], org_id, repo.forge_id, repo.name, repo.private, event.installation_id
+        _SQL["keep_repo"], org_id, repo.forge_id, repo.name, repo.private, installation_id
     )
-    if event.installation_id is not None:
-        await see_installation(transaction, event.installation_id, org_id)
-    step = await _keep_job(transaction, event, told, (org_id, repo_id), rules, learned)
+    step = await _keep_job(transaction, _Told(event, told, received_at, learned), (org_id, repo_id), rules)
     touched = {LabelSet(org_id, _level(repo_id, rules), event.labels)}
     if event.runner_name is not None:
         linked = await transaction.fetchrow(
-            _SQL["link_machine"], org_id, event.runner_name, step.job_id, list(event.labels)
+            _SQL["link_machine"], org_id, event.runner_name, step.job_id, list(event.labels), repo_id
         )
         if linked is not None:
             # the machine may have been made for another label set: that one lacks a machine now
             touched.add(LabelSet(org_id, linked["repo_id"], tuple(linked["labels"])))
     queued = cancelled = 0
     for label_set in sorted(touched, key=lambda each: each.labels):
-        more, fewer = await balance(transaction, label_set, rules, event.installation_id, received_at)
+        more, fewer = await balance(transaction, label_set, rules, installation_id, received_at)
         queued, cancelled = queued + more, cancelled + fewer
     drift = learned if step.moved and learned in REPAIRS else None
     return Recorded(step.job_id, step.state, queued, cancelled, drift)
@@ -147,18 +166,13 @@ async def _find_known(transaction: Transaction, events: Sequence[WorkflowJobEven
         [event.repo.owner_id for event in events],
         ["\n".join(event.labels) for event in events],
         [event.runner_name for event in events],
+        [event.repo.forge_id for event in events],
     )
     return {row["place"] for row in rows if not is_too_long(events[row["place"] - 1].labels)}
 
 
-async def _keep_job(
-    transaction: Transaction,
-    event: WorkflowJobEvent,
-    told: JobState,
-    owner: tuple[int, int],
-    rules: DemandRules,
-    learned: Learned,
-) -> _Step:
+async def _keep_job(transaction: Transaction, heard: _Told, owner: tuple[int, int], rules: DemandRules) -> _Step:
+    event, told, learned = heard.event, heard.state, heard.learned
     org_id, repo_id = owner
     known = await transaction.fetchrow(_SQL["lock_job"], event.forge_job_id)
     picked_up = told in {JobState.IN_PROGRESS, JobState.COMPLETED} and event.runner_name is not None
@@ -168,7 +182,7 @@ async def _keep_job(
         job_id: int = await transaction.fetchval(
             _SQL["insert_job"], org_id, repo_id, event.forge_job_id, event.run_id, event.run_attempt,
             event.name, event.workflow_name, list(event.labels), event.html_url, told, event.conclusion,
-            event.runner_name, event.created_at, started_at, event.completed_at, learned, refusal_of(judged),
+            event.runner_name, heard.queued_at, started_at, event.completed_at, learned, refusal_of(judged),
         )  # fmt: skip
         return _Step(job_id, told, moved=True)
     if known["org_id"] != org_id:
@@ -178,6 +192,7 @@ async def _keep_job(
     await transaction.execute(
         _SQL["update_job"], known["job_id"], state, event.conclusion, event.runner_name,
         event.created_at, started_at, event.completed_at, learned if moved and learned in REPAIRS else None,
+        heard.received_at,
     )  # fmt: skip
     return _Step(known["job_id"], state, moved)
 
@@ -203,6 +218,9 @@ async def rejudge_org(transaction: Transaction, org_id: int, rules: DemandRules)
     """
     await lock_org(transaction, org_id)
     aliases = await load_aliases(transaction, org_id)
+    serving_id = await serving_installation(transaction, org_id, None)
+    if serving_id is not None:
+        await transaction.execute(_SQL["follow_installation"], org_id, serving_id)
     queued = 0
     rows = await transaction.fetch(_SQL["waiting_sets"], org_id, rules.pause_s)
     for labels in sorted({tuple(row["labels"]) for row in rows}):
@@ -235,9 +253,9 @@ async def balance(
     lacking = count["wanted"] - count["present"] - count["untold"]
     queued = 0
     if lacking > 0 and await _may_replace(transaction, label_set, rules, count["wasted"]):
-        installation_id = installation_id or await serving_installation(
-            transaction, label_set.org_id, rules.default_installation_id
-        )
+        named = installation_id or rules.default_installation_id
+        # an event may come when its installation is gone: where no other serves the org, its problem is to be told
+        installation_id = await serving_installation(transaction, label_set.org_id, named) or installation_id
         queued = await _queue(transaction, label_set, rules, lacking, (installation_id, webhook_at))
     surplus = await transaction.fetch(_SQL["surplus_unregistered"], *key, surplus_now)
     for row in surplus:

@@ -54,15 +54,20 @@ async def keep_installation(
     return org_id
 
 
-async def see_installation(transaction: Transaction, installation_id: int, org_id: int) -> None:
-    """An event of another kind named it: it exists, and whether it is suspended stays as it was known."""
-    await transaction.execute(_SQL["see_installation"], installation_id, org_id)
+async def see_installation(transaction: Transaction, installation_id: int, org_id: int) -> bool:
+    """An event of another kind named it: it exists, and how it stands stays as it was known. Whether it is the org's."""
+    return bool(await transaction.fetchval(_SQL["see_installation"], installation_id, org_id))
 
 
 async def serving_installation(transaction: Transaction, org_id: int, default: int | None) -> int | None:
     """The installation by which an org is served; the default where none of its own is known."""
     found: int | None = await transaction.fetchval(_SQL["serving_installation"], org_id, default)
     return found
+
+
+async def leave_removed(transaction: Transaction, org_id: int) -> None:
+    """What an org's removed installations were refused is forgotten, and their machines are served, by a new one."""
+    await transaction.execute(_SQL["leave_removed"], org_id)
 
 
 async def list_all(services: Services, github: GithubClient, duty: Duty) -> int:
@@ -97,8 +102,10 @@ async def _now(transaction: Transaction) -> datetime:
 
 async def keep_listed(transaction: Transaction, listed: Sequence[InstallationSeen], asked_at: datetime) -> None:
     """What a webhook said since GitHub was asked is newer than the list, and stays."""
+    org_ids = set()
     for seen in listed:
         org_id = await keep_account(transaction, seen.account_id, seen.login)
+        org_ids.add(org_id)
         served = await transaction.fetchval(_SQL["served"], seen.installation_id)
         kept = await transaction.fetchval(
             _SQL["keep_installation"], seen.installation_id, org_id, seen.suspended, False, asked_at
@@ -109,6 +116,8 @@ async def keep_listed(transaction: Transaction, listed: Sequence[InstallationSee
             await retry_now(transaction, seen.installation_id)
     for row in await transaction.fetch(_SQL["remove_unlisted"], asked_at, [seen.installation_id for seen in listed]):
         await note_problem(transaction, row["installation_id"], None, REMOVED)
+    for org_id in sorted(org_ids):
+        await leave_removed(transaction, org_id)
 
 
 async def _note_trouble(services: Services, seen: InstallationSeen, error: ForgeTrouble | NotFound) -> None:

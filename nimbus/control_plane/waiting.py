@@ -93,6 +93,15 @@ def _explain_missing(row: Row, stolen_limit: int) -> str:
 
 def _find_cap(row: Row, shape: Shape) -> str | None:
     login, ends = row["login"], "it goes on when one ends, or the operator raises the limit (nimbus orgs limit)"
+    if row["max_machines"] == 0:
+        return f"the operator: {login} may have no machine now, until its limit is raised (nimbus orgs limit)"
+    if row["max_cpus"] is not None and shape.cpus > row["max_cpus"]:
+        return (
+            f"its author or the operator: it needs {shape.cpus} CPUs and {login} may use {row['max_cpus']} in all, so its "
+            "labels must ask for fewer or the limit must be raised (nimbus orgs limit)"
+        )
+    if row["alias_max"] == 0:
+        return f"the operator: {login} may have no machine for label {row['alias']} now (nimbus orgs label set)"
     if row["max_machines"] is not None and row["held_machines"] >= row["max_machines"]:
         return f"{login} has {row['held_machines']} machines of the {row['max_machines']} that it may have: {ends}"
     if row["max_cpus"] is not None and row["held_cpus"] + shape.cpus > row["max_cpus"]:

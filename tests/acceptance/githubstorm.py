@@ -304,8 +304,15 @@ def judge_calls(found: Found) -> list[str]:
     What GitHub's bad day refused before it had an effect is not counted: the limits' own tests hold those few.
     """
     total: Counter[str] = Counter()
-    for installation in found.stats["installations"]:
-        total.update({name: count for name, count in installation.items() if isinstance(count, int)})
+    for call in found.stats["calls"]:
+        writes = (
+            call["method"] != "GET" and not call["route"].endswith("/access_tokens") and "/hook/" not in call["route"]
+        )
+        if not writes or call["status"] in {401, 403, 429} or call["status"] >= 500:
+            continue
+        total["writes"] += call["count"]
+        total["minted"] += call["count"] if call["status"] == 201 else 0
+        total["deleted"] += call["count"] if call["status"] == 204 else 0
     ran = sum(job["runner_name"] is not None for job in found.jobs.values()) + found.struck.get("runners.stolen", 0)
     wrong = []
     if total["writes"] > SPARE * (total["minted"] + total["deleted"]):

@@ -5,27 +5,33 @@
 SELECT org_id FROM orgs WHERE org_id = $1 FOR NO KEY UPDATE
 
 -- name: keep_repo
--- An event of one of its jobs is what makes a repository active, and names the installation that serves it.
+-- An event of one of its jobs is what makes a repository active, and names the installation that serves it, unless that
+-- is gone: events come late.
 INSERT INTO repos (org_id, forge_id, name, private, installation_id, active_at)
 VALUES ($1, $2, $3, $4, $5, clock_timestamp())
 ON CONFLICT (org_id, forge_id) DO UPDATE
 SET name = excluded.name, private = excluded.private, active_at = excluded.active_at,
-    installation_id = coalesce(excluded.installation_id, repos.installation_id)
+    installation_id = coalesce(
+        (SELECT excluded.installation_id
+         WHERE NOT EXISTS (SELECT FROM installations i WHERE i.installation_id = excluded.installation_id AND i.removed)),
+        repos.installation_id)
 RETURNING repo_id
 
 -- name: is_known
 -- A job that is ours though its labels alone do not say so: by an alias of its org, because we know it already, or
 -- because one of this org's runners took it.
+-- A repository's own runner serves no other repository: there, whoever may register one can give it any name.
 -- Of many events at once; each one's labels come as lines of one text. Their places in the arrays, from 1.
 SELECT told.place
-FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY
-     AS told (forge_job_id, owner_id, labels, runner_name, place)
+FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY
+     AS told (forge_job_id, owner_id, labels, runner_name, forge_repo_id, place)
 WHERE EXISTS (SELECT FROM jobs WHERE source = 'github' AND jobs.forge_job_id = told.forge_job_id)
    OR EXISTS (SELECT FROM label_aliases JOIN orgs USING (org_id)
               WHERE forge = 'github' AND forge_id = told.owner_id
                 AND alias = ANY (string_to_array(told.labels, E'\n')))
-   OR EXISTS (SELECT FROM machines JOIN orgs USING (org_id)
-              WHERE forge = 'github' AND forge_id = told.owner_id AND machines.runner_name = told.runner_name)
+   OR EXISTS (SELECT FROM machines m JOIN orgs o USING (org_id) LEFT JOIN repos r ON r.repo_id = m.repo_id
+              WHERE o.forge = 'github' AND o.forge_id = told.owner_id AND m.runner_name = told.runner_name
+                AND (m.repo_id IS NULL OR r.forge_id = told.forge_repo_id))
 
 -- name: lock_job
 SELECT job_id, org_id, state FROM jobs WHERE source = 'github' AND forge_job_id = $1 FOR UPDATE
@@ -34,16 +40,19 @@ SELECT job_id, org_id, state FROM jobs WHERE source = 'github' AND forge_job_id 
 INSERT INTO jobs (org_id, repo_id, source, forge_job_id, run_id, run_attempt, name, workflow_name, labels, html_url,
                   state, conclusion, runner_name, queued_at, started_at, completed_at, learned_by, refusal)
 VALUES ($1, $2, 'github', $3, $4, $5, $6, $7, $8, $9,
-        $10, $11, $12, coalesce($13, clock_timestamp()), $14, $15, $16, $17)
+        $10, $11, $12, $13, $14, $15, $16, $17)
 RETURNING job_id
 
 -- name: update_job
 -- What was not known is filled in; only the state is decided by rank, before this. $8: the repair that moved it on.
+-- One that leaves a gate is queued from then on, at $9: it may have stood there for days.
 UPDATE jobs
 SET state = $2,
     conclusion = coalesce($3, conclusion),
     runner_name = coalesce($4, runner_name),
-    queued_at = least(queued_at, $5),
+    queued_at = CASE state WHEN 'queued' THEN queued_at
+                           WHEN 'waiting' THEN CASE $2 WHEN 'queued' THEN $9::timestamptz ELSE queued_at END
+                           ELSE least(queued_at, $5) END,
     started_at = coalesce(started_at, $6),
     completed_at = coalesce($7, completed_at),
     repaired_by = coalesce($8, repaired_by)
@@ -57,7 +66,7 @@ WHERE job_id = $1
 UPDATE machines
 SET job_id = $3, wasted_at = CASE WHEN labels = $4::text[] THEN wasted_at ELSE clock_timestamp() END
 WHERE org_id = $1 AND runner_name = $2 AND runner_fence = fence AND kind = 'runner' AND job_id IS NULL
-  AND state <> 'queued'
+  AND state <> 'queued' AND (repo_id IS NULL OR repo_id = $5)
 RETURNING machine_id, repo_id, labels
 
 -- name: count_demand
@@ -104,7 +113,7 @@ SELECT DISTINCT org_id FROM jobs WHERE source = 'github' AND state = 'queued' OR
 SELECT j.repo_id, j.labels,
        EXISTS (SELECT FROM machines m
                WHERE m.org_id = $1 AND m.labels = j.labels AND m.kind = 'runner' AND m.job_id IS NULL
-                 AND m.finished_at > statement_timestamp() - make_interval(secs => $2::double precision)) AS rests
+                 AND (m.repo_id IS NULL OR m.repo_id = j.repo_id) AND m.finished_at > statement_timestamp() - make_interval(secs => $2::double precision)) AS rests
 FROM (SELECT DISTINCT repo_id, labels FROM jobs
       WHERE org_id = $1 AND source = 'github' AND state = 'queued'
         AND queued_at > statement_timestamp() - interval '1 day') j
@@ -118,3 +127,10 @@ WHERE org_id = $1 AND labels = $2::text[] AND source = 'github' AND state = 'que
 UPDATE machines SET shape = $3, arch = $4, image = $5, host_labels = $6, alias = $7
 WHERE org_id = $1 AND labels = $2::text[] AND kind = 'runner' AND state = 'queued'
   AND (shape, arch, image, host_labels, alias) IS DISTINCT FROM ($3::jsonb, $4::text, $5::text, $6::text[], $7::text)
+
+-- name: follow_installation
+-- What nobody has begun goes on under the installation that serves its org now, where its own is gone: the App was
+-- removed and installed again.
+UPDATE machines SET installation_id = $2
+WHERE org_id = $1 AND kind = 'runner' AND state = 'queued'
+  AND installation_id IN (SELECT installation_id FROM installations WHERE removed AND installation_id <> $2)

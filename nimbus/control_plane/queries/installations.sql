@@ -20,16 +20,40 @@ RETURNING installation_id
 SELECT NOT suspended AND NOT removed FROM installations WHERE installation_id = $1 FOR UPDATE
 
 -- name: see_installation
--- An event proves that it was there, not how it stands: that is told by its own events and by the list. Written only
--- now and then: a webhook in ten thousand finds it new.
-INSERT INTO installations (installation_id, org_id) VALUES ($1, $2)
-ON CONFLICT (installation_id) DO UPDATE SET org_id = excluded.org_id
-WHERE installations.org_id <> excluded.org_id
+-- An event proves that it was there, not how it stands: that is told by its own events and by the list, and so is
+-- whose it is. Whether it is this org's; one never changes hands, so an event that says otherwise is not followed.
+WITH seen AS (
+    INSERT INTO installations (installation_id, org_id) VALUES ($1, $2)
+    ON CONFLICT (installation_id) DO NOTHING
+    RETURNING true
+)
+SELECT EXISTS (SELECT FROM seen) OR EXISTS (SELECT FROM installations WHERE installation_id = $1 AND org_id = $2)
 
 -- name: remove_unlisted
 UPDATE installations SET removed = true, seen_at = clock_timestamp()
 WHERE NOT removed AND seen_at <= $1 AND NOT installation_id = ANY ($2::bigint[])
 RETURNING installation_id
+
+-- name: leave_removed
+-- An App that is installed again has a new id. What GitHub refused the old one says nothing any more, and machines that
+-- nobody has taken yet are the new one's. One that is being changed at this moment is asked about when it is granted.
+WITH serving AS (
+    SELECT installation_id FROM installations
+    WHERE org_id = $1 AND NOT removed AND NOT suspended
+    ORDER BY installation_id DESC LIMIT 1
+), gone AS (
+    SELECT installation_id FROM installations WHERE org_id = $1 AND removed AND EXISTS (SELECT FROM serving)
+), forgotten AS (
+    DELETE FROM forge_problems WHERE installation_id IN (SELECT installation_id FROM gone)
+), moving AS (
+    SELECT machine_id FROM machines
+    WHERE org_id = $1 AND state = 'queued' AND installation_id IN (SELECT installation_id FROM gone)
+    ORDER BY machine_id
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE machines SET installation_id = serving.installation_id
+FROM moving, serving
+WHERE machines.machine_id = moving.machine_id
 
 -- name: serving_installation
 -- The newest that is not removed; a suspended one only where there is no other, for its problem to be told. The

@@ -9,6 +9,7 @@ import pytest
 
 from nimbus.model.labels import Alias
 from nimbus.model.vm import Shape
+from tests.forge import INSTALLATION_ID
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 from tests.unit.control_plane.test_label_demand import give_alias
 from tests.unit.control_plane.test_polling import Polled
@@ -68,3 +69,37 @@ async def test_a_job_that_cannot_be_recorded_is_no_other_jobs_trouble(github: Gi
     polled.start("jobs: {poison: {runs-on: nimbus, steps: [{run: x}]}, a: {runs-on: nimbus, steps: [{run: x}]}}")
     await polled.poll()
     assert [job["name"] for job in await github.jobs()] == ["a"]
+
+
+# --- ids that do not fit together ---------------------------------------------------------------------------------
+
+OTHER = {"id": 502, "login": "other-org"}
+THEIRS = {"id": 602, "name": "theirs", "full_name": "other-org/theirs", "private": True}
+
+
+async def test_an_event_that_names_another_orgs_installation_takes_it_from_nobody(github: GithubPlane) -> None:
+    await github.tell("queued", 1)
+    await github.tell("queued", 2, owner=OTHER, repo=THEIRS)
+    [installation] = await github.plane.sql("SELECT login FROM installations JOIN orgs USING (org_id)")
+    assert installation["login"] == "octo-org"
+    assert [row["installation_id"] for row in await github.machines()] == [INSTALLATION_ID, None]
+    reached = await github.plane.sql("SELECT installation_id FROM repos ORDER BY repo_id")
+    assert [row["installation_id"] for row in reached] == [INSTALLATION_ID, None]
+
+
+async def test_a_repositorys_runner_is_not_taken_by_another_repository_that_gave_one_its_name(
+    github: GithubPlane,
+) -> None:
+    """Whoever may register a runner of a repository's own gives it any name."""
+    await github.tell("queued", 1)
+    agent = await github.plane.enrol()
+    grant = await github.lease(agent)
+    assert (await github.mint(agent, grant)).status_code == 200
+    named = {"runner_id": 9, "runner_name": await github.name_of(grant)}
+    evil = {"id": 603, "name": "evil", "full_name": "octo-org/evil", "private": True}
+    await github.tell("in_progress", 7, repo=evil, labels=["theirs"], **named)
+    assert [row["job_id"] for row in await github.machines()] == [None]
+    assert [job["forge_job_id"] for job in await github.jobs()] == [1]
+    await github.tell("in_progress", 1, **named)
+    [job] = await github.jobs()
+    assert [row["job_id"] for row in await github.machines()] == [job["job_id"]]

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from nimbus.control_plane.duties import hold_duty
+from nimbus.control_plane.installation_events import take_installation
 from nimbus.control_plane.installations import (
     NAME,
     keep_account,
@@ -22,6 +23,7 @@ from nimbus.control_plane.services import Services
 from nimbus.sim.accounts import Refusal
 from nimbus.sim.faults import DeliveryFaults, FaultPlan
 from nimbus.wire.githubrest import InstallationSeen
+from nimbus.wire.installation import InstallationEvent
 from tests.forge import INSTALLATION_ID
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 from tests.unit.control_plane.plane import open_services
@@ -147,6 +149,24 @@ async def test_an_app_that_was_removed_and_installed_again_is_served_by_the_new_
     await list_now(github)
     [org] = await github.plane.sql("SELECT org_id FROM orgs WHERE forge = 'github'")
     assert await serving(github.plane.services, org["org_id"]) == accounts.first.installation_id != INSTALLATION_ID
+
+
+async def test_machines_of_a_removed_installation_are_the_new_ones_even_where_that_was_told_of_first(
+    github: GithubPlane,
+) -> None:
+    await github.tell("queued")
+    accounts = github.sim.world.accounts
+    account = accounts.first
+    for installed in (False, True):
+        accounts.install(account, installed=installed)
+    run, new_id = github.plane.services.database.run, account.installation_id
+    [org] = await github.plane.sql("SELECT forge_id, login FROM orgs WHERE forge = 'github'")
+    for installation_id, removed in ((new_id, False), (INSTALLATION_ID, True)):
+        action = "deleted" if removed else "created"
+        event = InstallationEvent(action, installation_id, org["forge_id"], org["login"], False, removed, not removed)
+        await run(take_installation, event)
+    assert [machine["installation_id"] for machine in await github.machines()] == [new_id]
+    assert await github.plane.sql("SELECT * FROM forge_problems") == []
 
 
 async def test_what_a_webhook_said_after_github_was_asked_is_not_overwritten(github: GithubPlane) -> None:

@@ -41,6 +41,9 @@ def judged(hosts: tuple[Host, ...] = (SMALL,), **facts: Any) -> str:
         ({"unserved": True}, "the GitHub App is not installed on octo-org: an owner of octo-org must install it"),
         ({"max_machines": 5, "held_machines": 5}, "octo-org has 5 machines of the 5 that it may have"),
         ({"max_cpus": 5, "held_cpus": 4}, "uses 4 of its 5 CPUs, and this needs 2: it goes on when one ends"),
+        ({"max_machines": 0}, "the operator: octo-org may have no machine now"),
+        ({"max_cpus": 1}, "it needs 2 CPUs and octo-org may use 1 in all, so its labels must ask for fewer or"),
+        ({"alias": "big", "alias_max": 0}, "the operator: octo-org may have no machine for label big"),
         ({"alias": "big", "alias_max": 1, "alias_held": 1}, "1 machines of the 1 for label big"),
         ({**NO_MACHINE, "wasted": 4}, "whose jobs took 4 runners of its labels within an hour"),
         ({**NO_MACHINE, "wasted": 3}, "a machine is asked for soon"),
@@ -174,5 +177,5 @@ async def test_a_command_of_our_api_says_what_it_waits_for_and_a_machine_of_anot
     assert (await github.plane.job(job["job_id"]))["waits_for"] == "a free host: place 1 of 1 in the queue of local"
     await github.plane.sql("UPDATE orgs SET max_cpus = 0 WHERE login = 'local'")
     told = (await github.plane.job(job["job_id"]))["waits_for"]
-    assert told.startswith("local uses 0 of its 0 CPUs, and this needs 1")
+    assert told.startswith("its author or the operator: it needs 1 CPUs and local may use 0 in all")
     assert "octo" not in told
