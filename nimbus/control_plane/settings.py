@@ -37,7 +37,8 @@ class Settings(DatabaseSettings):
     github_write_points: int = Field(
         default=900,
         ge=10,
-        description="points a minute that calls for one installation may cost: a read 1, a write 5. GitHub allows 900",
+        description="points a minute that calls for one installation may cost: a read 1, a write 5. GitHub allows 900 "
+        "to all processes together",
     )
     github_reserve: float = Field(
         default=0.1,

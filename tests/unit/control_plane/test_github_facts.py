@@ -390,6 +390,7 @@ NOT_HELD = {
     "5.1 GitHub sends no payload above 25 MB": "the sim makes none so large; who sends us more is refused",
     "5.3 how long GitHub keeps an idle runner": "unknown (2 to 60 minutes were seen); our own limit is a setting",
     "5.4 a runner that is not ephemeral is removed after 14 days": "we register none",
+    "5.6 the points of a minute are one count for all processes": "each process counts its own; the operator divides",
     "5.6 90 s of CPU a minute": "nobody tells us what a call cost; the answer to it is a limit like any other",
     "5.6 80 content-creating requests a minute, 500 an hour": "whether a registration is one is not known",
 }
