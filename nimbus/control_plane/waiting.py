@@ -59,7 +59,7 @@ def judge_wait(row: Row, hosts: Iterable[Host], stolen_limit: int) -> str:
     if row["machine_state"] == MachineState.RUNNING:
         return "GitHub, which has a runner for it, to assign it"
     shape = parse_shape(Fields(row["shape"], "stored shape"))
-    return _find_cap(row, shape) or find_lack(row, shape, list(hosts)) or _tell_place(row)
+    return _find_bar(row, shape) or _find_cap(row, shape) or find_lack(row, shape, list(hosts)) or _tell_place(row)
 
 
 def _find_obstacle(row: Row) -> str | None:
@@ -91,17 +91,23 @@ def _explain_missing(row: Row, stolen_limit: int) -> str:
     return "nobody: a machine is asked for soon"  # at once, or when no late event can tell any more that one served it
 
 
-def _find_cap(row: Row, shape: Shape) -> str | None:
-    login, ends = row["login"], "it goes on when one ends, or the operator raises the limit (nimbus orgs limit)"
+def _find_bar(row: Row, shape: Shape) -> str | None:
+    """A limit that no machine's end makes room below."""
+    login = row["login"]
     if row["max_machines"] == 0:
         return f"the operator: {login} may have no machine now, until its limit is raised (nimbus orgs limit)"
-    if row["max_cpus"] is not None and shape.cpus > row["max_cpus"]:
-        return (
-            f"its author or the operator: it needs {shape.cpus} CPUs and {login} may use {row['max_cpus']} in all, so its "
-            "labels must ask for fewer or the limit must be raised (nimbus orgs limit)"
-        )
     if row["alias_max"] == 0:
         return f"the operator: {login} may have no machine for label {row['alias']} now (nimbus orgs label set)"
+    if row["max_cpus"] is not None and shape.cpus > row["max_cpus"]:
+        return (
+            f"its author or the operator: it needs {shape.cpus} CPUs and {login} may use {row['max_cpus']} in all, so "
+            "its labels must ask for fewer or the limit must be raised (nimbus orgs limit)"
+        )
+    return None
+
+
+def _find_cap(row: Row, shape: Shape) -> str | None:
+    login, ends = row["login"], "it goes on when one ends, or the operator raises the limit (nimbus orgs limit)"
     if row["max_machines"] is not None and row["held_machines"] >= row["max_machines"]:
         return f"{login} has {row['held_machines']} machines of the {row['max_machines']} that it may have: {ends}"
     if row["max_cpus"] is not None and row["held_cpus"] + shape.cpus > row["max_cpus"]:
