@@ -55,7 +55,7 @@ async def keep_installation(
 
 
 async def see_installation(transaction: Transaction, installation_id: int, org_id: int) -> bool:
-    """An event of another kind named it: it exists, and how it stands stays as it was known. Whether it is the org's."""
+    """An event of another kind named it: it exists, and stays as it is known to stand. Whether it is the org's."""
     return bool(await transaction.fetchval(_SQL["see_installation"], installation_id, org_id))
 
 
