@@ -97,7 +97,8 @@ storm-qemu: setup ## the same with 20 jobs in real guests
 	@$(BIN)/nimbus assets build
 	@$(BIN)/python -m tests.faults.storm --vmm qemu --jobs 20 --every 10 $(ARGS)
 
-bench-%: setup ## a measurement with bounds, for example bench-run; writes bench/results/NAME.json
+bench-%: ## a measurement with bounds, for example bench-run; writes bench/results/NAME.json
+	@deploy/setup.sh bench
 	@$(BIN)/nimbus assets build
 	@$(BIN)/python -m bench.$* $(ARGS)
 

@@ -6,13 +6,14 @@
 #   deploy/setup.sh run        what running Nimbus takes
 #   deploy/setup.sh dev        that, and the tools of make check and make test (default)
 #   deploy/setup.sh packages   the Debian packages of `dev` only
+#   deploy/setup.sh bench      `dev`, and what the benches take
 #   deploy/setup.sh controllers   `dev`, and what make test-controllers takes
 #
 # PYTHON=/path/to/python3.13 chooses the interpreter; 3.11 to 3.13 will do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-dev}
-case $what in run | dev | packages | controllers) ;; *) echo "usage: deploy/setup.sh [run|dev|packages|controllers]" >&2; exit 2 ;; esac
+case $what in run | dev | packages | bench | controllers) ;; *) echo "usage: deploy/setup.sh [run|dev|packages|bench|controllers]" >&2; exit 2 ;; esac
 
 stamps=$PWD/.setup
 log=$stamps/log
@@ -65,6 +66,7 @@ missing_packages() {
   while read -r package when proof; do
     case $package in '' | '#'*) continue ;; esac
     if [ "$when" = dev ] && [ "$what" = run ]; then continue; fi
+    if [ "$when" = bench ] && [ "$what" != bench ]; then continue; fi
     if [ "$when" = controllers ] && [ "$what" != controllers ]; then continue; fi
     present "$proof" || printf '%s\n' "$package"
   done <deploy/packages.debian
