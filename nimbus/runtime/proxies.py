@@ -58,26 +58,29 @@ def find_origin(peer: str | None, headers: Iterable[Header], trusted: Networks) 
     scheme = given[PROTO][-1].strip().lower() if given[PROTO] else ""
     host = given[HOST][-1].strip() if given[HOST] else ""
     return Origin(
-        client=str(client),
+        client=client,
         scheme=scheme if scheme in {"http", "https"} else None,
         host=host if _HOST.fullmatch(host) else None,
         believed=any(given.values()),
     )
 
 
-def _find_client(peer: Address, hops: Sequence[str], trusted: Networks) -> Address:
-    """The rightmost hop that is not a trusted proxy. What cannot be read ends the walk: left of it all is hearsay."""
+def _find_client(peer: Address, hops: Sequence[str], trusted: Networks) -> str:
+    """The rightmost hop that is not a trusted proxy. What cannot be read ends the walk: left of it all is hearsay.
+
+    Empty where that makes this machine itself the last one known: it spoke for somebody, and must not pass for them.
+    """
     client = peer
     for hop in reversed(hops[-MAX_HOPS:]):
         address = _parse(hop)
         if address is None:
-            break
-        if address.is_loopback and not peer.is_loopback:
+            return "" if client.is_loopback else str(client)
+        if address.is_loopback and not client.is_loopback:
             break  # another machine's own self is not this machine's
         client = address
         if not _within(address, trusted):
             break
-    return client
+    return str(client)
 
 
 def _parse(text: str) -> Address | None:
