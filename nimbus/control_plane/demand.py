@@ -218,9 +218,6 @@ async def rejudge_org(transaction: Transaction, org_id: int, rules: DemandRules)
     """
     await lock_org(transaction, org_id)
     aliases = await load_aliases(transaction, org_id)
-    serving_id = await serving_installation(transaction, org_id, None)
-    if serving_id is not None:
-        await transaction.execute(_SQL["follow_installation"], org_id, serving_id)
     queued = 0
     rows = await transaction.fetch(_SQL["waiting_sets"], org_id, rules.pause_s)
     for labels in sorted({tuple(row["labels"]) for row in rows}):

@@ -23,12 +23,12 @@ from nimbus.control_plane.github_client import Deletion
 from nimbus.control_plane.installations import serving_installation
 from nimbus.control_plane.leases import check_lease
 from nimbus.control_plane.machines import cancel_machine
-from nimbus.control_plane.problems import Blocked, Place, Task, check_blocked, clear_problem, keep_problem
+from nimbus.control_plane.problems import Blocked, Place, Task, check_blocked, clear_problem, keep_problem, note_problem
 from nimbus.control_plane.registrations import DEFAULT_GROUP_ID, Registrar, Registration, look_and_delete, scope_of
 from nimbus.model.errors import Conflict, Fenced, Gone, NotFound, Refused, Unavailable
 from nimbus.model.forge import ForgeTrouble, Problem, ProblemKind
 from nimbus.model.lease import LeaseKey
-from nimbus.runtime.postgres import Transaction, load_queries
+from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.runtime.serving import json_response, read_body
 from nimbus.wire import leaseapi
 from nimbus.wire.githubrest import JitRunner
@@ -40,6 +40,7 @@ _SQL = load_queries("nimbus.control_plane", "queries", "runners.sql")
 INPUT_PREFIX = "ACTIONS_RUNNER_INPUT_"  # GitHub's runner reads its arguments there: a secret is on no command line
 PATIENCE_S = 15.0  # of an agent's request while GitHub says "in a moment": shorter than throwing a booted VM away
 UNDO_S = 25.0  # for one deregistration after a lost lease; the sweeper does what did not fit
+UNSERVED_RETRY_S = 3600.0  # GitHub's webhook and its list tell sooner that the App is there again
 REFUSED_RETRY_S = 60.0  # where only our own side knows what was refused
 UNLISTED_S = 5.0  # a runner that was just registered is in the list by then
 UNKNOWN_ID = 0  # of a runner that may exist, or that its guest registers by itself
@@ -106,6 +107,8 @@ async def mint_runner(registrar: Registrar, agent_id: str, key: LeaseKey) -> Run
     except Fenced:
         services.metrics.leases_fenced.inc()
         raise
+    if isinstance(intent, Blocked):
+        raise intent
     if intent is None:
         raise Gone(f"no queued job needs machine {key.machine_id} any more: stop it")
     minted = await _ask_github(registrar, intent)
@@ -120,7 +123,10 @@ async def mint_runner(registrar: Registrar, agent_id: str, key: LeaseKey) -> Run
     return RunnerReply(intent.name, registrar.rules.argv, minted.env)
 
 
-async def _intend(transaction: Transaction, registrar: Registrar, agent_id: str, key: LeaseKey) -> _Intent | None:
+async def _intend(
+    transaction: Transaction, registrar: Registrar, agent_id: str, key: LeaseKey
+) -> _Intent | Blocked | None:
+    """None where no queued job needs the machine any more; Blocked, not raised, where that is to be committed."""
     org_id = await transaction.fetchval(_SQL["org_of_machine"], key.machine_id)
     await lock_org(transaction, org_id)  # first, as everywhere: it orders all that counts this org's demand
     held = await check_lease(transaction, registrar.services.lease_terms, agent_id, key)
@@ -138,10 +144,7 @@ async def _intend(transaction: Transaction, registrar: Registrar, agent_id: str,
     default = row["installation_id"] or registrar.demand.default_installation_id
     installation_id = await serving_installation(transaction, row["org_id"], default)
     if installation_id is None:
-        raise Unavailable(
-            f"no installation of the GitHub App is known for {row['login']}: set NIMBUS_GITHUB_APP_INSTALLATION_ID",
-            retry_after_s=60.0,
-        )
+        return await _note_unserved(transaction, row)
     place = Place(installation_id, row["login"], row["repo"])
     await check_blocked(transaction, place)
     name = runner_name(row["deployment_id"], key.machine_id, key.fence)
@@ -149,6 +152,18 @@ async def _intend(transaction: Transaction, registrar: Registrar, agent_id: str,
     earlier = row["runner_name"] if row["runner_id"] is not None and row["runner_name"] != name else None
     group_id = row["runner_group_id"] or registrar.rules.group_id
     return _Intent(name, place, tuple(row["labels"]), group_id, earlier)
+
+
+async def _note_unserved(transaction: Transaction, row: Row) -> Blocked:
+    """Of the account's installations none is left: no machine of theirs is granted before somebody may have acted."""
+    if not row["removed"]:
+        raise Unavailable(
+            f"no installation of the GitHub App is known for {row['login']}: set NIMBUS_GITHUB_APP_INSTALLATION_ID",
+            retry_after_s=REFUSED_RETRY_S,
+        )
+    problem = Problem(ProblemKind.NOT_INSTALLED, "the App was removed", UNSERVED_RETRY_S)
+    await note_problem(transaction, row["installation_id"], None, problem, task=Task.REGISTER)
+    return Place(row["installation_id"], row["login"], None).block(problem)
 
 
 async def _ask_github(registrar: Registrar, intent: _Intent) -> _Minted | Problem:

@@ -127,10 +127,3 @@ WHERE org_id = $1 AND labels = $2::text[] AND source = 'github' AND state = 'que
 UPDATE machines SET shape = $3, arch = $4, image = $5, host_labels = $6, alias = $7
 WHERE org_id = $1 AND labels = $2::text[] AND kind = 'runner' AND state = 'queued'
   AND (shape, arch, image, host_labels, alias) IS DISTINCT FROM ($3::jsonb, $4::text, $5::text, $6::text[], $7::text)
-
--- name: follow_installation
--- What nobody has begun goes on under the installation that serves its org now, where its own is gone: the App was
--- removed and installed again.
-UPDATE machines SET installation_id = $2
-WHERE org_id = $1 AND kind = 'runner' AND state = 'queued'
-  AND installation_id IN (SELECT installation_id FROM installations WHERE removed AND installation_id <> $2)

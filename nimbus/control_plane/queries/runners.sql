@@ -3,7 +3,8 @@ SELECT org_id FROM machines WHERE machine_id = $1
 
 -- name: scope_of_machine
 SELECT m.org_id, m.repo_id, m.labels, m.installation_id, m.fence, m.runner_name, m.runner_id, o.login,
-       o.runner_group_id, r.name AS repo, (SELECT deployment_id FROM deployment) AS deployment_id
+       o.runner_group_id, r.name AS repo, (SELECT deployment_id FROM deployment) AS deployment_id,
+       (SELECT removed FROM installations i WHERE i.installation_id = m.installation_id AND i.org_id = m.org_id) AS removed
 FROM machines m JOIN orgs o USING (org_id) LEFT JOIN repos r ON r.repo_id = m.repo_id
 WHERE m.machine_id = $1
 
