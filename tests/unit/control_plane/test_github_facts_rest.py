@@ -33,7 +33,7 @@ from nimbus.sim.workflow import parse_workflow
 from tests.forge import APP_ID, INSTALLATION_ID, Sim, app_key, open_sim
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 from tests.unit.control_plane.github_server import Reply, Scripted, open_client, open_scripted
-from tests.unit.control_plane.runner_stage import leased, minted, registered, take_job, undo
+from tests.unit.control_plane.runner_stage import leased, minted, registered, undo
 
 ROOT = Path(__file__).parents[3]
 SCOPE = RunnerScope(INSTALLATION_ID, "octo-org", "hello")
@@ -183,15 +183,20 @@ async def test_a_config_is_in_no_row_of_the_database(github: GithubPlane) -> Non
 
 @pytest.mark.services
 async def test_a_runner_serves_whatever_job_github_gives_it_and_is_gone_with_that(github: GithubPlane) -> None:
-    _, [_, grant] = await minted(github, jobs=2)
-    runner = registered(github)[await github.name_of(grant)]
-    [job] = take_job(github, runner).jobs  # a third one, that nobody asked a machine for
-    await github.drain()
-    github.sim.world.forge.complete(runner, job.job_id, Conclusion.SUCCESS)
-    assert runner.name not in registered(github)
-    await github.tell("completed", job.job_id, runner_name=runner.name, runner_id=7, conclusion="success")
-    linked = await github.plane.sql("SELECT forge_job_id FROM machines JOIN jobs USING (job_id)")
-    assert [row["forge_job_id"] for row in linked] == [job.job_id]
+    forge, agent = github.sim.world.forge, await github.plane.enrol()
+    first, _ = forge.start_run(parse_workflow(TWO), "hello").jobs
+    await delivered(github, 2)
+    for grant in (grants := [await github.lease(agent) for _ in range(2)]):
+        assert (await github.mint(agent, grant)).status_code == 200
+    runner = registered(github)[await github.name_of(grants[1])]
+    forge.go_online(runner)
+    assert forge.offer(runner) is first, "though the first machine was made for it"
+    forge.accept(runner, first.job_id)
+    forge.complete(runner, first.job_id, Conclusion.SUCCESS)
+    await delivered(github, 4)
+    assert list(registered(github)) == [await github.name_of(grants[0])]
+    linked = await github.plane.sql("SELECT machine_id, forge_job_id FROM machines JOIN jobs USING (job_id)")
+    assert [tuple(row.values()) for row in linked] == [(grants[1]["machine_id"], first.job_id)]
 
 
 # -- 5.4 listing and deleting --------------------------------------------------------------------------------------
