@@ -17,11 +17,10 @@ import trio
 
 from nimbus.cli.access import choose_token
 from nimbus.cli.plane import Reply, call, connection_options, parse_mib, print_json, run_with
-from nimbus.cli.tables import cell, render_table, since
+from nimbus.cli.tables import cell, render_table, sentence, since, terminal_width
 from nimbus.model.errors import NotFound, Refused
 from nimbus.model.labels import Arch
 from nimbus.runtime.retry import Backoff, retry_unavailable
-from nimbus.runtime.telemetry import escape_text
 from nimbus.wire.tokens import Audience
 
 POLL_S = 0.5
@@ -58,7 +57,8 @@ def recent(base_url: str, token: str | None, as_json: bool, limit: int) -> None:
     elif not reply["jobs"]:
         click.echo("no job yet; try: nimbus jobs submit --cmd 'uname -a' --wait")
     else:
-        click.echo(render_table(("JOB", "STATE", "SOURCE", "NAME", "QUEUED", "TOOK", "WHY"), map(row, reply["jobs"])))
+        head = ("JOB", "STATE", "SOURCE", "NAME", "QUEUED", "TOOK", "WHY")
+        click.echo(render_table(head, map(row, reply["jobs"]), terminal_width()))
 
 
 @jobs.command()
@@ -96,13 +96,13 @@ def show(base_url: str, token: str | None, as_json: bool, job_id: int) -> None:
     if as_json:
         print_json(job)
         return
-    click.echo(render_table(("JOB", str(job["job_id"])), describe_job(job)))
+    click.echo(render_table(("JOB", str(job["job_id"])), describe_job(job), terminal_width()))
     for machine in job["machines"]:
         click.echo("")
         lines = [(name, cell(machine[name])) for name in ("state", "fence", "agent_id", "ending", "exit_code", "cause")]
         lines.append(("used", describe_usage(machine.get("usage"))))
         lines.append(("booted", describe_attestation(machine.get("attestation"))))
-        click.echo(render_table(("MACHINE", str(machine["machine_id"])), lines))
+        click.echo(render_table(("MACHINE", str(machine["machine_id"])), lines, terminal_width()))
 
 
 @jobs.command()
@@ -227,7 +227,10 @@ def describe_job(job: Job) -> list[tuple[str, str]]:
     shown = ("state", "conclusion", "source", "name", "queued_at", "started_at", "completed_at", "cause")
     lines = [(name, cell(job[name])) for name in shown]
     if job.get("waits_for"):
-        lines.insert(1, ("waits for", escape_text(job["waits_for"])))
+        lines.insert(1, ("waits for", sentence(job["waits_for"])))
+    if job.get("source") == "github":
+        asked = (("labels", ", ".join(job["labels"])), ("runner", job["runner_name"]), ("on GitHub", job["html_url"]))
+        lines += [(name, sentence(value)) for name, value in asked if value]
     lines.append(("learned by", cell(job["learned_by"])))
     if job.get("repaired_by"):
         lines.append(("repaired by", cell(job["repaired_by"])))
@@ -258,7 +261,7 @@ def row(job: Job) -> tuple[str, ...]:
     state = job["conclusion"] if job["state"] == "completed" and job["conclusion"] else job["state"]
     queued = cell(job["queued_at"])[:19].replace("T", " ")
     took = since(job["started_at"], job["completed_at"])
-    why = cell(job["cause"] or job.get("waits_for"))
+    why = sentence(job["cause"] or job.get("waits_for"))
     return (str(job["job_id"]), str(state), job["source"], cell(job["name"]), queued, took, why)
 
 

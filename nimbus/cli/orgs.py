@@ -14,10 +14,9 @@ import httpx2
 
 from nimbus.cli.access import choose_token
 from nimbus.cli.plane import Reply, call, connection_options, parse_mib, print_json, run_with
-from nimbus.cli.tables import cell, render_table
+from nimbus.cli.tables import cell, render_table, sentence, terminal_width
 from nimbus.model.errors import Refused
 from nimbus.model.labels import Arch
-from nimbus.runtime.telemetry import escape_text
 from nimbus.wire.tokens import Audience
 
 NONE = "none"
@@ -54,7 +53,8 @@ def list_orgs(base_url: str, token: str | None, as_json: bool) -> None:
     if as_json:
         print_json(reply)
         return
-    click.echo(render_table(("ORG", "LOGIN", "MACHINES", "CPUS", "QUEUED", "PROBLEM"), map(row, reply["orgs"])))
+    head = ("ORG", "LOGIN", "MACHINES", "CPUS", "QUEUED", "PROBLEM")
+    click.echo(render_table(head, map(row, reply["orgs"]), terminal_width()))
 
 
 @orgs.command()
@@ -66,7 +66,7 @@ def show(base_url: str, token: str | None, as_json: bool, org: str) -> None:
     if as_json:
         print_json(reply)
     else:
-        click.echo(render_org(reply))
+        click.echo(render_org(reply, terminal_width()))
 
 
 @orgs.command()
@@ -188,30 +188,44 @@ def row(org: Reply) -> tuple[str, ...]:
     holds = org["holds"]
     machines = f"{holds['machines']}/{_or_none(org['max_machines'])}"
     cpus = f"{holds['cpus']}/{_or_none(org['max_cpus'])}"
-    problem = org["problems"][0]["means"] if org["problems"] else None
-    return (str(org["org_id"]), cell(org["login"]), machines, cpus, str(holds["queued"]), cell(problem))
+    problem = next((each["means"] for each in select_problems(org)), None)
+    return (str(org["org_id"]), cell(org["login"]), machines, cpus, str(holds["queued"]), sentence(problem))
 
 
-def render_org(org: Reply) -> str:
+def select_problems(org: Reply) -> list[Reply]:
+    """Those that keep jobs waiting first; what keeps us from reading too is told once."""
+    told: dict[tuple[object, object], Reply] = {}
+    for problem in sorted(org["problems"], key=lambda each: each["task"] == "read"):
+        told.setdefault((problem["kind"], problem["repo"]), problem)
+    return list(told.values())
+
+
+def render_org(org: Reply, width: int | None = None) -> str:
     """One organisation on a page."""
+    group = org["runner_group_id"]
     lines = [
         ("org", str(org["org_id"])),
-        ("machines", f"{org['holds']['machines']} of {_or_none(org['max_machines'])}"),
-        ("CPUs", f"{org['holds']['cpus']} of {_or_none(org['max_cpus'])}"),
+        ("machines", _of(org["holds"]["machines"], org["max_machines"])),
+        ("CPUs", _of(org["holds"]["cpus"], org["max_cpus"])),
         ("queued", str(org["holds"]["queued"])),
-        ("runner group", _or_none(org["runner_group_id"])),
+        ("runner group", "the default" if group is None else str(group)),
     ]
     lines += [
         ("installation", f"{each['installation_id']}{' (suspended)' if each['suspended'] else ''}")
         for each in org["installations"]
     ]
-    for problem in org["problems"]:
-        lines.append(("problem", escape_text(f"{problem['means']}; GitHub says: {problem['said']}")))
-    parts = [render_table((cell(org["login"]), ""), lines)]
+    for problem in select_problems(org):
+        name = "problem of polls" if problem["task"] == "read" else "problem"
+        lines.append((name, sentence(f"{problem['means']}; GitHub says: {problem['said']}")))
+    parts = [render_table((cell(org["login"]), ""), lines, width)]
     if org["labels"]:
         labels = [(cell(each["label"]), describe_machine(each)) for each in org["labels"]]
         parts += ["", render_table(("LABEL", "MACHINE"), labels)]
     return "\n".join(parts)
+
+
+def _of(held: int, most: int | None) -> str:
+    return f"{held}, no limit" if most is None else f"{held} of {most}"
 
 
 def _or_none(value: int | None) -> str:

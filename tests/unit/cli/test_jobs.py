@@ -210,7 +210,8 @@ def test_what_a_machine_was_booted_from_is_shown_in_a_line(attested: dict[str, o
 QUEUED: dict[str, Any] = {
     "job_id": 3, "state": "queued", "conclusion": None, "source": "github", "name": "build",
     "queued_at": "2026-11-21T08:00:00+00:00", "started_at": None, "completed_at": None, "cause": None,
-    "learned_by": "webhook", "repaired_by": None,
+    "learned_by": "webhook", "repaired_by": None, "labels": ["nimbus-4cpus", "x\x1b[2J"], "runner_name": None,
+    "html_url": "https://github.com/octo-org/api/actions/runs/7/job/9",
     "waits_for": "the author of its workflow, who must change its labels: nimbus-4cpus is no size: \x1b[2J",
 }  # fmt: skip
 
@@ -219,8 +220,14 @@ def test_a_job_that_waits_says_in_full_what_for_and_nothing_in_it_drives_the_ter
     page = dict(describe_job(QUEUED))
     assert page["waits for"].startswith("the author of its workflow, who must change its labels: nimbus-4cpus is no")
     assert "\x1b" not in page["waits for"]
-    assert row(QUEUED)[-1].startswith("the author of its workflow")
-    assert len(row(QUEUED)[-1]) <= 60
+    assert row(QUEUED)[-1] == page["waits for"]
+
+
+def test_the_page_of_a_job_of_github_shows_its_labels_and_where_it_is_and_no_runner_before_there_is_one() -> None:
+    page = dict(describe_job(QUEUED))
+    assert page["labels"].startswith("nimbus-4cpus, x")
+    assert "\x1b" not in page["labels"]
+    assert (page["on GitHub"], "runner" in page) == (QUEUED["html_url"], False)
 
 
 def test_a_job_that_only_a_repair_moved_on_says_so() -> None:

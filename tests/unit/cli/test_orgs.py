@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from nimbus.cli.orgs import render_limits, render_machine, render_org, row
+from nimbus.cli.tables import render_table
 from nimbus.model.errors import Refused
 from tests.unit.cli.test_jobs import Said, nimbus_cli
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
@@ -17,7 +18,11 @@ from tests.unit.control_plane.plane import ADMIN_SECRET
 ORG: dict[str, Any] = {
     "org_id": 2, "login": "octo-org", "max_machines": 5, "max_cpus": None, "runner_group_id": None,
     "holds": {"machines": 1, "cpus": 4, "queued": 7}, "installations": [{"installation_id": 77, "suspended": True}],
-    "problems": [{"means": "an owner of octo-org must act", "said": "their \x1b[2Jwords"}],
+    "problems": [
+        {"kind": "suspended", "repo": None, "task": "read", "means": "polls wait", "said": "the same"},
+        {"kind": "group_full", "repo": "api", "task": "read", "means": "polls wait for api", "said": "no"},
+        {"kind": "suspended", "repo": None, "task": "any", "means": "an owner must act", "said": "their \x1b[2Jwords"},
+    ],
     "labels": [
         {"label": "big", "cpus": 4, "mem_mib": 8192, "disk_mib": 2048, "arch": "x64", "image": None, "max_machines": 2}
     ],
@@ -68,7 +73,18 @@ def test_the_page_of_an_org_shows_who_must_act_and_nothing_that_drives_the_termi
     page = render_org(ORG)
     assert "1 of 5" in page
     assert "77 (suspended)" in page
-    assert "an owner of octo-org must act; GitHub says: their" in page
+    assert "4, no limit" in page
+    assert "problem           an owner must act; GitHub says: their" in page
+    assert "problem of polls  polls wait for api; GitHub says: no" in page
+    assert "polls wait;" not in page
     assert "4 CPUs, 8192 MiB of memory, 2048 MiB of disk, x64, at most 2 at once" in page
     assert "\x1b" not in page
-    assert row(ORG) == ("2", "octo-org", "1/5", "4/none", "7", "an owner of octo-org must act")
+    assert row(ORG) == ("2", "octo-org", "1/5", "4/none", "7", "an owner must act")
+
+
+def test_a_terminal_breaks_a_long_sentence_below_its_own_column() -> None:
+    lines = [("problem", "an owner of octo-org must unsuspend it, or nothing runs")]
+    told = render_table(("octo-org", ""), lines, width=50).splitlines()
+    assert told == ["octo-org", "problem   an owner of octo-org must unsuspend it,", "          or nothing runs"]
+    assert render_table(("octo-org", ""), lines).count("\n") == 1
+    assert render_table(("octo-org", ""), lines, width=30).count("\n") == 1
