@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
+import trio
 from quart import Blueprint, Response, request
 
 from nimbus.control_plane.intake import SETTLED, Arrival, DeliveryState, Intake
@@ -51,6 +52,7 @@ class WebhookRules:
     secrets: tuple[str, ...] = field(repr=False)  # the current one and, during a rotation, the previous
     timestamp_required: bool = False  # GitHub sends none: only behind a relay that adds it
     timestamp_tolerance_s: float = 300.0
+    large_at_once: int = 8  # bodies that the direct route leaves alone: anybody may send one, signed or not
 
 
 def register_webhooks(app: App, services: Services, rules: WebhookRules, intake: Intake) -> None:
@@ -60,9 +62,12 @@ def register_webhooks(app: App, services: Services, rules: WebhookRules, intake:
     async def take_direct(headers: Mapping[str, str], body: bytes) -> tuple[int, object]:
         return await take(services, rules, intake, headers, body)
 
+    places = trio.CapacityLimiter(rules.large_at_once)
+
     async def take_delivery() -> Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        status, answer = await take(services, rules, intake, headers, await read_body())
+        async with places:  # while it waits its sender does, too: nothing is read beyond a small buffer
+            status, answer = await take(services, rules, intake, headers, await read_body())
         return json_response(answer, status)
 
     for path in PATHS:

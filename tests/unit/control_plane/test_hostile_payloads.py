@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator
 
 import pytest
+import trio
 
+from nimbus.control_plane.webhooks import WebhookRules
 from nimbus.model.labels import Alias
 from nimbus.model.vm import Shape
+from nimbus.wire.github import MAX_WEBHOOK_BYTES
 from tests.forge import INSTALLATION_ID
-from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
+from tests.unit.control_plane.github_plane import SECRET, GithubPlane, open_github_plane
 from tests.unit.control_plane.test_label_demand import give_alias
 from tests.unit.control_plane.test_polling import Polled
 
@@ -103,3 +107,32 @@ async def test_a_repositorys_runner_is_not_taken_by_another_repository_that_gave
     await github.tell("in_progress", 1, **named)
     [job] = await github.jobs()
     assert [row["job_id"] for row in await github.machines()] == [job["job_id"]]
+
+
+# --- bodies of strangers ------------------------------------------------------------------------------------------
+
+
+async def test_so_many_large_bodies_are_held_at_once_and_small_ones_wait_for_none(
+    database_dsn: str, redis_url: str
+) -> None:
+    rules = WebhookRules((SECRET,), large_at_once=1)
+    async with open_github_plane(database_dsn, redis_url, webhooks=rules) as github:
+        address = github.plane.http.base_url
+        head = f"POST /webhooks/github HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_WEBHOOK_BYTES}\r\n\r\n"
+        stranger = await trio.open_tcp_stream(address.host, address.port or 80)
+        answered = trio.Event()
+
+        async def deliver_large() -> None:
+            large = json.dumps({"zen": "x" * 2_000_000}).encode()
+            assert (await github.deliver(large, event="ping")).status_code == 202
+            answered.set()
+
+        async with stranger, trio.open_nursery() as nursery:
+            await stranger.send_all(head.encode() + b"x" * (MAX_WEBHOOK_BYTES // 2))  # more than all buffers on the way
+            nursery.start_soon(deliver_large)
+            await github.tell("queued", 1)
+            with trio.move_on_after(0.5):
+                await answered.wait()
+            assert not answered.is_set()
+            await stranger.aclose()
+            await answered.wait()
