@@ -92,7 +92,7 @@ class _Told:
 
     @property
     def queued_at(self) -> datetime:
-        """Since when the job waits for a runner: GitHub tells only when it was made, and it may have stood at a gate."""
+        """Since when it waits for a runner: GitHub tells only when it was made, and it may have stood at a gate."""
         made_at = self.event.created_at or self.received_at
         late = self.state is JobState.QUEUED and self.received_at - made_at > GIVEN_UP_AFTER
         return self.received_at if late else made_at

@@ -138,7 +138,8 @@ async def sweep_duty(services: Services, terms: DutyTerms, work: Callable[[Duty]
         except Unavailable as error:
             log.warning("duty.postponed", duty=terms.name, reason=str(error))
             wait_s = terms.every_s  # the client for GitHub knows by itself before when it may not call
-        await trio.sleep(max(wait_s, MOMENT_S))
+        # never longer than until the next round, whatever a clock says that may have been set back
+        await trio.sleep(max(min(wait_s, terms.every_s), MOMENT_S))
 
 
 async def note_duties(services: Services) -> None:

@@ -151,7 +151,7 @@ def _is_due(registrar: Registrar, place: Place, scope: Row, listed_s: float) -> 
     every_s = 0.0 if scope["live"] else rules.zombie_age_s
     if slower > 1:
         every_s = max(every_s, (slower - 0.5) * rules.sweep_s)  # rounds come a little late, never early
-    return bool(scope["now_s"] - listed_s >= every_s)
+    return not 0 <= scope["now_s"] - listed_s < every_s  # a list that is yet to come: the clock was set back
 
 
 async def _check_roster(registrar: Registrar, duty: Duty, place: Place, scope: Row, before: Strikes) -> Strikes:

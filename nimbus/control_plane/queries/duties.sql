@@ -1,10 +1,13 @@
 -- name: take
--- Nobody holds it, or its holder fell silent; and its last round is long enough ago.
+-- Nobody holds it, or its holder fell silent; and its last round is long enough ago. What a clock wrote that was set back
+-- since then tells nothing: a hold that is longer than any, a round that is yet to come.
 INSERT INTO duties (name, holder, until)
 VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3::double precision))
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-WHERE duties.until <= clock_timestamp()
+WHERE (duties.until <= clock_timestamp()
+       OR duties.until > clock_timestamp() + make_interval(secs => $3::double precision))
   AND (duties.done_at IS NULL
+       OR duties.done_at > clock_timestamp()
        OR duties.done_at + make_interval(secs => $4::double precision) <= clock_timestamp())
 RETURNING notes
 

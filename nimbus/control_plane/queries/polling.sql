@@ -16,6 +16,7 @@ SELECT * FROM (
     WHERE r.installation_id = $1 AND NOT r.archived
 ) reached
 WHERE polled_at IS NULL
+   OR polled_at > clock_timestamp()  -- it was set back
    OR polled_at <= clock_timestamp()
                    - make_interval(secs => CASE WHEN active THEN $2::double precision ELSE $3::double precision END)
 ORDER BY active DESC, polled_at NULLS FIRST, active_at DESC NULLS LAST

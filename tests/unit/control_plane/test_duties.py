@@ -56,6 +56,19 @@ async def test_a_duty_that_was_done_is_free_at_once_but_due_only_after_its_inter
         assert later is not None
 
 
+@pytest.mark.parametrize("done", [True, False])
+async def test_a_clock_that_was_set_back_keeps_nobody_from_a_duty(services: Services, done: bool) -> None:
+    async with hold_duty(services, "poll", TTL_S, every_s=1000.0):
+        pass
+    await sql(
+        services,
+        "UPDATE duties SET until = now() + interval '1 day', done_at = CASE WHEN $1 THEN now() + interval '1 day' END",
+        done,
+    )
+    async with hold_duty(services, "poll", TTL_S, every_s=1000.0) as duty:
+        assert duty is not None
+
+
 async def test_a_round_that_failed_is_not_done_and_may_be_taken_up_at_once(services: Services) -> None:
     async def fail() -> None:
         async with hold_duty(services, "poll", TTL_S, every_s=1000.0) as duty:

@@ -171,6 +171,15 @@ async def test_repositories_are_looked_at_when_they_are_due(polled: Polled) -> N
 
 
 @pytest.mark.services
+async def test_a_clock_that_was_set_back_keeps_no_repository_from_its_look(polled: Polled) -> None:
+    polled.start()
+    assert await polled.poll() == 1
+    polled.start()
+    await polled.sql("UPDATE repos SET polled_at = polled_at + interval '1 hour'")
+    assert await polled.poll_due() == 1
+
+
+@pytest.mark.services
 async def test_an_idle_repository_is_looked_at_seldom_and_an_archived_one_never(polled: Polled) -> None:
     polled.start()
     await polled.sql("UPDATE repos SET active_at = clock_timestamp() - interval '7 hours'")
