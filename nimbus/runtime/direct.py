@@ -14,9 +14,7 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
 from nimbus.runtime.answers import judge_error, render_json
 
-DIRECT_BYTES = 256 * 1024  # of a body that is read without the framework: GitHub rarely sends a larger one, strangers may
-    256 * 1024
-)  # of a body that is read without the framework; GitHub sends a larger one rarely, strangers may
+DIRECT_BYTES = 256 * 1024  # of a body that is read without the framework: GitHub rarely sends more, strangers may
 REQUEST_S = 60.0  # from a request's head to the end of its answer; a handler's own limits are far below it
 LATE_S = 10.0  # to say that it took too long
 
