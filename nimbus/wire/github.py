@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import json
 import re
@@ -93,7 +92,7 @@ def parse_webhook_headers(headers: Mapping[str, str]) -> WebhookHeaders:
 
 def render_signature(secret: str, body: bytes) -> str:
     """The value of X-Hub-Signature-256 for this body."""
-    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    return "sha256=" + hmac.digest(secret.encode(), body, "sha256").hex()
 
 
 def verify_signature(secrets: Sequence[str], body: bytes, header: str | None) -> None:
