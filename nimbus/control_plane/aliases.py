@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nimbus.model.errors import Conflict
 from nimbus.model.labels import Alias, Arch, LabelRules, Refusal, Wanted, judge_labels
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.fields import Fields
 from nimbus.wire.vmjson import parse_shape, render_shape
 
 _SQL = load_queries("nimbus.control_plane", "queries", "aliases.sql")
+MAX_ALIASES = 100  # of one org: each of its jobs reads all, and each grant of any org counts the capped ones
 _NOT_OURS = "none of its labels is Nimbus' any more"
 
 
@@ -41,8 +43,11 @@ def _parse_alias(row: Row) -> Alias:
 
 
 async def keep_alias(transaction: Transaction, org_id: int, capped: CappedAlias) -> None:
-    """Make the alias, or give it another meaning."""
+    """Make the alias, or give it another meaning; Conflict where the org has as many as it may have."""
     alias = capped.alias
+    others = await transaction.fetchval(_SQL["count_others"], org_id, alias.alias)
+    if others >= MAX_ALIASES:
+        raise Conflict(f"this organisation has {others} labels, and {MAX_ALIASES} is the most: take one away first")
     what = (render_shape(alias.shape), alias.arch, alias.image, capped.max_machines)
     await transaction.execute(_SQL["keep_alias"], org_id, alias.alias, *what)
 

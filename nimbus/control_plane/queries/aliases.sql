@@ -1,6 +1,9 @@
 -- name: list_aliases
 SELECT alias, shape, arch, image, max_machines FROM label_aliases WHERE org_id = $1 ORDER BY alias
 
+-- name: count_others
+SELECT count(*) FROM label_aliases WHERE org_id = $1 AND alias <> $2
+
 -- name: keep_alias
 INSERT INTO label_aliases (org_id, alias, shape, arch, image, max_machines) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (org_id, alias) DO UPDATE

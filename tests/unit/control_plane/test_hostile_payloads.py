@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
+from nimbus.control_plane.aliases import MAX_ALIASES
 from nimbus.control_plane.webhooks import WebhookRules
 from nimbus.model.labels import Alias
 from nimbus.model.vm import Shape
@@ -136,3 +137,24 @@ async def test_so_many_large_bodies_are_held_at_once_and_small_ones_wait_for_non
             assert not answered.is_set()
             await stranger.aclose()
             await answered.wait()
+
+
+# --- what a tenant's own token may do -----------------------------------------------------------------------------
+
+
+async def test_an_org_has_so_many_labels_and_no_more_and_may_still_change_them(github: GithubPlane) -> None:
+    """Each grant of any org's machine counts those of them that have a cap."""
+    org_id = await give_alias(github, Alias("big", Shape()))
+    await github.plane.sql(
+        "INSERT INTO label_aliases (org_id, alias, shape)"
+        " SELECT $1, format('big-%s', n), shape FROM label_aliases, generate_series(2, $2::integer) n",
+        org_id,
+        MAX_ALIASES,
+    )
+    headers = github.plane.admin(org_id=org_id)
+    wanted = {"cpus": 2, "mem_mib": 512}
+    answer = await github.plane.http.put("/api/orgs/octo-org/labels/more", json=wanted, headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (409, "conflict")
+    assert str(MAX_ALIASES) in answer.text
+    answer = await github.plane.http.put("/api/orgs/octo-org/labels/big", json=wanted, headers=headers)
+    assert (answer.status_code, answer.json()["cpus"]) == (200, 2)

@@ -18,8 +18,8 @@ PLAIN = {"cpus": 1, "mem_mib": 512}
 @pytest.fixture
 async def github(database_dsn: str, redis_url: str) -> AsyncIterator[GithubPlane]:
     async with open_github_plane(database_dsn, redis_url) as running:
+        await running.tell("completed", 1)  # before the other's: the installation that both name is octo-org's
         await running.tell("completed", 2, owner={"id": 502, "login": "else"})
-        await running.tell("completed", 1)
         await running.plane.sql(
             "INSERT INTO installations (installation_id, org_id) SELECT 78, org_id FROM orgs WHERE login = 'else'"
         )
