@@ -16,11 +16,13 @@ import click
 import pytest
 
 from nimbus.cli.command import COMMANDS, cli
+from nimbus.model.forge import ProblemKind, explain
 from nimbus.wire import guestframe, guestlink
 from tests.readme import PAGES, README, ROOT, find_blocks, find_console_commands
 
 ACCEPTANCE = "tests/acceptance/test_readme.py"
 HERE = "tests/unit/test_readme.py"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
 PROVED_BY = {
     "make demo": (ACCEPTANCE, "test_the_demo_prints_what_the_readme_shows"),
     "make demo WORKFLOW=my.yml": (
@@ -148,6 +150,22 @@ def test_operations_names_every_metric_and_no_other() -> None:
     exported = {name for text in sources for name in re.findall(r'"(nimbus_[a-z_]+)"', text)}
     named = set(re.findall(r"`(nimbus_[a-z_]+)`", (ROOT / "docs" / "operations.md").read_text()))
     assert named == exported
+
+
+def test_the_page_of_github_says_who_acts_on_each_kind_of_refusal() -> None:
+    page = (ROOT / "docs" / "github.md").read_text()
+    section = page.partition("## Why a job waits")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \|", section, flags=re.MULTILINE))
+    assert set(told) == {kind.value for kind in ProblemKind}
+    words = {kind: set(re.findall(r"[\w'-]+", explain(kind, "it"))) for kind in ProblemKind}
+    assert [kind for kind in ProblemKind if not set(re.findall(r"[\w'-]+", told[kind])) - {"on"} <= words[kind]] == []
+
+
+def test_the_defaults_on_the_page_of_github_are_the_settings() -> None:
+    shown = re.findall(r"`(NIMBUS_[A-Z_]+)` \(?(\d[\d.]*)", (ROOT / "docs" / "github.md").read_text())
+    table = dict(re.findall(r"^\| `(NIMBUS_[A-Z_]+)` \|.*\| `([^`]+)` \|$", CONFIGURATION.read_text(), re.MULTILINE))
+    assert len(shown) > 10
+    assert [(name, value) for name, value in shown if float(table[name]) != float(value)] == []
 
 
 def test_the_page_of_the_guest_link_has_every_number_of_the_code() -> None:
