@@ -7,7 +7,7 @@ that nobody speaks for ends in silence.py. Called by agents_api.py and runners.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -215,5 +215,6 @@ async def _finish(transaction: Transaction, agent_id: str, request: FinishReques
         return MachineState(await transaction.fetchval(_SQL["first_answer"], key.machine_id, key.fence))
     if not await _is_alive(transaction, terms, row):
         raise _fenced(key)
-    verdict = judge_finish(describe_held(row), request.ending, terms.max_attempts)
+    held = replace(describe_held(row), refused=await transaction.fetchval(_SQL["was_refused"], key.machine_id))
+    verdict = judge_finish(held, request.ending, terms.max_attempts)
     return await end_lease(transaction, row, verdict, request, Teller.AGENT)

@@ -29,6 +29,7 @@ class Held:
     failures: int  # leases before this one that came to nothing by a host's fault
     cancel_requested: bool
     answered: bool = True  # its holder has renewed the lease: the grant was not lost on its way
+    refused: bool = False  # GitHub gave it no runner: whatever its host says, that was none of its doing
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def judge_finish(held: Held, ending: Ending, max_attempts: int) -> Verdict:  # n
         # job, so that no rolling restart can fail one; afterwards a guest could have had a hand in it.
         return _again_or_over(held, max_attempts, failed=held.started)
     if ending in _HOST_TROUBLE:
-        return _again_or_over(held, max_attempts, failed=True)
+        return _again_or_over(held, max_attempts, failed=not held.refused)
     if held.kind is MachineKind.COMMAND:
         conclusion = "timed_out" if ending is Ending.TIMED_OUT else "failure"
         return Verdict(MachineEvent.FINISH_BAD, _command_end(held, conclusion))

@@ -162,7 +162,7 @@ def scene(
         ("closed", "no_permission", "lacks a permission on octo-org/closed: its administrator must grant it, and an"),
         ("crowded", "group_full", "an owner of octo-org must remove runners from it"),
     ],
-    ids=lambda value: value if "_" in str(value) else "",
+    ids=["address-list", "actions", "runners", "permission", "group"],
 )
 def test_jobs_that_github_refuses_a_runner_name_who_must_act_and_run_once_they_did(
     scene: Scene, repo: str | None, state: str, words: str
@@ -240,6 +240,7 @@ def test_jobs_that_wait_for_the_apps_key_send_the_operator_to_it(scene: Scene) -
         ("nimbus-900cpu-8gb", "900 CPUs are more than the"),
         ("nimbus-2cpu-2gb-arm64", "the operator: no host here is arm64"),
     ],
+    ids=["misspelt", "too-large", "architecture"],
 )
 def test_jobs_whose_labels_nobody_serves_say_what_to_do_and_boot_nothing(scene: Scene, label: str, words: str) -> None:
     with scene.no_machines():

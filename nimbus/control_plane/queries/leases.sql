@@ -113,6 +113,14 @@ WHERE machine_id = $1 AND lease_id = $2::uuid AND fence = $3 AND agent_id = $4
   AND (deadline > clock_timestamp() OR (SELECT grants_paused_until > clock_timestamp() FROM database_watch))
 RETURNING cancel_requested
 
+-- name: was_refused
+-- Whether the machine got no runner under this lease, in a place where GitHub refuses them.
+SELECT EXISTS (
+    SELECT FROM machines m JOIN forge_problems p USING (installation_id)
+    WHERE m.machine_id = $1 AND m.kind = 'runner' AND p.task <> 'read'
+      AND (m.registered_at IS NULL OR m.runner_fence IS DISTINCT FROM m.fence)
+      AND p.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = m.repo_id)))
+
 -- name: first_answer
 -- What the end of this very lease came to, for a holder whose reply was lost.
 SELECT state_to FROM machine_events

@@ -134,6 +134,22 @@ async def test_a_refusal_names_who_must_act_and_is_not_asked_for_again_before_it
     assert await registering_calls(github) == 0
 
 
+async def test_no_host_is_blamed_for_a_machine_that_github_refused_a_runner(github: GithubPlane) -> None:
+    agent, [grant] = await leased(github)
+    await github.sim.http.post("/sim/installation", json={"suspended": True})
+    for _ in range(4):  # more than NIMBUS_JOB_MAX_ATTEMPTS
+        assert (await github.mint(agent, grant)).status_code == 503
+        assert (await github.plane.finish(agent, grant, "host_fault")).json()["state"] == "queued"
+        await github.plane.sql("UPDATE forge_problems SET retry_at = clock_timestamp(), probed_at = NULL")
+        grant = await github.lease(agent)
+    await github.sim.http.post("/sim/installation", json={"suspended": False})
+    await github.plane.sql("UPDATE forge_problems SET retry_at = clock_timestamp()")
+    assert (await github.mint(agent, grant)).status_code == 200
+    assert (await github.plane.finish(agent, grant, "host_fault")).json()["state"] == "queued"
+    [machine] = await github.machines()
+    assert machine["failures"] == 1  # the host's own
+
+
 async def test_a_runner_is_minted_as_soon_as_an_owner_has_acted_and_the_problem_is_gone(github: GithubPlane) -> None:
     agent, [grant] = await leased(github)
     await github.plane.services.database.run(note_problem, INSTALLATION_ID, None, SUSPENDED)
