@@ -42,7 +42,7 @@ from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 from tests.unit.control_plane.plane import open_services
 
 pytestmark = pytest.mark.services
-RUNS = 16
+RUNS = 20
 HOSTS = 3
 ROUNDS = 80  # until nothing is left, and far more than that takes
 ROOM = LeaseRequest(0.0, 8, 8192, 1, ("nimbus",))
@@ -56,7 +56,7 @@ RUNNERS = RunnerRules(idle_limit_s=1.0, end_limit_s=1.0, sweep_s=0.1, zombie_age
 POLL = PollRules(interval_s=0.1, idle_interval_s=0.1)
 BAD_DAYS = FaultPlan(
     deliveries=DeliveryFaults(lost=0.2, unlisted=0.1, duplicated=0.2, reordered=0.2, answered_late=0.1),
-    runners=RunnerFaults(taken_before_delete=0.2, assignment_lost=0.1, idle_dropped=0.1, listed_late=0.2,
+    runners=RunnerFaults(stolen=0.1, taken_before_delete=0.2, assignment_lost=0.1, idle_dropped=0.1, listed_late=0.2,
                          idle_dropped_s=0.5, list_lag_s=(0.05, 0.3)),
 )  # fmt: skip
 
@@ -114,10 +114,10 @@ class Weather:
             runs.append(
                 self.forge.start_run(parse_workflow(self.dice.choice(WORKFLOWS)), self.dice.choice(["hello", "b"]))
             )
-            await trio.sleep(self.dice.uniform(0, 0.5))
-            job = self.dice.choice(self.dice.choice(runs).jobs)
-            if self.dice.random() < 0.3 and job.state is JobState.QUEUED:
-                self.forge.cancel(job.job_id)
+            await trio.sleep(self.dice.uniform(0, 0.4))
+            queued = [job for run in runs for job in run.jobs if job.state is JobState.QUEUED]
+            if queued and self.dice.random() < 0.4:
+                self.forge.cancel(self.dice.choice(queued).job_id)
 
     # -- hosts -------------------------------------------------------------------------------------------------------
 
