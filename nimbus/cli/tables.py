@@ -43,7 +43,8 @@ def render_table(head: Sequence[str], lines: Iterable[Sequence[str]], width: int
 
 
 def _fold(line: tuple[str, ...], room: int) -> Iterable[tuple[str, ...]]:
-    first, *more = textwrap.wrap(line[-1], room) or [""]
+    # a name or an address stays whole, to be copied
+    first, *more = textwrap.wrap(line[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
     yield (*line[:-1], first)
     for part in more:
         yield (*("" for _ in line[:-1]), part)

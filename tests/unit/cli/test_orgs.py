@@ -86,5 +86,7 @@ def test_a_terminal_breaks_a_long_sentence_below_its_own_column() -> None:
     lines = [("problem", "an owner of octo-org must unsuspend it, or nothing runs")]
     told = render_table(("octo-org", ""), lines, width=50).splitlines()
     assert told == ["octo-org", "problem   an owner of octo-org must unsuspend it,", "          or nothing runs"]
+    address = "https://github.example/octo-org/" + "a" * 60
+    assert address in render_table(("octo-org", ""), [("on GitHub", f"see {address}")], width=50)
     assert render_table(("octo-org", ""), lines).count("\n") == 1
     assert render_table(("octo-org", ""), lines, width=30).count("\n") == 1
