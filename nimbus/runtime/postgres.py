@@ -197,6 +197,7 @@ async def _open_pool(bridge: Bridge, dsn: str, pool_size: int) -> asyncpg.Pool:
                 "statement_timeout": str(round(TRANSACTION_S * 1000)),
                 "idle_in_transaction_session_timeout": str(round(2 * TRANSACTION_S * 1000)),
                 "timezone": "UTC",
+                "jit": "off",  # compiling takes longer than any statement of ours runs
             },
         )
 
