@@ -45,7 +45,10 @@ FROM jobs j JOIN repos r USING (repo_id) JOIN orgs o ON o.org_id = r.org_id
      LEFT JOIN installations i ON i.installation_id = r.installation_id
 WHERE j.source = 'github' AND j.forge_job_id IS NOT NULL AND j.state IN ('waiting', 'queued', 'in_progress')
   AND j.queued_at < clock_timestamp() - CASE j.state WHEN 'queued' THEN interval '25 hours' ELSE interval '35 days' END
-  AND (r.archived OR i.installation_id IS NULL OR i.removed OR i.suspended)
+  AND (r.archived OR i.installation_id IS NULL OR i.removed OR i.suspended
+       OR EXISTS (SELECT FROM forge_problems p  -- refused for a day: no permission, Actions disabled
+                  WHERE p.installation_id = r.installation_id AND p.scope IN ('', r.name)
+                    AND p.since < clock_timestamp() - interval '1 day'))
 ORDER BY j.job_id
 LIMIT $1
 

@@ -304,6 +304,18 @@ async def test_a_job_that_waited_for_more_than_a_day_where_nobody_can_be_asked_h
     ]
 
 
+@pytest.mark.services
+async def test_a_job_that_waited_for_more_than_a_day_where_github_refuses_to_be_asked_has_ended(polled: Polled) -> None:
+    polled.start()
+    await polled.poll()
+    polled.github.sim.world.accounts.first.refuse("hello", frozenset({Refusal.ACTIONS_DISABLED}))
+    await polled.sql("UPDATE jobs SET queued_at = clock_timestamp() - interval '26 hours'")
+    assert await polled.poll() == 0  # it may be a short refusal
+    await polled.sql("UPDATE forge_problems SET since = clock_timestamp() - interval '25 hours'")
+    assert await polled.poll() == 1
+    assert [state for state, _, _ in await polled.jobs()] == ["completed"]
+
+
 @asynccontextmanager
 async def open_github_with_a_broken_repository() -> AsyncIterator[GithubClient]:
     """A GitHub that answers each question about `broken` with an error of its own."""
