@@ -38,7 +38,7 @@ HOST = {
     "NIMBUS_AGENT_CPU_OVERCOMMIT": "16",
     "NIMBUS_AGENT_DISK_OVERCOMMIT": "64",
     "NIMBUS_DISK_RESERVE_MIB": "256",
-    "NIMBUS_VM_SLOTS": "4",
+    "NIMBUS_VM_SLOTS": "64",  # of the whole host, which others may use as well
     "NIMBUS_VM_SHUTDOWN_GRACE": "2",
 }
 
