@@ -1,9 +1,10 @@
 """`make bench-webhook`: how many deliveries two workers accept, against the bare insert of the same rows.
 
 wrk sends signed `workflow_job` deliveries of 8 KB, each under a new GUID; one counts when it is answered, so committed.
-The floor inserts the same rows over one asyncpg pool of as many connections as both workers have together. Both are
-taken in turn in one run, with commits that are flushed. Deliveries are also processed meanwhile, as ever. Then the
-same at half the rate, for the times. Run it on a host that is not busy.
+The floor inserts the same rows over the same pools: two processes, each with the one that a worker has. Both are taken
+in turn in one run, with commits that are flushed; beside them, and not judged, the same by asyncpg without Trio.
+Deliveries are also processed meanwhile, as ever. Then the same at half the rate, for the times. Run it on a host that
+is not busy.
 """
 
 from __future__ import annotations
@@ -83,16 +84,32 @@ class Rounds:
         self._numbers = itertools.count()
 
     def floor(self) -> dict[str, float]:
+        """As many processes as there are workers, each with a worker's pool."""
+        return {"per_s": self._insert("pool", WORKERS, POOL_SIZE)}
+
+    def asyncpg(self) -> dict[str, float]:
+        """One process without Trio, with as many connections: nothing is judged by it."""
+        return {"per_s": self._insert("asyncpg", 1, WORKERS * POOL_SIZE)}
+
+    def _insert(self, which: str, processes: int, pool_size: int) -> float:
         trio.from_thread.run(self._host.clear)
-        argv = [sys.executable, "-m", "bench.webhookfloor", str(self._bodies), str(POOL_SIZE * WORKERS)]
         environment = {"NIMBUS_DATABASE_URL": self._host.dsn, "PATH": os.environ["PATH"]}
-        done = subprocess.run(
-            [*argv, f"floor-{next(self._numbers)}", str(self._seconds)],
-            env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode != 0:
-            sys.exit(f"the floor failed: {done.stderr}")
-        return {"per_s": json.loads(done.stdout)["per_s"]}
+        started = []
+        for _ in range(processes):
+            argv = [sys.executable, "-m", "bench.webhookfloor", which, str(self._bodies), str(pool_size)]
+            started.append(
+                subprocess.Popen(
+                    [*argv, f"floor-{next(self._numbers)}", str(self._seconds)],
+                    env=environment,
+                    cwd=Path(__file__).parents[1],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        told = [process.communicate()[0] for process in started]
+        if any(process.returncode != 0 for process in started):
+            sys.exit("the floor failed")
+        return sum(float(json.loads(line)["per_s"]) for line in told)
 
     def full(self) -> dict[str, float]:
         """As fast as it goes, and how fast the inbox is worked off afterwards."""
@@ -156,7 +173,7 @@ async def measure(words: argparse.Namespace, folder: Path) -> dict[str, list[flo
         rounds = Rounds(host, bodies, words.seconds)
         await trio.to_thread.run_sync(rounds.full)  # warm: nothing of the first requests is measured
         samples = await trio.to_thread.run_sync(
-            interleave, {"floor": rounds.floor, "nimbus": rounds.full}, words.rounds
+            interleave, {"floor": rounds.floor, "asyncpg": rounds.asyncpg, "nimbus": rounds.full}, words.rounds
         )
         rate = percentile(samples["nimbus.per_s"], 50) / 2
         halves = await trio.to_thread.run_sync(interleave, {"half": lambda: rounds.half(rate)}, words.rounds)

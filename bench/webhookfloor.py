@@ -1,7 +1,9 @@
-"""The floor of `make bench-webhook`: the bare insert of the same rows over one asyncpg pool, and nothing else.
+"""The floors of `make bench-webhook`: the bare insert of the same rows, each with a commit of its own.
 
-A process of its own, started by webhook.py: arguments are the file of signed bodies, the pool's size, a prefix for the
-GUIDs and how many seconds; the address of the database is in the environment. Prints one line of JSON.
+`pool` inserts over the pool that a worker has (`runtime/postgres.py`), `asyncpg` over that driver's own on stock
+asyncio: what Trio costs lies between them. A process of its own, started by webhook.py: arguments are which, the file
+of signed bodies, the pool's size, a prefix for the GUIDs and how many seconds; the address of the database is in the
+environment. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import time
 from pathlib import Path
 
 import asyncpg
+import trio
+
+from nimbus.runtime.postgres import open_database
 
 INSERT = """
 INSERT INTO deliveries (guid, event, action, body, installation_id, received_at, due_at, state)
@@ -23,8 +28,8 @@ ON CONFLICT (guid) DO NOTHING
 """  # settled from the start, so that no inbox works on it
 
 
-async def measure(bodies: list[bytes], size: int, prefix: str, seconds: float) -> float:
-    """Rows a second, each with a commit of its own, by as many tasks as there are connections."""
+async def insert_by_asyncpg(bodies: list[bytes], size: int, prefix: str, seconds: float) -> float:
+    """Rows a second, by as many tasks as there are connections."""
     numbers = itertools.count()
     async with asyncpg.create_pool(os.environ["NIMBUS_DATABASE_URL"], min_size=size, max_size=size) as pool:
 
@@ -41,10 +46,30 @@ async def measure(bodies: list[bytes], size: int, prefix: str, seconds: float) -
         return sum(done) / (time.monotonic() - began)
 
 
+async def insert_by_pool(bodies: list[bytes], size: int, prefix: str, seconds: float) -> float:
+    """The same over a pool of Nimbus's own."""
+    numbers, done = itertools.count(), itertools.count()
+    async with open_database(os.environ["NIMBUS_DATABASE_URL"], size) as database:
+
+        async def insert(until: float) -> None:
+            while time.monotonic() < until:
+                number = next(numbers)
+                await database.fetch(INSERT, f"{prefix}-{number}", bodies[number % len(bodies)])
+                next(done)
+
+        began = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            for _ in range(size):
+                nursery.start_soon(insert, began + seconds)
+        return next(done) / (time.monotonic() - began)
+
+
 def main() -> int:
-    file, size, prefix, seconds = sys.argv[1:]
+    which, file, size, prefix, seconds = sys.argv[1:]
     bodies = [line.split(b"\t", 1)[1] for line in Path(file).read_bytes().splitlines()]
-    print(json.dumps({"per_s": asyncio.run(measure(bodies, int(size), prefix, float(seconds)))}))
+    how = (bodies, int(size), prefix, float(seconds))
+    per_s = trio.run(insert_by_pool, *how) if which == "pool" else asyncio.run(insert_by_asyncpg(*how))
+    print(json.dumps({"per_s": per_s}))
     return 0
 
 
