@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import trio
 
 from nimbus.control_plane.demand import REPAIR_TAKES_S, DemandRules, RunnerLevel, sweep_demand
-from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
-from nimbus.control_plane.github_limits import LimitTerms
-from nimbus.control_plane.github_transport import Observer
+from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
+from nimbus.control_plane.github.limits import LimitTerms
+from nimbus.control_plane.github.transport import Observer
 from nimbus.control_plane.inbox import InboxRules, serve_inbox, sweep_inbox
 from nimbus.control_plane.intake import Intake
 from nimbus.control_plane.orgs_api import build_orgs_api

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from nimbus.control_plane.github_metrics import GithubMetrics
+from nimbus.control_plane.github.metrics import GithubMetrics
 
 
 class Metrics:

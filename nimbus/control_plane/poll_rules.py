@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nimbus.control_plane.github_limits import Quota
+from nimbus.control_plane.github.limits import Quota
 from nimbus.model.job import RANK, JobState
 from nimbus.runtime.postgres import Row
 from nimbus.wire.github import WorkflowJobEvent

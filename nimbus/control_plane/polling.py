@@ -20,7 +20,7 @@ import trio
 
 from nimbus.control_plane.demand import DemandRules, Recorded, announce, record_event
 from nimbus.control_plane.duties import Duty, DutyLost
-from nimbus.control_plane.github_client import GithubClient
+from nimbus.control_plane.github.client import GithubClient
 from nimbus.control_plane.poll_rules import PollRules, choose_due, idle_room, is_news, pace, plan_looks
 from nimbus.control_plane.problems import clear_problem, meets_every_call, note_problem
 from nimbus.control_plane.services import Services

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from nimbus.control_plane.duties import Duty
-from nimbus.control_plane.github_client import GithubClient
+from nimbus.control_plane.github.client import GithubClient
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import NotFound
 from nimbus.model.forge import ForgeTrouble

@@ -17,7 +17,7 @@ import trio
 
 from nimbus.control_plane.demand import DemandRules, LabelSet, balance, lock_org
 from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.github_client import Deletion, GithubClient, RunnerScope
+from nimbus.control_plane.github.client import Deletion, GithubClient, RunnerScope
 from nimbus.control_plane.machines import cancel_machine
 from nimbus.control_plane.problems import Place, Task, end_problem, forget_stale, keep_problem, meets_every_call
 from nimbus.control_plane.services import MACHINES, RUNNERS, Services

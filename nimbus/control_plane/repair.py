@@ -13,7 +13,7 @@ import trio
 from nimbus.control_plane import installations, polling, redelivery
 from nimbus.control_plane.demand import DemandRules
 from nimbus.control_plane.duties import DutyTerms, sweep_duty
-from nimbus.control_plane.github_client import GithubClient
+from nimbus.control_plane.github.client import GithubClient
 from nimbus.control_plane.installations import InstallationRules, list_all
 from nimbus.control_plane.poll_rules import PASSES, PollRules
 from nimbus.control_plane.polling import Poller

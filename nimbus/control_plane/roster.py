@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from nimbus.control_plane.duties import Duty, DutyTerms, sweep_duty
-from nimbus.control_plane.github_client import Deletion
+from nimbus.control_plane.github.client import Deletion
 from nimbus.control_plane.poll_rules import pace
 from nimbus.control_plane.problems import Place, Task, end_problem, keep_problem, meets_every_call
 from nimbus.control_plane.registrations import Registrar, let_machine_go, scope_of

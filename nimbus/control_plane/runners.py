@@ -19,7 +19,7 @@ from quart import Blueprint, Response
 
 from nimbus.control_plane.access import read_agent
 from nimbus.control_plane.demand import LabelSet, is_needed, lock_org
-from nimbus.control_plane.github_client import Deletion
+from nimbus.control_plane.github.client import Deletion
 from nimbus.control_plane.installations import serving_installation
 from nimbus.control_plane.leases import check_lease
 from nimbus.control_plane.machines import cancel_machine

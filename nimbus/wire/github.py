@@ -1,7 +1,7 @@
 """GitHub's webhook and App formats: bytes and headers <-> frozen values.
 
 It never opens a socket, keeps a secret or decides what a job means. The control plane's `webhooks`,
-`demand`, `runners` and `github_client` call it, and so does the bundled fake GitHub (`nimbus.sim`), so
+`demand`, `runners` and `github/client` call it, and so does the bundled fake GitHub (`nimbus.sim`), so
 that both sides of the rehearsal share one spelling. Strict about ids and types, permissive about words
 that GitHub may add (conclusions, actions).
 """

@@ -1,6 +1,6 @@
 """What GitHub's REST API answers, as values: runners, hook deliveries, installations, repositories, runs and jobs.
 
-Sans-IO. `control_plane/github_client.py` calls it. A page that is not of the right form is Refused; an element of
+Sans-IO. `control_plane/github/client.py` calls it. A page that is not of the right form is Refused; an element of
 it that cannot be read (tenants write names and labels) is left out: it must not hide its neighbours. The job
 itself is read as its webhook is, in `wire/github.py`.
 """

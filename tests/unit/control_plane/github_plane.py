@@ -15,7 +15,7 @@ import trio
 from nimbus.control_plane.app import build_control_plane
 from nimbus.control_plane.demand import DemandRules
 from nimbus.control_plane.forge import Forge
-from nimbus.control_plane.github_client import AppCredentials, open_github
+from nimbus.control_plane.github.client import AppCredentials, open_github
 from nimbus.control_plane.inbox import drain_inbox
 from nimbus.control_plane.registrations import RunnerRules
 from nimbus.control_plane.webhooks import WebhookRules

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import trio
 from quart import Response, request
 
-from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
-from nimbus.control_plane.github_limits import LimitTerms, Purpose
-from nimbus.control_plane.github_transport import Observer
+from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
+from nimbus.control_plane.github.limits import LimitTerms, Purpose
+from nimbus.control_plane.github.transport import Observer
 from nimbus.model.forge import ProblemKind
 from nimbus.runtime.serving import build_app, serve_app
 from tests.forge import APP_ID, app_key

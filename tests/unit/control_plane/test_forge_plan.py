@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from nimbus.control_plane.forge import open_forge, plan_limits
-from nimbus.control_plane.github_client import RunnerScope
-from nimbus.control_plane.github_limits import LimitTerms
+from nimbus.control_plane.github.client import RunnerScope
+from nimbus.control_plane.github.limits import LimitTerms
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.settings import Settings
 from nimbus.model.forge import ForgeTrouble

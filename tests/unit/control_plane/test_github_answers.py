@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nimbus.control_plane.github_answers import LONGEST_LIMIT_S, MAX_SAID_CHARS, Answer, hide_secrets, judge, read_said
+from nimbus.control_plane.github.answers import LONGEST_LIMIT_S, MAX_SAID_CHARS, Answer, hide_secrets, judge, read_said
 from nimbus.model.forge import Problem, ProblemKind
 
 NOW_S = 1_800_000_000.0

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nimbus.control_plane.github_breaker import FAILURES, FIRST_S, LONGEST_S, Breaker, Passage
+from nimbus.control_plane.github.breaker import FAILURES, FIRST_S, LONGEST_S, Breaker, Passage
 from nimbus.model.forge import ForgeTrouble, ProblemKind
 
 

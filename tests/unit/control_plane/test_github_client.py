@@ -11,7 +11,7 @@ import jwt
 import pytest
 import trio
 
-from nimbus.control_plane.github_client import AppCredentials, Deletion, GithubClient, RunnerScope, open_github
+from nimbus.control_plane.github.client import AppCredentials, Deletion, GithubClient, RunnerScope, open_github
 from nimbus.model.errors import Conflict, NotFound, Refused
 from nimbus.model.forge import ForgeTrouble, ProblemKind
 from nimbus.model.job import JobState

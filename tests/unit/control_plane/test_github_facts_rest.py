@@ -15,8 +15,8 @@ import pytest
 import trio
 
 from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.github_client import Deletion, RunnerScope
-from nimbus.control_plane.github_limits import READ_POINTS, WRITE_POINTS, LimitTerms
+from nimbus.control_plane.github.client import Deletion, RunnerScope
+from nimbus.control_plane.github.limits import READ_POINTS, WRITE_POINTS, LimitTerms
 from nimbus.control_plane.installations import list_all
 from nimbus.control_plane.poll_rules import PollRules
 from nimbus.control_plane.polling import NAME as POLLING
@@ -109,10 +109,11 @@ async def test_runs_and_jobs_are_polled_by_the_permission_to_read_actions(sim: S
 
 
 def test_the_page_on_ones_own_app_names_the_permissions_and_events_that_it_needs() -> None:
-    page = (ROOT / "docs/getting-started.md").read_text()
+    page = (ROOT / "docs/github.md").read_text()
     assert set(PERMISSIONS) - {"metadata"} == {"actions", "administration", "organization_self_hosted_runners"}
     assert WORKFLOW_JOB == "workflow_job"
-    for words in ("*Administration: write*", "*Actions: read*", "*Self-hosted runners: write*", "*Workflow job*"):
+    rows = ("*Administration* | read and write", "*Actions* | read |", "*Self-hosted runners* | read and write")
+    for words in (*rows, "*Workflow job*"):
         assert words in page
 
 

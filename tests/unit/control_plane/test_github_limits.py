@@ -15,8 +15,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nimbus.control_plane.github_answers import Answer
-from nimbus.control_plane.github_limits import (
+from nimbus.control_plane.github.answers import Answer
+from nimbus.control_plane.github.limits import (
     LONGEST_PENALTY_S,
     SPREAD_S,
     Budget,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nimbus.control_plane.github_answers import Answer
-from nimbus.control_plane.github_pages import KeptPages, is_same_origin, next_cursor, next_link
+from nimbus.control_plane.github.answers import Answer
+from nimbus.control_plane.github.pages import KeptPages, is_same_origin, next_cursor, next_link
 
 API = "https://github.example/api/v3"
 

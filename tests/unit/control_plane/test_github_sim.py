@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from nimbus.control_plane.github_client import GithubClient, RunnerScope
-from nimbus.control_plane.github_limits import LimitTerms
+from nimbus.control_plane.github.client import GithubClient, RunnerScope
+from nimbus.control_plane.github.limits import LimitTerms
 from nimbus.model.errors import Conflict
 from nimbus.model.forge import ForgeTrouble, ProblemKind
 from nimbus.model.job import JobState

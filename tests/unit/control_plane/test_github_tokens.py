@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from nimbus.control_plane.github_tokens import REFRESH_EARLY_S, AppCredentials, AppJwt, TokenShelf
+from nimbus.control_plane.github.tokens import REFRESH_EARLY_S, AppCredentials, AppJwt, TokenShelf
 from nimbus.model.forge import ForgeTrouble, Problem, ProblemKind
 from nimbus.wire.githubrest import TokenReply
 from tests.forge import APP_ID, app_key

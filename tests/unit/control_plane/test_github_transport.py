@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from nimbus.control_plane.github_breaker import FAILURES
-from nimbus.control_plane.github_client import GithubClient, RunnerScope
-from nimbus.control_plane.github_limits import LimitTerms
-from nimbus.control_plane.github_transport import WAYS
+from nimbus.control_plane.github.breaker import FAILURES
+from nimbus.control_plane.github.client import GithubClient, RunnerScope
+from nimbus.control_plane.github.limits import LimitTerms
+from nimbus.control_plane.github.transport import WAYS
 from nimbus.model.forge import ForgeTrouble, ProblemKind
 from tests.forge import INSTALLATION_ID, app_key
 from tests.unit.control_plane.github_server import TOKEN, Reply, Scripted, open_client, open_scripted

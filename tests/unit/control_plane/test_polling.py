@@ -12,7 +12,7 @@ import trio
 from quart import Response
 
 from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
+from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.installations import list_all
 from nimbus.control_plane.poll_rules import PollRules
 from nimbus.control_plane.polling import NAME, Poller

@@ -11,7 +11,7 @@ import trio
 from quart import Response
 
 from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.github_client import AppCredentials, GithubClient, open_github
+from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.redelivery import (
     MAX_ASKS,
     NAME,

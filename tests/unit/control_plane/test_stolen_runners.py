@@ -111,7 +111,7 @@ async def learn(github: GithubPlane, learned: Learned, action: str, **job: Any) 
     return recorded
 
 
-async def drift(github: GithubPlane, source: str) -> float:
+def drift(github: GithubPlane, source: str) -> float:
     value = github.plane.services.metrics.registry.get_sample_value("nimbus_control_plane_drift", {"source": source})
     return value or 0.0
 
@@ -121,7 +121,7 @@ async def test_a_job_that_a_poll_found_is_drift_and_gets_its_machine(github: Git
     assert (recorded.queued, recorded.drift) == (1, Learned.POLL)
     [job] = await github.jobs()
     assert (job["learned_by"], job["repaired_by"]) == ("poll", None)
-    assert await drift(github, "poll") == 1
+    assert drift(github, "poll") == 1
 
 
 async def test_a_step_that_only_a_repair_told_is_shown_and_counted_once(github: GithubPlane) -> None:
@@ -132,4 +132,4 @@ async def test_a_step_that_only_a_repair_told_is_shown_and_counted_once(github: 
     await github.tell("in_progress", runner_name="theirs")
     [job] = await github.jobs()
     assert (job["learned_by"], job["repaired_by"], job["state"]) == ("webhook", "redelivery", "in_progress")
-    assert (await drift(github, "redelivery"), await drift(github, "poll")) == (1, 0)
+    assert (drift(github, "redelivery"), drift(github, "poll")) == (1, 0)

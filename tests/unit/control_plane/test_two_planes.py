@@ -17,8 +17,8 @@ import trio
 
 from nimbus.control_plane.demand import DemandRules, meet_demand
 from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.github_client import AppCredentials, open_github
-from nimbus.control_plane.github_limits import LimitTerms
+from nimbus.control_plane.github.client import AppCredentials, open_github
+from nimbus.control_plane.github.limits import LimitTerms
 from nimbus.control_plane.inbox import drain_inbox
 from nimbus.control_plane.leases import finish_lease, grant_lease, renew_lease
 from nimbus.control_plane.poll_rules import PollRules

@@ -1,6 +1,6 @@
 """What an answer of GitHub's means for us: nothing, or a problem and whose turn it is.
 
-Pure. `github_transport.py` judges each refusal here. GitHub tells most of them apart in words only, so the one
+Pure. `github/transport.py` judges each refusal here. GitHub tells most of them apart in words only, so the one
 table below goes by status and words; the words' sources stand beside them. What it said is kept for the operator,
 without anything that looks like a credential.
 """

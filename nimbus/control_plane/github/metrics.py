@@ -1,13 +1,13 @@
 """What the GitHub client counts for Prometheus: calls, waits, refusals, and whether GitHub is there at all.
 
-`metrics.py` holds one; `github_transport.py` tells it. Names are in docs/operations.md.
+`metrics.py` holds one; `github/transport.py` tells it. Names are in docs/operations.md.
 """
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from nimbus.control_plane.github_limits import Purpose
+from nimbus.control_plane.github.limits import Purpose
 from nimbus.model.forge import ProblemKind
 
 

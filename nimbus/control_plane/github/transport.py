@@ -2,7 +2,7 @@
 
 Reads are tried again after an outage; writes never are, since a reply that was lost says nothing of what was done
 (`runners.py` finds a lost runner by its name). A refusal comes out as ForgeTrouble with whose turn it is.
-`github_client.py` makes the calls; nothing else comes here. No token, JIT config or key is ever in a message.
+`github/client.py` makes the calls; nothing else comes here. No token, JIT config or key is ever in a message.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import httpx2
 import structlog
 import trio
 
-from nimbus.control_plane.github_answers import Answer, judge, outage
-from nimbus.control_plane.github_breaker import Breaker
-from nimbus.control_plane.github_limits import READ_POINTS, WRITE_POINTS, Entrance, Lane, LimitTerms, Purpose, Quota
-from nimbus.control_plane.github_pages import KeptPages, is_same_origin
-from nimbus.control_plane.github_tokens import AppCredentials, AppJwt, TokenShelf
+from nimbus.control_plane.github.answers import Answer, judge, outage
+from nimbus.control_plane.github.breaker import Breaker
+from nimbus.control_plane.github.limits import READ_POINTS, WRITE_POINTS, Entrance, Lane, LimitTerms, Purpose, Quota
+from nimbus.control_plane.github.pages import KeptPages, is_same_origin
+from nimbus.control_plane.github.tokens import AppCredentials, AppJwt, TokenShelf
 from nimbus.model.errors import Refused
 from nimbus.model.forge import ForgeTrouble, Problem, ProblemKind
 from nimbus.runtime.retry import Backoff

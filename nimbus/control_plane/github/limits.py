@@ -1,7 +1,7 @@
 """GitHub's limits, held by us: how many calls at once, points a minute, the hourly quota, and "slow down".
 
 One `Lane` for each installation, shared by every caller in this process (facts 5.6). It knows nothing of HTTP:
-`github_transport.py` enters it before a call and tells it what the answer said. A caller waits here for a few
+`github/transport.py` enters it before a call and tells it what the answer said. A caller waits here for a few
 seconds at most; what takes longer is a ForgeTrouble that says when. Calls for runners go before calls that repair,
 and a share of everything is theirs alone: a poll never starves a registration.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from nimbus.control_plane.github_answers import LIMITED_S, LONGEST_LIMIT_S, Answer
+from nimbus.control_plane.github.answers import LIMITED_S, LONGEST_LIMIT_S, Answer
 from nimbus.model.forge import ForgeTrouble, Problem, ProblemKind
 
 MINUTE_S = 60.0

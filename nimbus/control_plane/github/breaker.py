@@ -2,7 +2,7 @@
 
 Five failures in a row open it (5xx, no connection, no answer in time); it stays open for a second, then twice as
 long each time up to a minute, and lets one probe through in between. An answer of any other kind closes it: a
-refusal is no outage. `github_transport.py` holds one for its host. Elapsed seconds are passed in.
+refusal is no outage. `github/transport.py` holds one for its host. Elapsed seconds are passed in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import random
 
-from nimbus.control_plane.github_answers import outage
+from nimbus.control_plane.github.answers import outage
 from nimbus.model.forge import ForgeTrouble
 
 FAILURES = 5

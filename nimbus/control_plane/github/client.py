@@ -3,7 +3,7 @@
 One client for one App, shared by everybody in the process. It knows no database; guests and agents never come
 here. Every call raises ForgeTrouble where GitHub refuses, is away or wants us to slow down: it carries the problem,
 and so whose turn it is. NotFound and Conflict stay where the caller knows what they mean. What a call costs and
-when it may go is `github_transport.py`'s to decide.
+when it may go is `github/transport.py`'s to decide.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
-from nimbus.control_plane.github_answers import Answer, outage
-from nimbus.control_plane.github_limits import LimitTerms, Purpose, Quota
-from nimbus.control_plane.github_pages import is_same_origin, next_cursor, next_link
-from nimbus.control_plane.github_tokens import AppCredentials, TokenShelf
-from nimbus.control_plane.github_transport import Call, Observer, Transport, Unobserved, read_answer
+from nimbus.control_plane.github.answers import Answer, outage
+from nimbus.control_plane.github.limits import LimitTerms, Purpose, Quota
+from nimbus.control_plane.github.pages import is_same_origin, next_cursor, next_link
+from nimbus.control_plane.github.tokens import AppCredentials, TokenShelf
+from nimbus.control_plane.github.transport import Call, Observer, Transport, Unobserved, read_answer
 from nimbus.model.errors import Conflict, NotFound, Refused
 from nimbus.model.forge import ForgeTrouble, ProblemKind
 from nimbus.runtime.http import open_http

@@ -1,7 +1,7 @@
 """The credentials we show to GitHub: the App's JWT, and tokens that are fetched once however many callers wait.
 
-Tokens are kept in memory alone, renewed five minutes early and never logged. `github_transport.py` asks for them
-before each call; `github_client.py` keeps registration tokens on the same kind of shelf.
+Tokens are kept in memory alone, renewed five minutes early and never logged. `github/transport.py` asks for them
+before each call; `github/client.py` keeps registration tokens on the same kind of shelf.
 """
 
 from __future__ import annotations

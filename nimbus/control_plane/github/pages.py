@@ -10,7 +10,7 @@ import re
 from collections import OrderedDict
 from urllib.parse import parse_qs, urlsplit
 
-from nimbus.control_plane.github_answers import Answer
+from nimbus.control_plane.github.answers import Answer
 
 MAX_KEPT = 2000
 MAX_KEPT_BYTES = 32 * 1024 * 1024
