@@ -41,5 +41,6 @@ def find_console_commands() -> list[Shown]:
 
 
 def normalise(line: str) -> str:
-    """A line without what differs from run to run: numbers, bars, width of columns."""
-    return " ".join(_BARS.sub("", re.sub(r"\d+(?:\.\d+)?", "N", line)).split())
+    """A line without what differs from run to run: numbers, a runner's deployment, bars, width of columns."""
+    anywhere = re.sub(r"\bnimbus-[0-9a-f]{4}-(?=\d)", "nimbus-N-", line)
+    return " ".join(_BARS.sub("", re.sub(r"\d+(?:\.\d+)?", "N", anywhere)).split())
