@@ -37,15 +37,17 @@ class Stack:
     netns_fd: int
     address: IPv4Address
 
-    def open_socket(self, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+    def open_socket(
+        self, kind: int = socket.SOCK_STREAM, protocol: int = 0, *, within_s: float = SILENCE_S
+    ) -> socket.socket:
         sock = socket.socket(fileno=native.netns_socket(self.netns_fd, socket.AF_INET, kind, protocol))
-        sock.settimeout(SILENCE_S)
+        sock.settimeout(within_s)
         return sock
 
-    def ping(self, target: IPv4Address) -> bool:
-        """Whether one echo request is answered."""
+    def ping(self, target: IPv4Address, *, within_s: float = ANSWER_LIMIT_S) -> bool:
+        """Whether one echo request is answered; SILENCE_S is enough where it must not be."""
         ident = os.urandom(2)
-        with self.open_socket(socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+        with self.open_socket(socket.SOCK_RAW, socket.IPPROTO_ICMP, within_s=within_s) as sock:
             body = b"\x08\x00\x00\x00" + ident + b"\x00\x01nimbus"
             sock.sendto(body[:2] + _checksum(body) + body[4:], (str(target), 0))
             with suppress(TimeoutError):
@@ -55,9 +57,9 @@ class Stack:
                         return True
         return False
 
-    def fetch(self, target: IPv4Address, port: int) -> bytes | None:
-        """What a server says on connect; None where it cannot be reached."""
-        with self.open_socket() as sock:
+    def fetch(self, target: IPv4Address, port: int, *, within_s: float = ANSWER_LIMIT_S) -> bytes | None:
+        """What a server says on connect; None where it cannot be reached: SILENCE_S is enough where it must not be."""
+        with self.open_socket(within_s=within_s) as sock:
             try:
                 sock.connect((str(target), port))
                 return sock.recv(64)

@@ -12,7 +12,17 @@ import pytest
 from nimbus.host import link, netns, nft
 from nimbus.host_agent.network import GATEWAY_MAC, NETNS_TABLE
 from nimbus.model.vm import HostPort, NetPlan
-from tests.host.stand_in import ANSWER_LIMIT_S, Stack, World, acquired, open_guest, random_plan, render_udp, serving
+from tests.host.stand_in import (
+    ANSWER_LIMIT_S,
+    SILENCE_S,
+    Stack,
+    World,
+    acquired,
+    open_guest,
+    random_plan,
+    render_udp,
+    serving,
+)
 
 pytestmark = pytest.mark.root
 
@@ -75,11 +85,11 @@ def test_no_address_of_the_host_answers_on_a_port_that_is_not_declared(world: Wo
         with acquired(declared), open_guest(declared) as guest:
             assert guest.fetch(declared.gateway.ip, 8000) is not None
             for address in (declared.gateway.ip, declared.uplink_host.ip, world.host_address):
-                assert guest.fetch(address, open_port) is None
-            assert guest.fetch(declared.uplink_host.ip, loopback_port) is None
-            assert guest.fetch(declared.uplink_host.ip, 8000) is None
-            assert not guest.ping(declared.uplink_host.ip)
-            assert not guest.ping(world.host_address)
+                assert guest.fetch(address, open_port, within_s=SILENCE_S) is None
+            assert guest.fetch(declared.uplink_host.ip, loopback_port, within_s=SILENCE_S) is None
+            assert guest.fetch(declared.uplink_host.ip, 8000, within_s=SILENCE_S) is None
+            assert not guest.ping(declared.uplink_host.ip, within_s=SILENCE_S)
+            assert not guest.ping(world.host_address, within_s=SILENCE_S)
 
 
 def test_the_gateway_answers_dns_by_the_hosts_nameserver() -> None:
@@ -88,6 +98,7 @@ def test_the_gateway_answers_dns_by_the_hosts_nameserver() -> None:
         server.settimeout(ANSWER_LIMIT_S)
         asked = random_plan(nameserver=DNS)
         with acquired(asked), open_guest(asked) as guest, guest.open_socket(socket.SOCK_DGRAM) as client:
+            client.settimeout(ANSWER_LIMIT_S)
             client.connect((str(asked.gateway.ip), 53))
             client.send(b"question")
             question, sender = server.recvfrom(64)
@@ -115,8 +126,8 @@ def test_guests_do_not_reach_each_other(guest: Stack, plan: NetPlan) -> None:
         serving(other.open_socket(), EVERYWHERE) as port,
     ):
         for address in (neighbour.uplink_peer.ip, neighbour.uplink_host.ip):
-            assert not guest.ping(address)
-            assert guest.fetch(address, port) is None
+            assert not guest.ping(address, within_s=SILENCE_S)
+            assert guest.fetch(address, port, within_s=SILENCE_S) is None
 
 
 def test_the_host_itself_cannot_open_a_connection_into_a_guest(guest: Stack, plan: NetPlan) -> None:
@@ -149,7 +160,7 @@ def test_without_the_rules_inside_the_host_still_keeps_a_netns_from_its_neighbou
     ):
         host = Stack(own.fileno(), plan.uplink_host.ip)
         assert host.ping(other.address)
-        assert not stack.ping(other.address)
+        assert not stack.ping(other.address, within_s=SILENCE_S)
 
 
 def test_without_the_rules_inside_the_host_still_drops_forged_sources_and_link_local(
@@ -160,7 +171,7 @@ def test_without_the_rules_inside_the_host_still_drops_forged_sources_and_link_l
             index = link.link_index(route, plan.peer)
             route.addr("add", index=index, address="10.9.8.7", prefixlen=32)
         assert stack.ping(world.stack.address)
-        assert stack.fetch(metadata, port) is None
+        assert stack.fetch(metadata, port, within_s=SILENCE_S) is None
         with world.stack.open_socket(socket.SOCK_DGRAM) as server:
             server.bind((EVERYWHERE, 9))
             server.settimeout(ANSWER_LIMIT_S)
@@ -176,7 +187,7 @@ def test_a_machine_that_routes_by_this_host_still_opens_nothing_in_a_netns(plan:
         route = {"dst": str(plan.uplink_peer.network), "gateway": str(world.host_address)}
         there.route("add", **route)
         assert stack.ping(world.stack.address)
-        assert not world.stack.ping(plan.uplink_peer.ip)
+        assert not world.stack.ping(plan.uplink_peer.ip, within_s=SILENCE_S)
         there.route("del", **route)
 
 
@@ -199,4 +210,4 @@ def test_link_local_addresses_are_out_of_reach(guest: Stack, world: World) -> No
     with link_local_behind(world) as (metadata, port):
         with socket.create_connection((str(metadata), port), timeout=ANSWER_LIMIT_S) as control:
             assert control.recv(64) == str(world.host_address).encode()
-        assert guest.fetch(metadata, port) is None
+        assert guest.fetch(metadata, port, within_s=SILENCE_S) is None
