@@ -12,10 +12,11 @@ import structlog
 from quart import Blueprint
 
 from nimbus.control_plane.access import MintLimit, read_agent, read_enrolment
-from nimbus.control_plane.leases import finish_lease, renew_lease, wait_grant
+from nimbus.control_plane.leases import finish_lease, renew_lease
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.silence import enrol_agent
 from nimbus.control_plane.tokens import mint_agent_token
+from nimbus.control_plane.waitroom import wait_grant
 from nimbus.runtime.serving import Response, json_response, read_body
 from nimbus.wire import leaseapi
 from nimbus.wire.leaseapi import EnrolReply

@@ -2,7 +2,7 @@
 
 Only Postgres' clock decides. A write by a holder carries machine, lease, fence and agent, and is Fenced where any
 of them is not the current one or the deadline has passed. Never mints runners and never talks to an agent; a lease
-that nobody speaks for ends in silence.py. Called by agents_api.py and runners.py.
+that nobody speaks for ends in silence.py. Called by agents_api.py, waitroom.py and runners.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
-import trio
 
 from nimbus.control_plane.endings import Teller, describe_held, end_lease, is_in_progress, note_event
 from nimbus.control_plane.outcome import judge_finish
@@ -41,7 +40,6 @@ from nimbus.wire.vmjson import parse_command, parse_shape, render_usage
 log = structlog.get_logger()
 
 _SQL = load_queries("nimbus.control_plane", "queries", "leases.sql")
-LOOK_AGAIN_S = 0.1  # where another process was counting what capped orgs hold: it has committed by then
 _PASSING_PROBLEMS = [str(kind) for kind in sorted(PASSING)]
 _HELD = frozenset({MachineState.LEASED, MachineState.RUNNING})
 
@@ -49,45 +47,30 @@ _HELD = frozenset({MachineState.LEASED, MachineState.RUNNING})
 # --- grant -------------------------------------------------------------------------------------------------------
 
 
-async def wait_grant(services: Services, agent_id: str, request: LeaseRequest) -> Grant | None:
-    """A lease for this agent, waited for up to `request.wait_s`; None where nothing came.
-
-    A caller that goes away while a lease is being granted (it drains, it dies, the reply is lost) never renews it, and
-    such a lease is short.
-    """
-    with services.bell.listen(MACHINES) as ear:
-        look = await _look(services, agent_id, request)
-        with trio.move_on_after(request.wait_s):
-            while look.grant is None and not services.stopping.is_set():
-                with trio.move_on_after(services.lease_terms.poll_s if look.whole else LOOK_AGAIN_S):
-                    await ear.wait()
-                look = await _look(services, agent_id, request)
-    return look.grant
-
-
 async def grant_lease(services: Services, agent_id: str, request: LeaseRequest) -> Grant | None:
     """The machine request whose turn it is among those that fit, leased to this agent; None where there is none."""
-    return (await _look(services, agent_id, request)).grant
+    return (await look_for_work(services, agent_id, request)).grant
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
     """What came of one look into the queue. `whole`: no org was left out because somebody else was counting."""
 
     grant: Grant | None
     whole: bool
 
 
-async def _look(services: Services, agent_id: str, request: LeaseRequest) -> _Look:
+async def look_for_work(services: Services, agent_id: str, request: LeaseRequest) -> Look:
+    """One look for this agent, and whether it saw everything; where it did not, a look a moment later may find more."""
     if request.free_slots < 1:
-        return _Look(None, whole=True)
+        return Look(None, whole=True)
     row, whole = await services.database.run(_grant, agent_id, request, services.lease_terms)
     if row is None:
-        return _Look(None, whole)
+        return Look(None, whole)
     grant = _parse_granted(row, services.lease_terms, services.keys, services.log_url)
     services.metrics.leases_granted.inc()
     log.info("lease.granted", machine=grant.key.machine_id, fence=grant.key.fence, agent=agent_id, org=grant.org_id)
-    return _Look(grant, whole)
+    return Look(grant, whole)
 
 
 async def _grant(
