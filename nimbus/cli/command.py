@@ -11,7 +11,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import click
 
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pool": ("nimbus.cli.pool:pool", "The machines that wait for jobs on this host."),
     "agent": ("nimbus.cli.agent:agent", "Run this host's agent, look at it, drain it."),
     "auth": ("nimbus.cli.auth:auth", "Mint the token with which an agent enrols."),
+    "admin": ("nimbus.cli.admin:admin", "What the operator of the whole service does."),
 }
 
 EPILOG = """\
@@ -57,22 +59,24 @@ def give_interrupt_back() -> None:
 class LazyGroup(click.Group):
     """A group whose commands are imported when called, and listed without being imported."""
 
+    listed: ClassVar[Mapping[str, tuple[str, str]]] = COMMANDS
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.listed)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.listed:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = self.listed[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{COMMANDS[cmd_name][0]} is no click command")
+            raise TypeError(f"{self.listed[cmd_name][0]} is no click command")
         give_interrupt_back()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, told) for name, (_, told) in COMMANDS.items()])
+            formatter.write_dl([(name, told) for name, (_, told) in self.listed.items()])
 
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
