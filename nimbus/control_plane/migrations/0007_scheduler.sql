@@ -59,8 +59,18 @@ ALTER TABLE agents
     ADD COLUMN free_mem_mib integer,
     ADD COLUMN free_slots integer,
     ADD COLUMN slots integer,
+    ADD COLUMN free_disk_mib bigint,
+    ADD COLUMN vmm text,
+    ADD COLUMN pool jsonb,            -- machines that wait there for a job, by kind
     ADD COLUMN heartbeat_at timestamptz,
-    ADD COLUMN doing text,            -- as it says itself: working, draining, leaving
+    ADD COLUMN doing text,            -- as it says itself: working, cordoned, draining, drained, leaving
+    ADD COLUMN life text,             -- of the last heartbeat: boot id and ledger, as `boot_id` at the enrolment
+    ADD COLUMN former_life text,      -- the one before; a life that returns is a second host of the same name
+    ADD COLUMN former_at timestamptz,
+    ADD COLUMN rival_at timestamptz,
+    ADD COLUMN mirrored text,         -- digest of the records that the mirror holds; null: it does not hold the last
+    ADD COLUMN barred text,           -- why it is granted nothing whatever is wanted, in words: it is too old
     ADD COLUMN wanted text NOT NULL DEFAULT 'working' CHECK (wanted IN ('working', 'cordoned', 'drained')),
     ADD COLUMN wanted_by text,
     ADD COLUMN wanted_at timestamptz;
+CREATE INDEX agents_not_granted ON agents (agent_id) WHERE wanted <> 'working' OR barred IS NOT NULL;
