@@ -1,0 +1,1 @@
+"""The API's description of itself: what each route takes and answers, and the OpenAPI document made of it."""
