@@ -12,13 +12,14 @@ import enum
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import jwt
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from nimbus.model.errors import Refused, Unauthorized
 
@@ -27,6 +28,8 @@ SKEW_S = 30.0  # hosts' clocks differ; more than the usual NTP error, less than 
 MAX_TOKEN_CHARS = 8192
 MIN_SECRET_BYTES = 32  # RFC 7518 3.2: an HS256 key is at least as long as its hash
 _KID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KID_BYTES = 12  # of a shared secret's: enough that two never meet, too few to lead back
+_KID_PURPOSE = b"nimbus shared secret: key id"
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]+")
 _HEADER_FIELDS = frozenset({"alg", "typ", "kid"})  # crit, jku, jwk, x5u, x5c: refused by not being here
 
@@ -40,6 +43,8 @@ class Audience(enum.StrEnum):
     LOGS = "nimbus-logs"
     LOGS_READ = "nimbus-logs-read"
     INTERNAL = "nimbus-internal"
+    CACHE = "nimbus-cache"
+    REGISTRY = "nimbus-registry"
 
 
 class UnknownKey(Unauthorized):
@@ -50,7 +55,7 @@ class UnknownKey(Unauthorized):
 class VerifyKey:
     """What checks a signature: the algorithm belongs to the key."""
 
-    kid: str | None
+    kid: str
     algorithm: str
     material: Ed25519PublicKey | bytes = field(repr=False)
 
@@ -59,7 +64,7 @@ class VerifyKey:
 class SigningKey:
     """What makes a signature."""
 
-    kid: str | None
+    kid: str
     algorithm: str
     material: Ed25519PrivateKey | bytes = field(repr=False)
 
@@ -102,11 +107,15 @@ class MachineClaims:
 
 
 def hmac_key(secret: str) -> SigningKey:
-    """The HS256 key of a shared secret; Refused where it is too short to be one."""
+    """The HS256 key of a shared secret; Refused where it is too short to be one.
+
+    Its id is derived from the secret, one way: all who share the secret call it the same, and nobody hands out ids.
+    """
     material = secret.encode()
     if len(material) < MIN_SECRET_BYTES:
         raise Refused(f"a signing secret needs at least {MIN_SECRET_BYTES} bytes (openssl rand -hex 32 makes one)")
-    return SigningKey(None, "HS256", material)
+    kid = HKDF(algorithm=hashes.SHA256(), length=_KID_BYTES, salt=None, info=_KID_PURPOSE).derive(material)
+    return SigningKey(_b64(kid), "HS256", material)
 
 
 def new_ed25519_key() -> SigningKey:
@@ -195,27 +204,54 @@ def render_token(
     issued = int(now_s)
     payload = {**(claims or {}), "iss": ISSUER, "sub": subject, "aud": str(audience)}
     payload |= {"iat": issued, "nbf": issued, "exp": issued + max(1, int(ttl_s))}
-    headers = {"kid": key.kid} if key.kid is not None else None
-    return jwt.encode(payload, key.material, algorithm=key.algorithm, headers=headers)
+    return jwt.encode(payload, key.material, algorithm=key.algorithm, headers={"kid": key.kid})
 
 
 def verify_token(token: str, keys: Iterable[VerifyKey], *, audience: Audience, now_s: float) -> Claims:
     """What a valid token says; Unauthorized otherwise, without telling the sender which byte was wrong."""
     header = _parse_header(token)
+    payload = _verify_signature(token, header, tuple(keys))
+    return _check_claims(payload, audience, now_s)
+
+
+def _verify_signature(token: str, header: Mapping[str, object], keys: Sequence[VerifyKey]) -> Mapping[str, object]:
     kid = header.get("kid")
-    if kid is not None and (not isinstance(kid, str) or not _KID.fullmatch(kid)):
+    if kid is None:
+        return _try_secrets(token, header, keys)
+    if not isinstance(kid, str) or not _KID.fullmatch(kid):
         raise Unauthorized("the token's key id is malformed")
     key = {each.kid: each for each in keys}.get(kid)
     if key is None:
         raise UnknownKey("the token was signed with a key that is not known here")
     if header.get("alg") != key.algorithm:
         raise Unauthorized("the token's algorithm is not that of its key")
+    payload = _open_payload(token, key)
+    if payload is None:
+        raise Unauthorized("the token is not valid")
+    return payload
+
+
+def _try_secrets(token: str, header: Mapping[str, object], keys: Sequence[VerifyKey]) -> Mapping[str, object]:
+    """Another program signs with the shared secret and knows no id of ours: each is tried, whichever fits."""
+    secrets = [key for key in keys if isinstance(key.material, bytes)]
+    if not secrets:
+        raise Unauthorized("the token names no key")
+    if all(header.get("alg") != key.algorithm for key in secrets):
+        raise Unauthorized("the token's algorithm is not that of its key")
+    opened = [_open_payload(token, key) for key in secrets]  # all of them: the time says nothing of which one it was
+    payload = next((each for each in opened if each is not None), None)
+    if payload is None:
+        raise Unauthorized("the token is not valid")
+    return payload
+
+
+def _open_payload(token: str, key: VerifyKey) -> Mapping[str, object] | None:
+    """What the token holds where this key signed it. The claims are checked against the caller's clock, later."""
     try:
-        # signature only: the claims are checked below against the caller's clock
         payload = jwt.decode(token, key.material, algorithms=[key.algorithm], options=_SIGNATURE_ONLY)
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
-        raise Unauthorized("the token is not valid") from error
-    return _check_claims(payload, audience, now_s)
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        return None
+    return cast("Mapping[str, object]", payload)
 
 
 _SIGNATURE_ONLY = jwt.types.Options(

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -197,6 +198,37 @@ def test_a_header_without_a_bearer_token_is_refused(header: str | None) -> None:
 def test_a_short_secret_is_no_key() -> None:
     with pytest.raises(Refused, match="32 bytes"):
         hmac_key("s" * 31)
+
+
+def test_two_secrets_have_two_ids_that_hold_nothing_of_them() -> None:
+    ids = [hmac_key(secret).kid for secret in ("s" * 32, "s" * 33, "t" * 32)]
+
+    assert len(set(ids)) == 3
+    assert ids == [hmac_key(secret).kid for secret in ("s" * 32, "s" * 33, "t" * 32)]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{16}", kid) for kid in ids)
+
+
+def test_a_token_without_a_key_id_is_good_with_whichever_secret_signed_it() -> None:
+    keys = [hmac_key(letter * 32).verify_key() for letter in "abc"]
+    for letter in "abc":
+        token = hs256({"alg": "HS256"}, good_payload(), (letter * 32).encode())
+        assert verify_token(token, keys, audience=Audience.ADMIN, now_s=NOW).subject == "x"
+    with pytest.raises(Unauthorized):
+        verify_token(hs256({"alg": "HS256"}, good_payload(), b"d" * 32), keys, audience=Audience.ADMIN, now_s=NOW)
+
+
+def test_a_token_that_names_a_key_is_tried_with_no_other() -> None:
+    keys = [hmac_key("a" * 32).verify_key(), hmac_key("b" * 32).verify_key()]
+    token = hs256({"alg": "HS256", "kid": keys[0].kid}, good_payload(), b"b" * 32)
+    with pytest.raises(Unauthorized):
+        verify_token(token, keys, audience=Audience.ADMIN, now_s=NOW)
+
+
+def test_a_token_without_a_key_id_is_never_tried_with_a_public_key() -> None:
+    token = hs256({"alg": "EdDSA"}, good_payload())
+    for keys in (BOTH, BOTH[1:]):
+        with pytest.raises(Unauthorized):
+            verify_token(token, keys, audience=Audience.ADMIN, now_s=NOW)
 
 
 def test_keys_survive_their_written_forms() -> None:
