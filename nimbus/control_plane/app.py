@@ -78,6 +78,7 @@ def plan_leases(settings: Settings) -> LeaseTerms:
         policy=LeasePolicy(settings.job_lease_ttl),
         in_progress_ttl_s=settings.job_in_progress_lease_ttl,
         max_attempts=settings.job_max_attempts,
+        sweep_s=settings.lease_sweep_interval,
     )
 
 

@@ -33,7 +33,6 @@ log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "demand.sql")
 
 STOLEN_LIMIT = 3
-REPAIR_TAKES_S = 30.0  # a round of it, once it is due
 GIVEN_UP_AFTER = timedelta(days=1)  # GitHub fails a job that was queued for so long
 
 
@@ -53,7 +52,7 @@ class DemandRules:
     default_installation_id: int | None = None
     sweep_s: float = 15.0
     pause_s: float = 60.0  # after a machine of a label set ended without a job, before the sweeper makes another
-    untold_s: float = 300.0 + REPAIR_TAKES_S  # so long after a runner ended a repair may still tell which job it served
+    untold_s: float = 330.0  # so long after a runner ended a repair may still tell which job it served
     stolen_limit: int = STOLEN_LIMIT  # runners that others may take from a label set, for each of its jobs, in an hour
 
     def owns(self, event: WorkflowJobEvent) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nimbus.control_plane.demand import REPAIR_TAKES_S, DemandRules, RunnerLevel, sweep_demand
+from nimbus.control_plane.demand import DemandRules, RunnerLevel, sweep_demand
 from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.github.limits import LimitTerms
 from nimbus.control_plane.github.transport import Observer
@@ -54,7 +54,7 @@ class Forge:
         """Run the inbox and the sweepers until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.intake.run, services)
-            nursery.start_soon(serve_inbox, services, self.demand)
+            nursery.start_soon(serve_inbox, services, self.demand, self.inbox)
             nursery.start_soon(sweep_inbox, services, self.inbox)
             nursery.start_soon(sweep_demand, services, self.demand)
             nursery.start_soon(sweep_registrations, self.registrar(services))
@@ -89,7 +89,18 @@ def plan_demand(settings: Settings) -> DemandRules:
         stolen_limit=settings.stolen_limit,
         sweep_s=settings.demand_interval,
         pause_s=settings.demand_pause,
-        untold_s=max(settings.poll_interval, settings.redelivery_interval) + REPAIR_TAKES_S,
+        untold_s=max(settings.poll_interval, settings.redelivery_interval) + settings.repair_takes,
+    )
+
+
+def plan_inbox(settings: Settings) -> InboxRules:
+    """Pure: when deliveries are looked for, tried again and forgotten."""
+    return InboxRules(
+        retention_s=settings.delivery_retention,
+        look_s=settings.inbox_look_interval,
+        claim_s=settings.inbox_claim,
+        retry_s=settings.inbox_retry,
+        sweep_s=settings.inbox_sweep_interval,
     )
 
 
@@ -130,7 +141,7 @@ async def open_forge(settings: Settings, observer: Observer) -> AsyncIterator[Fo
             github,
             plan_webhooks(settings),
             plan_demand(settings),
-            InboxRules(settings.delivery_retention),
+            plan_inbox(settings),
             runners=plan_runners(settings),
             repair=plan_repair(settings),
         )

@@ -33,21 +33,24 @@ AT_ONCE = 3  # of one process: the other connections of its pool are for those w
 TAKEN_AT_ONCE = 64
 PACE_S = 0.05  # between two looks while deliveries pour in: each look is a transaction, and the answers go first
 TAKEN_BODY_BYTES = 256 * 1024  # a larger body is read when its turn comes
-CLAIM_S = 20.0  # longer than a transaction may last; so late is a delivery at most whose process died
-LOOK_S = 5.0  # a process looks this often though nothing rings: for retries, and for what others left
-RETRY_AFTER_S = 5.0  # the first retry; the n-th comes after n*n times that
 MAX_ATTEMPTS = 10
 RELEASE_S = 2.0
-SWEEP_S = 60.0
 FORGET_BATCH = 500
 FAILED_KEPT_S = 30 * 86400.0  # what was given up is worth a look for longer
 
 
 @dataclass(frozen=True)
 class InboxRules:
-    """How long settled deliveries are kept."""
+    """When deliveries are looked for, tried again and forgotten."""
 
-    retention_s: float = 7 * 86400.0
+    retention_s: float = 7 * 86400.0  # of settled ones
+    look_s: float = 5.0  # a process looks this often though nothing rings: for retries, and for what others left
+    claim_s: float = 20.0  # longer than a transaction may last; so late is a delivery at most whose process died
+    retry_s: float = 5.0  # the first retry; the n-th comes after n*n times that
+    sweep_s: float = 60.0
+
+
+DEFAULTS = InboxRules()
 
 
 @dataclass(frozen=True)
@@ -59,48 +62,52 @@ class Outcome:
     recorded: Recorded | None = None
 
 
-async def serve_inbox(services: Services, rules: DemandRules) -> None:
+async def serve_inbox(services: Services, rules: DemandRules, inbox: InboxRules = DEFAULTS) -> None:
     """Process what is stored until cancelled: as soon as it is stored, or at the next look."""
     with services.bell.listen(DELIVERIES) as ear:
-        async with _open_workers(services, rules) as feed:
+        async with _open_workers(services, rules, inbox) as feed:
             while True:
                 try:
-                    taken = await _take_and_feed(services, rules, feed)
+                    taken = await _take_and_feed(services, rules, inbox, feed)
                 except Unavailable as error:
                     log.warning("inbox.postponed", reason=str(error))
                     taken = 0
                 if taken < TAKEN_AT_ONCE:
                     await trio.sleep(PACE_S if taken else 0)
-                    with trio.move_on_after(LOOK_S):
+                    with trio.move_on_after(inbox.look_s):
                         await ear.wait()
                 else:
                     await services.bell.ring(DELIVERIES)  # there is more than this process can take at once
 
 
-async def drain_inbox(services: Services, rules: DemandRules) -> int:
+async def drain_inbox(services: Services, rules: DemandRules, inbox: InboxRules = DEFAULTS) -> int:
     """Process all that is due now, and return when that is done; how many."""
     drained = 0
-    async with _open_workers(services, rules) as feed:
-        while taken := await _take_and_feed(services, rules, feed):
+    async with _open_workers(services, rules, inbox) as feed:
+        while taken := await _take_and_feed(services, rules, inbox, feed):
             drained += taken
     return drained
 
 
 @asynccontextmanager
-async def _open_workers(services: Services, rules: DemandRules) -> AsyncIterator[trio.MemorySendChannel[str]]:
+async def _open_workers(
+    services: Services, rules: DemandRules, inbox: InboxRules
+) -> AsyncIterator[trio.MemorySendChannel[str]]:
     """AT_ONCE tasks that process what is fed to them; when the body is done they finish."""
     send, receive = trio.open_memory_channel[str](0)
     async with trio.open_nursery() as nursery, send, receive:
         for _ in range(AT_ONCE):
-            nursery.start_soon(_work, services, rules, receive.clone())
+            nursery.start_soon(_work, services, rules, inbox, receive.clone())
         yield send
 
 
-async def _work(services: Services, rules: DemandRules, receive: trio.MemoryReceiveChannel[str]) -> None:
+async def _work(
+    services: Services, rules: DemandRules, inbox: InboxRules, receive: trio.MemoryReceiveChannel[str]
+) -> None:
     async with receive:
         async for guid in receive:
             try:
-                await process_delivery(services, guid, rules)
+                await process_delivery(services, guid, rules, inbox)
             except Unavailable as error:
                 log.warning("inbox.delivery_postponed", guid=guid, reason=str(error))
             except Exception:
@@ -108,9 +115,11 @@ async def _work(services: Services, rules: DemandRules, receive: trio.MemoryRece
                 log.exception("inbox.delivery_failed", guid=guid)
 
 
-async def _take_and_feed(services: Services, rules: DemandRules, feed: trio.MemorySendChannel[str]) -> int:
+async def _take_and_feed(
+    services: Services, rules: DemandRules, inbox: InboxRules, feed: trio.MemorySendChannel[str]
+) -> int:
     """Settle or claim the next ones, and hand these to the workers, in the order of their arrival; how many in all."""
-    claimed, ignored = await services.database.run(_take, rules)
+    claimed, ignored = await services.database.run(_take, rules, inbox)
     services.metrics.deliveries.labels(DeliveryState.IGNORED).inc(ignored)
     begun = 0
     try:
@@ -131,7 +140,7 @@ async def _release(services: Services, guids: Sequence[str]) -> None:
         log.warning("inbox.not_released", reason=str(error))  # the claims end by themselves
 
 
-async def _take(transaction: Transaction, rules: DemandRules) -> tuple[list[str], int]:
+async def _take(transaction: Transaction, rules: DemandRules, inbox: InboxRules) -> tuple[list[str], int]:
     """The GUIDs that are claimed now, and how many were settled at once."""
     rows = await transaction.fetch(_SQL["next"], MAX_ATTEMPTS, TAKEN_AT_ONCE, TAKEN_BODY_BYTES)
     events = {row["guid"]: event for row in rows if (event := _read_job(row)) is not None}
@@ -141,7 +150,7 @@ async def _take(transaction: Transaction, rules: DemandRules) -> tuple[list[str]
     if ignored:
         await transaction.execute(_SQL["ignore"], ignored)
     if claimed:
-        await transaction.execute(_SQL["claim"], claimed, CLAIM_S, RETRY_AFTER_S)
+        await transaction.execute(_SQL["claim"], claimed, inbox.claim_s, inbox.retry_s)
     return claimed, len(ignored)
 
 
@@ -162,7 +171,7 @@ async def _give_back(transaction: Transaction, guids: list[str]) -> None:
 # --- one delivery -------------------------------------------------------------------------------------------------
 
 
-async def process_delivery(services: Services, guid: str, rules: DemandRules) -> Outcome:
+async def process_delivery(services: Services, guid: str, rules: DemandRules, inbox: InboxRules = DEFAULTS) -> Outcome:
     """Process one delivery of the inbox in one transaction; a failure is noted and comes out again."""
     problem: Exception | None = None
     try:
@@ -173,7 +182,7 @@ async def process_delivery(services: Services, guid: str, rules: DemandRules) ->
         problem = error
     if problem is not None:
         services.metrics.deliveries.labels(DeliveryState.FAILED).inc()
-        await services.database.run(_fail, guid, f"{type(problem).__name__}: {problem}"[:500])
+        await services.database.run(_fail, guid, f"{type(problem).__name__}: {problem}"[:500], inbox)
         raise problem
     if not outcome.again:
         services.metrics.deliveries.labels(outcome.state).inc()
@@ -220,8 +229,8 @@ async def _take_job(transaction: Transaction, row: Row, rules: DemandRules) -> R
     return await record_event(transaction, event, event.told, row["received_at"], rules, learned)
 
 
-async def _fail(transaction: Transaction, guid: str, error: str) -> None:
-    attempts = await transaction.fetchval(_SQL["fail"], guid, error.replace("\0", " "), RETRY_AFTER_S)
+async def _fail(transaction: Transaction, guid: str, error: str, inbox: InboxRules) -> None:
+    attempts = await transaction.fetchval(_SQL["fail"], guid, error.replace("\0", " "), inbox.retry_s)
     if attempts is not None and attempts >= MAX_ATTEMPTS:
         log.error("inbox.given_up", guid=guid, attempts=attempts)
 
@@ -236,7 +245,7 @@ async def sweep_inbox(services: Services, rules: InboxRules) -> None:
             await forget_deliveries(services, rules)
         except Unavailable as error:
             log.warning("inbox.sweep_postponed", reason=str(error))
-        await trio.sleep(SWEEP_S)
+        await trio.sleep(rules.sweep_s)
 
 
 async def forget_deliveries(services: Services, rules: InboxRules) -> int:

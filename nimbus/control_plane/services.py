@@ -28,6 +28,7 @@ class LeaseTerms:
     in_progress_ttl_s: float = 3600.0
     answer_s: float = 30.0  # of a lease until its holder first renews it, which it does at once: the grant may be lost
     max_attempts: int = 3  # hosts that may fail a machine request before it is given up
+    sweep_s: float = 1.0  # between two looks for leases whose holder fell silent
     poll_s: float = 2.0  # a waiting agent looks this often even when no bell rings
     host_clock: Callable[[], HostClock] = read_host_clock
 

@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from nimbus.control_plane.outcome import MAX_GRANTS
 from nimbus.model.vm import MAX_CPUS
+from nimbus.runtime.postgres import TRANSACTION_S
 from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret, TrustedProxies
 
 
@@ -74,6 +75,9 @@ class Settings(DatabaseSettings):
     log_public_url: str | None = None  # where agents send job output, unless NIMBUS_LOG_SINK_URL of theirs says another
     job_lease_ttl: float = Field(default=300.0, ge=1.0)
     job_in_progress_lease_ttl: float = Field(default=3600.0, ge=1.0)  # GitHub gives no second runner
+    lease_sweep_interval: float = Field(
+        default=1.0, gt=0, le=60, description="seconds between two looks for leases whose holder fell silent"
+    )
     job_max_attempts: int = Field(default=3, ge=1, le=MAX_GRANTS)
     org_job_rate_limit: int = Field(default=100, ge=1)
     org_rate_interval: float = Field(default=60.0, gt=0)
@@ -82,6 +86,35 @@ class Settings(DatabaseSettings):
     webhook_timestamp_required: bool = False  # GitHub sends none: only behind a relay that adds it
     webhook_timestamp_tolerance: float = Field(default=300.0, gt=0)
     delivery_retention: float = Field(default=604800.0, ge=259200.0)  # not below GitHub's own three days
+    inbox_look_interval: float = Field(
+        default=5.0,
+        gt=0,
+        le=300,
+        description="seconds after which a process looks into the inbox though nobody told it to: for what is to be "
+        "tried again, and for what a process that died left",
+    )
+    inbox_claim: float = Field(
+        default=20.0,
+        gt=TRANSACTION_S,
+        le=3600,
+        description="seconds a delivery belongs to the process that began it; more than a transaction may last",
+    )
+    inbox_retry: float = Field(
+        default=5.0,
+        gt=0,
+        le=600,
+        description="seconds before a delivery whose processing failed is tried again; n² times that after the n-th",
+    )
+    inbox_sweep_interval: float = Field(
+        default=60.0, gt=0, le=86400, description="seconds between two looks for deliveries that may be forgotten"
+    )
+    repair_takes: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="seconds that a round of polling or redelivery takes, more where there are many repositories: so "
+        "much later than its interval an event may still come that tells which job a runner served",
+    )
     redelivery_interval: float = Field(
         default=120.0,
         ge=0,

@@ -24,7 +24,6 @@ log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "endings.sql")
 _AGENTS = load_queries("nimbus.control_plane", "queries", "agents.sql")
 
-SWEEP_S = 1.0
 Ended = list[tuple[int, MachineState]]
 
 
@@ -109,4 +108,4 @@ async def sweep_leases(services: Services) -> None:
             await expire_leases(services)
         except Unavailable as error:
             log.warning("sweep.postponed", reason=str(error))
-        await trio.sleep(SWEEP_S)
+        await trio.sleep(services.lease_terms.sweep_s)

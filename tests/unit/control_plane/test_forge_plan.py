@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import trio
+from pydantic import ValidationError
 
-from nimbus.control_plane.forge import open_forge, plan_limits
+from nimbus.control_plane.app import plan_leases
+from nimbus.control_plane.forge import open_forge, plan_demand, plan_inbox, plan_limits
 from nimbus.control_plane.github.client import RunnerScope
 from nimbus.control_plane.github.limits import LimitTerms
+from nimbus.control_plane.inbox import InboxRules
 from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.services import LeaseTerms
 from nimbus.control_plane.settings import Settings
 from nimbus.model.forge import ForgeTrouble
 from tests.forge import APP_ID, INSTALLATION_ID, app_key
@@ -43,6 +47,29 @@ def test_limits_are_githubs_unless_the_operator_says_otherwise(environment: pyte
     environment.setenv("NIMBUS_GITHUB_OWNER_RETRY", "5")
     environment.setenv("NIMBUS_GITHUB_PENALTY", "1")
     assert plan_limits(Settings()) == LimitTerms(7, 100, 0.5, LimitTerms().patience_s, 5.0, 1.0)
+
+
+def test_intervals_are_what_they_were_unless_the_operator_says_otherwise(environment: pytest.MonkeyPatch) -> None:
+    assert (plan_inbox(Settings()), plan_leases(Settings())) == (InboxRules(), LeaseTerms())
+    environment.setenv("NIMBUS_DELIVERY_RETENTION", "300000")
+    environment.setenv("NIMBUS_INBOX_LOOK_INTERVAL", "0.1")
+    environment.setenv("NIMBUS_INBOX_CLAIM", "16")
+    environment.setenv("NIMBUS_INBOX_RETRY", "0.2")
+    environment.setenv("NIMBUS_INBOX_SWEEP_INTERVAL", "0.3")
+    environment.setenv("NIMBUS_LEASE_SWEEP_INTERVAL", "0.4")
+    environment.setenv("NIMBUS_POLL_INTERVAL", "5")
+    environment.setenv("NIMBUS_REDELIVERY_INTERVAL", "2")
+    environment.setenv("NIMBUS_REPAIR_TAKES", "0.5")
+    settings = Settings()
+    assert plan_inbox(settings) == InboxRules(300000, look_s=0.1, claim_s=16, retry_s=0.2, sweep_s=0.3)
+    assert plan_leases(settings).sweep_s == 0.4
+    assert plan_demand(settings).untold_s == 5.5
+
+
+def test_a_delivery_is_not_let_go_while_a_transaction_may_still_work_on_it(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("NIMBUS_INBOX_CLAIM", "15")
+    with pytest.raises(ValidationError, match="inbox_claim"):
+        Settings()
 
 
 async def test_calls_to_github_are_counted_by_route_status_and_kind_of_refusal(
