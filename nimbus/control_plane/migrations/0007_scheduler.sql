@@ -60,6 +60,7 @@ ALTER TABLE agents
     ADD COLUMN free_slots integer,
     ADD COLUMN slots integer,
     ADD COLUMN free_disk_mib bigint,
+    ADD COLUMN disk_mib bigint,
     ADD COLUMN vmm text,
     ADD COLUMN pool jsonb,            -- machines that wait there for a job, by kind
     ADD COLUMN heartbeat_at timestamptz,
