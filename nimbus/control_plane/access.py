@@ -1,12 +1,14 @@
 """Who is calling: agents, people, services, Prometheus. Reads the request's token, never a body.
 
-Every route asks here first. A caller with an org sees that org and nothing else. Called by the *_api modules.
+Every route asks here first. A caller with an org sees that org and nothing else. A route that changes something asks
+`read_writer` or `read_operator`, which also use up a token that is good once. Called by the *_api modules.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -14,32 +16,70 @@ from dataclasses import dataclass
 from quart import request
 
 from nimbus.control_plane.services import AccessPolicy, Services
-from nimbus.model.errors import Forbidden, RateLimited, Unauthorized
-from nimbus.wire.tokens import Audience, Claims, parse_bearer, verify_token
+from nimbus.model.errors import Conflict, Forbidden, RateLimited, Unauthorized
+from nimbus.wire.tokens import SKEW_S, Audience, Claims, parse_bearer, verify_token
 
+_WORD = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # of jti and nonce: UUIDs, digests, counters
 _MAX_COUNTED = 10_000  # subjects whose mints are remembered at once
 
 
 @dataclass(frozen=True)
+class OneUse:
+    """What a token is used up by: its `nonce`, remembered for as long as the token could be shown again."""
+
+    nonce: str
+    expires_at_s: int
+
+
+@dataclass(frozen=True)
 class Caller:
-    """A person or program with an admin token. `org_id` None reaches all orgs."""
+    """A person or program with an admin token. `org_id` None reaches all orgs; `once` None changes any number."""
 
     subject: str
     org_id: int | None
     may_write: bool
-
-    def require_write(self) -> None:
-        """Forbidden for a token that only reads."""
-        if not self.may_write:
-            raise Forbidden("this token only reads: mint one with role=admin")
+    once: OneUse | None = None
 
 
 def read_caller(policy: AccessPolicy) -> Caller:
-    """The caller of an admin route."""
+    """The caller of an admin route that changes nothing."""
     claims = _verify_hmac(policy, Audience.ADMIN)
     if policy.allowed_subjects and claims.subject not in policy.allowed_subjects:
         raise Forbidden("this token's subject is not among NIMBUS_ADMIN_ALLOWED_SUBJECTS")
-    return Caller(claims.subject, claims.integer("org_id"), claims.extra.get("role") == "admin")
+    nonce = _read_word(claims, "nonce")
+    once = None if nonce is None else OneUse(nonce, claims.expires_at_s)
+    return Caller(claims.subject, claims.integer("org_id"), claims.extra.get("role") == "admin", once)
+
+
+async def read_writer(services: Services) -> Caller:
+    """The caller of an admin route that changes something.
+
+    Forbidden for a token that only reads, Conflict for one that was good once, Unavailable where nobody can tell that.
+    """
+    return await _use_up(services, _require_role(read_caller(services.access)))
+
+
+async def read_operator(services: Services) -> Caller:
+    """The caller of a route that changes what belongs to no org: an admin of the whole service."""
+    caller = _require_role(read_caller(services.access))
+    if caller.org_id is not None:
+        raise Forbidden("this is for the operator of the whole service: a token of one org does not reach it")
+    return await _use_up(services, caller)
+
+
+def _require_role(caller: Caller) -> Caller:
+    if not caller.may_write:
+        raise Forbidden("this token only reads: mint one with role=admin")
+    return caller
+
+
+async def _use_up(services: Services, caller: Caller) -> Caller:
+    if caller.once is not None:
+        ttl_s = caller.once.expires_at_s + 2 * SKEW_S - time.time()
+        whose = "all" if caller.org_id is None else f"org-{caller.org_id}"
+        if not await services.nonces.spend(f"{Audience.ADMIN}:{whose}:{caller.once.nonce}", ttl_s):
+            raise Conflict("this token was good for one call, and that was made: mint another")
+    return caller
 
 
 def read_service(policy: AccessPolicy) -> str:
@@ -64,14 +104,30 @@ def read_enrolment(services: Services) -> str:
     token = parse_bearer(request.headers.get("Authorization"))
     key = services.access.enrolment_key.verify_key()
     try:
-        return verify_token(token, (key,), audience=Audience.AGENT_ENROLMENT, now_s=time.time()).subject
+        claims = verify_token(token, (key,), audience=Audience.AGENT_ENROLMENT, now_s=time.time())
+        return _refuse_denied(services.access, claims).subject
     except Unauthorized:
         return read_agent(services)
 
 
 def _verify_hmac(policy: AccessPolicy, audience: Audience) -> Claims:
     token = parse_bearer(request.headers.get("Authorization"))
-    return verify_token(token, (policy.admin_key.verify_key(),), audience=audience, now_s=time.time())
+    claims = verify_token(token, (policy.admin_key.verify_key(),), audience=audience, now_s=time.time())
+    return _refuse_denied(policy, claims)
+
+
+def _refuse_denied(policy: AccessPolicy, claims: Claims) -> Claims:
+    token_id = _read_word(claims, "jti")
+    if token_id is not None and policy.denied.holds(token_id):
+        raise Unauthorized("this token was revoked")
+    return claims
+
+
+def _read_word(claims: Claims, name: str) -> str | None:
+    value = claims.extra.get(name)
+    if value is not None and not (isinstance(value, str) and _WORD.fullmatch(value)):
+        raise Unauthorized(f"the token's {name} is none of ours")
+    return value
 
 
 def require_metrics_access(policy: AccessPolicy) -> None:

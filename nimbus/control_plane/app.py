@@ -13,6 +13,7 @@ from quart import Blueprint
 
 from nimbus.control_plane.access import require_metrics_access
 from nimbus.control_plane.agents_api import build_agents_api
+from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.duties import note_duties
 from nimbus.control_plane.forge import open_forge
 from nimbus.control_plane.inbox import measure_inbox
@@ -21,15 +22,18 @@ from nimbus.control_plane.jobs_api import build_jobs_api
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
 from nimbus.control_plane.problems import count_problems
+from nimbus.control_plane.revocation import build_revocation_api, follow_denied, refresh_denied
 from nimbus.control_plane.services import MACHINES, AccessPolicy, JobRules, LeaseTerms, Services
 from nimbus.control_plane.settings import Settings
 from nimbus.control_plane.silence import sweep_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.model.lease import LeasePolicy
+from nimbus.runtime.nonces import open_nonces
 from nimbus.runtime.postgres import Transaction, load_queries, open_database
 from nimbus.runtime.proxies import Networks, parse_networks
 from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import App, Response, build_app, json_response
+from nimbus.wire.cachetokens import derive_cache_key
 from nimbus.wire.tokens import hmac_key, render_jwks
 
 MAX_BODY_BYTES = 25 * 1024 * 1024  # GitHub's own limit for a webhook
@@ -44,13 +48,16 @@ async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterat
         await migrate(database)
         given = settings.signing_key
         keys = await open_keyring(database, None if given is None else given.get_secret_value())
-        async with open_bell(settings.redis_url.get_secret_value(), database.bridge) as bell:
+        redis_url = settings.redis_url.get_secret_value()
+        async with open_bell(redis_url, database.bridge) as bell, open_nonces(redis_url, database.bridge) as nonces:
             yield Services(
                 database=database,
                 bell=bell,
                 keys=keys,
                 metrics=Metrics(),
                 access=plan_access(settings),
+                nonces=nonces,
+                cache_terms=plan_cache(settings),
                 lease_terms=plan_leases(settings),
                 job_rules=plan_jobs(settings),
                 log_url=None if settings.log_public_url is None else ingest_url(settings.log_public_url),
@@ -70,6 +77,11 @@ def plan_access(settings: Settings) -> AccessPolicy:
         agent_token_rate_limit=settings.agent_token_rate_limit,
         agent_token_rate_interval_s=settings.agent_token_rate_interval,
     )
+
+
+def plan_cache(settings: Settings) -> CacheTerms:
+    """Pure: what signs the tokens with which jobs reach their org's stored things."""
+    return CacheTerms(derive_cache_key(settings.cache_shared_secret.get_secret_value()), settings.cache_token_ttl)
 
 
 def plan_leases(settings: Settings) -> LeaseTerms:
@@ -106,7 +118,9 @@ async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[Ap
         open_forge(settings, services.metrics.github) as forge,
         trio.open_nursery() as sweepers,
     ):
+        await refresh_denied(services)  # before the first request: a revoked token has no second chance at a restart
         sweepers.start_soon(sweep_leases, services)
+        sweepers.start_soon(follow_denied, services)
         sweepers.start_soon(forge.sweep, services)
         sweepers.start_soon(_end_polls, services)
         app = build_control_plane(services, parse_networks(settings.trusted_proxies))
@@ -120,6 +134,7 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     app = build_app("nimbus.control_plane", max_body_bytes=MAX_BODY_BYTES, trusted_proxies=trusted_proxies)
     app.register_blueprint(build_agents_api(services))
     app.register_blueprint(build_jobs_api(services))
+    app.register_blueprint(build_revocation_api(services))
     app.register_blueprint(build_health_api(services))
     return app
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quart import Blueprint, request
 
-from nimbus.control_plane.access import read_caller, read_service
+from nimbus.control_plane.access import read_caller, read_service, read_writer
 from nimbus.control_plane.jobs import (
     cancel_job,
     count_queue,
@@ -31,8 +31,7 @@ def build_jobs_api(services: Services) -> Blueprint:
 
     @blueprint.post("/api/jobs")
     async def submit() -> Response:
-        caller = read_caller(access)
-        caller.require_write()
+        caller = await read_writer(services)
         submission = parse_submission(await read_body(), services.job_rules)
         submitted = await submit_job(services, submission, caller.org_id)
         body = {"job_id": submitted.job_id, "state": submitted.state, "machine_id": submitted.machine_id}
@@ -50,8 +49,7 @@ def build_jobs_api(services: Services) -> Blueprint:
 
     @blueprint.post("/api/jobs/<int:job_id>/cancel")
     async def cancel(job_id: int) -> Response:
-        caller = read_caller(access)
-        caller.require_write()
+        caller = await read_writer(services)
         return json_response(await cancel_job(services, job_id, caller.org_id))
 
     @blueprint.get("/api/status")

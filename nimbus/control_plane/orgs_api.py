@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quart import Blueprint
 
-from nimbus.control_plane.access import read_caller
+from nimbus.control_plane.access import read_caller, read_writer
 from nimbus.control_plane.demand import DemandRules
 from nimbus.control_plane.orgs import (
     drop_label,
@@ -37,8 +37,7 @@ def build_orgs_api(services: Services, rules: DemandRules) -> Blueprint:
 
     @blueprint.patch("/api/orgs/<name>")
     async def limit(name: str) -> Response:
-        caller = read_caller(access)
-        caller.require_write()
+        caller = await read_writer(services)
         return json_response(await limit_org(services, name, parse_change(await read_body()), caller))
 
     @blueprint.get("/api/orgs/<name>/labels")
@@ -48,15 +47,13 @@ def build_orgs_api(services: Services, rules: DemandRules) -> Blueprint:
 
     @blueprint.put("/api/orgs/<name>/labels/<alias>")
     async def put_label(name: str, alias: str) -> Response:
-        caller = read_caller(access)
-        caller.require_write()
+        caller = await read_writer(services)
         capped = parse_alias(await read_body(), alias, rules.labels)
         return json_response(await set_label(services, name, capped, rules, caller))
 
     @blueprint.delete("/api/orgs/<name>/labels/<alias>")
     async def delete_label(name: str, alias: str) -> Response:
-        caller = read_caller(access)
-        caller.require_write()
+        caller = await read_writer(services)
         await drop_label(services, name, alias, rules, caller)
         return json_response({"label": alias.lower(), "removed": True})
 

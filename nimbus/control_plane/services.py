@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 
 import trio
 
+from nimbus.control_plane.cachetokens import CacheTerms
+from nimbus.control_plane.denylist import DenyList
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.tokens import KeyRing
 from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
 from nimbus.model.lease import LeasePolicy
+from nimbus.runtime.nonces import Nonces
 from nimbus.runtime.postgres import Database
 from nimbus.runtime.redis import Bell
 from nimbus.wire.tokens import SigningKey
 
 MACHINES = "machines"  # the bell's channel: there may be something to lease
 DELIVERIES = "deliveries"  # and this one: the inbox holds more than one process can work on at once
+DENIALS = "denials"  # and this one: a token was revoked
 RUNNERS = "runners"  # and this one: a runner's registration may have become superfluous
 
 
@@ -45,6 +49,7 @@ class AccessPolicy:
     enrolment_key: SigningKey = field(repr=False)
     allowed_subjects: frozenset[str] = frozenset()
     metrics_token: str | None = field(default=None, repr=False)
+    denied: DenyList = field(default_factory=DenyList)  # the one part that changes: revocation.py keeps it fresh
     agent_token_ttl_s: float = 3600.0
     agent_token_rate_limit: int = 15
     agent_token_rate_interval_s: float = 60.0
@@ -69,6 +74,8 @@ class Services:
     keys: KeyRing
     metrics: Metrics
     access: AccessPolicy
+    nonces: Nonces
+    cache_terms: CacheTerms
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
     job_rules: JobRules = field(default_factory=JobRules)
     log_url: str | None = None

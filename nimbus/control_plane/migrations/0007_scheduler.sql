@@ -46,6 +46,14 @@ CREATE TRIGGER jobs_noted AFTER UPDATE OF state, conclusion ON jobs FOR EACH ROW
     WHEN (NEW.state IS DISTINCT FROM OLD.state OR NEW.conclusion IS DISTINCT FROM OLD.conclusion)
     EXECUTE FUNCTION note_job_step();
 
+-- Tokens that an operator ended before their time: ids only, kept while the token could still be shown.
+CREATE TABLE revoked_tokens (
+    jti text PRIMARY KEY,
+    expires_at timestamptz,  -- null: the operator knew only the id, so it is kept for good
+    revoked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    revoked_by text NOT NULL
+);
+
 -- A key is published before it signs, signs until the next one does, and is accepted while tokens of it may live.
 ALTER TABLE signing_keys
     ADD COLUMN purpose text NOT NULL DEFAULT 'agent' CHECK (purpose IN ('agent', 'machine')),

@@ -13,19 +13,23 @@ import httpx2
 import trio
 
 from nimbus.control_plane.app import build_control_plane
+from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.services import AccessPolicy, JobRules, LeaseTerms, Services
 from nimbus.control_plane.silence import expire_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.runtime.http import open_http
+from nimbus.runtime.nonces import open_nonces
 from nimbus.runtime.postgres import Row, Transaction, open_database
 from nimbus.runtime.proxies import parse_networks
 from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import serve_app
+from nimbus.wire.cachetokens import derive_cache_key
 from nimbus.wire.tokens import Audience, hmac_key, render_token
 
 ADMIN_SECRET = "admin-secret-" + "x" * 32
 AGENT_SECRET = "agent-secret-" + "y" * 32
+CACHE_SECRET = "cache-secret-" + "z" * 32
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,14 @@ async def open_services(
     access = AccessPolicy(hmac_key(ADMIN_SECRET), hmac_key(AGENT_SECRET), agent_token_rate_limit=100)
     async with open_database(dsn, pool_size=4) as database:
         keys = await open_keyring(database)
-        async with open_bell(redis_url, database.bridge, prefix=prefix or f"test:{uuid.uuid4()}:") as bell:
+        prefix = prefix or f"test:{uuid.uuid4()}:"
+        async with (
+            open_bell(redis_url, database.bridge, prefix=prefix) as bell,
+            open_nonces(redis_url, database.bridge, prefix=prefix) as nonces,
+        ):
             yield Services(
-                database, bell, keys, Metrics(), access, terms or LeaseTerms(), rules or JobRules(rate_limit=1000),
+                database, bell, keys, Metrics(), access, nonces, CacheTerms(derive_cache_key(CACHE_SECRET)),
+                terms or LeaseTerms(), rules or JobRules(rate_limit=1000),
                 log_url="http://logs.test/ingest",
             )  # fmt: skip
 
