@@ -13,6 +13,8 @@ from quart import Blueprint
 
 from nimbus.control_plane.access import MintLimit, read_agent, read_enrolment
 from nimbus.control_plane.leases import finish_lease, renew_lease
+from nimbus.control_plane.openapi.agents import ENROL_AGENT, FINISH_LEASE, LEASE_MACHINE, RENEW_LEASE
+from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.silence import enrol_agent
 from nimbus.control_plane.tokens import mint_agent_token
@@ -31,6 +33,7 @@ def build_agents_api(services: Services) -> Blueprint:
     limit = MintLimit(access.agent_token_rate_limit, access.agent_token_rate_interval_s)
 
     @blueprint.post("/api/agents/enrol")
+    @declare(ENROL_AGENT)
     async def enrol() -> Response:
         agent_id = read_enrolment(services)
         asked = leaseapi.parse_enrol_request(await read_body())
@@ -42,6 +45,7 @@ def build_agents_api(services: Services) -> Blueprint:
         return json_response(leaseapi.render_enrol_reply(EnrolReply(agent_id, access.agent_token_ttl_s, ttl_s, token)))
 
     @blueprint.post("/api/agents/lease")
+    @declare(LEASE_MACHINE)
     async def lease() -> Response:
         agent_id = read_agent(services)
         asked = leaseapi.parse_lease_request(await read_body())
@@ -51,12 +55,14 @@ def build_agents_api(services: Services) -> Blueprint:
         return json_response(leaseapi.render_grant(grant))
 
     @blueprint.post("/api/machines/<int:machine_id>/renew")
+    @declare(RENEW_LEASE)
     async def renew(machine_id: int) -> Response:
         agent_id = read_agent(services)
         asked = leaseapi.parse_renew_request(await read_body(), machine_id)
         return json_response(leaseapi.render_renew_reply(await renew_lease(services, agent_id, asked)))
 
     @blueprint.post("/api/machines/<int:machine_id>/finish")
+    @declare(FINISH_LEASE)
     async def finish(machine_id: int) -> Response:
         agent_id = read_agent(services)
         asked = leaseapi.parse_finish_request(await read_body(), machine_id)

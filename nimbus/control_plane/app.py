@@ -21,6 +21,9 @@ from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
+from nimbus.control_plane.openapi.health import GET_HEALTH, GET_METRICS, GET_PUBLIC_KEYS, GET_READINESS
+from nimbus.control_plane.openapi.operation import declare
+from nimbus.control_plane.openapi.route import build_document_api
 from nimbus.control_plane.problems import count_problems
 from nimbus.control_plane.revocation import build_revocation_api, follow_denied, refresh_denied
 from nimbus.control_plane.services import MACHINES, AccessPolicy, JobRules, LeaseTerms, Services
@@ -136,6 +139,7 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     app.register_blueprint(build_jobs_api(services))
     app.register_blueprint(build_revocation_api(services))
     app.register_blueprint(build_health_api(services))
+    app.register_blueprint(build_document_api(app))
     return app
 
 
@@ -150,21 +154,25 @@ def build_health_api(services: Services) -> Blueprint:
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/healthz")
+    @declare(GET_HEALTH)
     async def healthz() -> Response:
         await trio.lowlevel.checkpoint()
         return json_response({"status": "ok"})
 
     @blueprint.get("/readyz")
+    @declare(GET_READINESS)
     async def readyz() -> Response:
         await services.database.run(_ask)
         return json_response({"status": "ready", "bell": "redis" if services.bell.connected else "polling"})
 
     @blueprint.get("/.well-known/jwks.json")
+    @declare(GET_PUBLIC_KEYS)
     async def jwks() -> Response:
         await trio.lowlevel.checkpoint()
         return json_response(render_jwks(services.keys.accepted), headers={"Cache-Control": "public, max-age=300"})
 
     @blueprint.get("/metrics")
+    @declare(GET_METRICS)
     async def metrics() -> Response:
         require_metrics_access(services.access)
         counts = await count_queue(services, None)

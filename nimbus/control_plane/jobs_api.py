@@ -14,6 +14,15 @@ from nimbus.control_plane.jobs import (
     recent_jobs,
     submit_job,
 )
+from nimbus.control_plane.openapi.jobs import (
+    CANCEL_JOB,
+    GET_JOB,
+    GET_STATUS,
+    LIST_JOB_LEASES,
+    LIST_RECENT_JOBS,
+    SUBMIT_JOB,
+)
+from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import Refused
 from nimbus.runtime.postgres import Transaction, load_queries
@@ -30,6 +39,7 @@ def build_jobs_api(services: Services) -> Blueprint:
     access = services.access
 
     @blueprint.post("/api/jobs")
+    @declare(SUBMIT_JOB)
     async def submit() -> Response:
         caller = await read_writer(services)
         submission = parse_submission(await read_body(), services.job_rules)
@@ -38,21 +48,25 @@ def build_jobs_api(services: Services) -> Blueprint:
         return json_response(body, 201 if submitted.created else 200)
 
     @blueprint.get("/api/jobs/recent")
+    @declare(LIST_RECENT_JOBS)
     async def recent() -> Response:
         caller = read_caller(access)
         return json_response({"jobs": await recent_jobs(services, _read_limit(), caller.org_id)})
 
     @blueprint.get("/api/jobs/<int:job_id>")
+    @declare(GET_JOB)
     async def find(job_id: int) -> Response:
         caller = read_caller(access)
         return json_response(await find_job(services, job_id, caller.org_id))
 
     @blueprint.post("/api/jobs/<int:job_id>/cancel")
+    @declare(CANCEL_JOB)
     async def cancel(job_id: int) -> Response:
         caller = await read_writer(services)
         return json_response(await cancel_job(services, job_id, caller.org_id))
 
     @blueprint.get("/api/status")
+    @declare(GET_STATUS)
     async def status() -> Response:
         caller = read_caller(access)
         counts = await count_queue(services, caller.org_id)
@@ -61,6 +75,7 @@ def build_jobs_api(services: Services) -> Blueprint:
         return json_response({**counts, "agents": agents})
 
     @blueprint.get("/api/internal/jobs/<int:job_id>/machines")
+    @declare(LIST_JOB_LEASES)
     async def output(job_id: int) -> Response:
         read_service(access)
         return json_response(await find_output(services, job_id))

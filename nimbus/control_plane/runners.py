@@ -23,6 +23,8 @@ from nimbus.control_plane.github.client import Deletion
 from nimbus.control_plane.installations import serving_installation
 from nimbus.control_plane.leases import check_lease
 from nimbus.control_plane.machines import cancel_machine
+from nimbus.control_plane.openapi.agents import MINT_RUNNER
+from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.problems import Blocked, Place, Task, check_blocked, clear_problem, keep_problem, note_problem
 from nimbus.control_plane.registrations import DEFAULT_GROUP_ID, Registrar, Registration, look_and_delete, scope_of
 from nimbus.model.errors import Conflict, Fenced, Gone, NotFound, Refused, Unavailable
@@ -75,6 +77,7 @@ def build_runners_api(registrar: Registrar) -> Blueprint:
     blueprint = Blueprint("runners", __name__)
 
     @blueprint.post("/api/machines/<int:machine_id>/runner")
+    @declare(MINT_RUNNER)
     async def mint(machine_id: int) -> Response:
         agent_id = read_agent(registrar.services)
         key = leaseapi.parse_runner_request(await read_body(), machine_id)

@@ -17,6 +17,8 @@ from quart import Blueprint, Response, request
 
 from nimbus.control_plane.intake import SETTLED, Arrival, DeliveryState, Intake
 from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.openapi.operation import declare
+from nimbus.control_plane.openapi.webhooks import TAKE_DELIVERY
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import Refused, Unauthorized
 from nimbus.runtime.serving import App, json_response, read_body
@@ -64,6 +66,7 @@ def register_webhooks(app: App, services: Services, rules: WebhookRules, intake:
 
     places = trio.CapacityLimiter(rules.large_at_once)
 
+    @declare(TAKE_DELIVERY)
     async def take_delivery() -> Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         async with places:  # while it waits its sender does, too: nothing is read beyond a small buffer
