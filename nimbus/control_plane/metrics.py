@@ -46,6 +46,12 @@ class Metrics:
             "nimbus_control_plane_machines", "Machine requests by state", ["state"], registry=self.registry
         )
         self.agents_seen = self._gauge("nimbus_control_plane_agents_seen", "Agents heard of in the last minute")
+        self.agents = Gauge(
+            "nimbus_control_plane_agents", "Hosts by where they stand", ["state"], registry=self.registry
+        )
+        self.mirror_connected = self._gauge(
+            "nimbus_control_plane_mirror_connected", "1 while the copy of the hosts' ledgers can be written"
+        )
         self.github = GithubMetrics(self.registry)
         self.forge_problems = Gauge(
             "nimbus_control_plane_forge_problems", "What GitHub refuses us now", ["kind"], registry=self.registry

@@ -10,6 +10,7 @@ import trio
 from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.denylist import DenyList
 from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.mirror import Mirror
 from nimbus.control_plane.tokens import KeyRing
 from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
 from nimbus.model.lease import LeasePolicy
@@ -56,6 +57,19 @@ class AccessPolicy:
 
 
 @dataclass(frozen=True)
+class HostTerms:
+    """How often hosts tell of themselves, and how old their release may be."""
+
+    interval_s: float = 15.0  # NIMBUS_AGENT_HEARTBEAT_INTERVAL
+    min_version: str | None = None  # NIMBUS_AGENT_MIN_VERSION; None: any
+
+    @property
+    def silent_s(self) -> float:
+        """After which a host counts as silent: some heartbeats were missed, and every long poll is over."""
+        return max(60.0, 4 * self.interval_s)
+
+
+@dataclass(frozen=True)
 class JobRules:
     """What a submission through our API meets."""
 
@@ -78,5 +92,7 @@ class Services:
     cache_terms: CacheTerms
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
     job_rules: JobRules = field(default_factory=JobRules)
+    host_terms: HostTerms = field(default_factory=HostTerms)
+    mirror: Mirror = field(default_factory=Mirror)
     log_url: str | None = None
     stopping: trio.Event = field(default_factory=trio.Event)  # long polls end when it is set
