@@ -20,7 +20,7 @@ from nimbus.runtime.settings import read_settings
 
 _LOCK = 0x6E696D62_75730001  # "nimbus", 1: so that two starts at once take turns
 _VERSIONS = """
-CREATE TABLE IF NOT EXISTS schema_versions (
+CREATE TABLE IF NOT EXISTS {table} (
     version integer PRIMARY KEY,
     name text NOT NULL,
     digest text NOT NULL,
@@ -41,9 +41,9 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
-def load_migrations() -> tuple[Migration, ...]:
-    """All steps in the order of their numbers, which start at 1 and have no gap."""
-    folder = resources.files("nimbus.control_plane").joinpath("migrations")
+def load_migrations(name: str = "migrations") -> tuple[Migration, ...]:
+    """All steps of a folder in the order of their numbers, which start at 1 and have no gap."""
+    folder = resources.files("nimbus.control_plane").joinpath(name)
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     steps = tuple(Migration(int(name[:4]), name, folder.joinpath(name).read_text("utf-8")) for name in names)
     if [step.version for step in steps] != list(range(1, len(steps) + 1)):
@@ -56,11 +56,13 @@ async def migrate(database: Database) -> tuple[str, ...]:
     return await database.run(apply_migrations, load_migrations())
 
 
-async def apply_migrations(transaction: Transaction, steps: tuple[Migration, ...]) -> tuple[str, ...]:
-    """The steps that have not run here yet, as part of the caller's transaction."""
+async def apply_migrations(
+    transaction: Transaction, steps: tuple[Migration, ...], table: str = "schema_versions"
+) -> tuple[str, ...]:
+    """The steps that have not run here yet, as part of the caller's transaction. `table` names those that have."""
     await transaction.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-    await transaction.execute(_VERSIONS)
-    rows = await transaction.fetch("SELECT version, digest FROM schema_versions ORDER BY version")
+    await transaction.execute(_VERSIONS.format(table=table))
+    rows = await transaction.fetch(f"SELECT version, digest FROM {table} ORDER BY version")  # noqa: S608 - ours
     known = {row["version"]: row["digest"] for row in rows}
     if len(known) > len(steps):
         raise Conflict("the database is newer than this Nimbus: upgrade Nimbus, never the other way round")
@@ -68,7 +70,7 @@ async def apply_migrations(transaction: Transaction, steps: tuple[Migration, ...
     for step in steps:
         if step.version not in known:
             await transaction.execute(step.sql)
-            insert = "INSERT INTO schema_versions (version, name, digest) VALUES ($1, $2, $3)"
+            insert = f"INSERT INTO {table} (version, name, digest) VALUES ($1, $2, $3)"  # noqa: S608 - ours
             await transaction.execute(insert, step.version, step.name, step.digest)
             applied.append(step.name)
         elif known[step.version] != step.digest:

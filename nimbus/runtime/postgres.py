@@ -170,15 +170,15 @@ def _without_layers(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 @asynccontextmanager
-async def open_database(dsn: str, pool_size: int = 8) -> AsyncIterator[Database]:
-    """A database for as long as the body runs, on an asyncio loop of its own."""
-    async with open_bridge() as bridge:
-        pool = await _open_pool(bridge, dsn, pool_size)
+async def open_database(dsn: str, pool_size: int = 8, bridge: Bridge | None = None) -> AsyncIterator[Database]:
+    """A database for as long as the body runs, on an asyncio loop of its own, or on that of another database."""
+    async with open_bridge() if bridge is None else nullcontext(bridge) as beside:
+        pool = await _open_pool(beside, dsn, pool_size)
         try:
-            yield Database(bridge, pool, pool_size)
+            yield Database(beside, pool, pool_size)
         finally:
             with trio.move_on_after(CLOSE_S, shield=True) as scope:
-                await bridge.call(pool.close)
+                await beside.call(pool.close)
             if scope.cancelled_caught:
                 pool.terminate()
 
