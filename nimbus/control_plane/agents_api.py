@@ -1,7 +1,7 @@
-"""The agents' routes: enrol, lease, renew, finish. Thin: reads the token and the body, calls, renders.
+"""The agents' routes: enrol, report, lease, renew, finish. Thin: reads the token and the body, calls, renders.
 
-The rules are leases.py's and silence.py's; the route that mints a runner is runners.py's. Bodies and replies are
-defined in wire/leaseapi.py.
+The rules are leases.py's, agents.py's and silence.py's; the route that mints a runner is runners.py's. Bodies and replies are
+defined in wire/leaseapi.py and wire/heartbeat.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import structlog
 from quart import Blueprint
 
 from nimbus.control_plane.access import MintLimit, read_agent, read_enrolment
+from nimbus.control_plane.agents import hear_heartbeat
 from nimbus.control_plane.leases import finish_lease, renew_lease
 from nimbus.control_plane.openapi.agents import ENROL_AGENT, FINISH_LEASE, LEASE_MACHINE, RENEW_LEASE
 from nimbus.control_plane.openapi.operation import declare
@@ -19,8 +20,11 @@ from nimbus.control_plane.services import Services
 from nimbus.control_plane.silence import enrol_agent
 from nimbus.control_plane.tokens import mint_agent_token
 from nimbus.control_plane.waitroom import wait_grant
+from nimbus.model.errors import Refused
 from nimbus.runtime.serving import Response, json_response, read_body
 from nimbus.wire import leaseapi
+from nimbus.wire.heartbeat import MAX_BODY_BYTES as MAX_HEARTBEAT_BYTES
+from nimbus.wire.heartbeat import parse_heartbeat, render_heartbeat_reply
 from nimbus.wire.leaseapi import EnrolReply
 
 log = structlog.get_logger()
@@ -43,6 +47,15 @@ def build_agents_api(services: Services) -> Blueprint:
         token = mint_agent_token(services.keys, agent_id, access.agent_token_ttl_s)
         ttl_s = services.lease_terms.policy.ttl_s
         return json_response(leaseapi.render_enrol_reply(EnrolReply(agent_id, access.agent_token_ttl_s, ttl_s, token)))
+
+    @blueprint.post("/api/agents/heartbeat")
+    async def heartbeat() -> Response:
+        agent_id = read_agent(services)
+        body = await read_body()
+        if len(body) > MAX_HEARTBEAT_BYTES:
+            raise Refused(f"a heartbeat has at most {MAX_HEARTBEAT_BYTES} bytes")
+        reply = await hear_heartbeat(services, agent_id, parse_heartbeat(body))
+        return json_response(render_heartbeat_reply(reply))
 
     @blueprint.post("/api/agents/lease")
     @declare(LEASE_MACHINE)

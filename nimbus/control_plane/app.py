@@ -12,27 +12,31 @@ import trio
 from quart import Blueprint
 
 from nimbus.control_plane.access import require_metrics_access
+from nimbus.control_plane.agents import judge_agents
 from nimbus.control_plane.agents_api import build_agents_api
 from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.duties import note_duties
 from nimbus.control_plane.forge import open_forge
+from nimbus.control_plane.hosts import SILENT, count_states
+from nimbus.control_plane.hosts_api import build_hosts_api
 from nimbus.control_plane.inbox import measure_inbox
 from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
+from nimbus.control_plane.mirror import keep_mirror
 from nimbus.control_plane.openapi.health import GET_HEALTH, GET_METRICS, GET_PUBLIC_KEYS, GET_READINESS
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.openapi.route import build_document_api
 from nimbus.control_plane.problems import count_problems
 from nimbus.control_plane.revocation import build_revocation_api, follow_denied, refresh_denied
-from nimbus.control_plane.services import MACHINES, AccessPolicy, JobRules, LeaseTerms, Services
+from nimbus.control_plane.services import MACHINES, AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
 from nimbus.control_plane.settings import Settings
 from nimbus.control_plane.silence import sweep_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.nonces import open_nonces
-from nimbus.runtime.postgres import Transaction, load_queries, open_database
+from nimbus.runtime.postgres import Transaction, open_database
 from nimbus.runtime.proxies import Networks, parse_networks
 from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import App, Response, build_app, json_response
@@ -40,7 +44,6 @@ from nimbus.wire.cachetokens import derive_cache_key
 from nimbus.wire.tokens import hmac_key, render_jwks
 
 MAX_BODY_BYTES = 25 * 1024 * 1024  # GitHub's own limit for a webhook
-_SQL = load_queries("nimbus.control_plane", "queries", "agents.sql")
 
 
 @asynccontextmanager
@@ -63,6 +66,7 @@ async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterat
                 cache_terms=plan_cache(settings),
                 lease_terms=plan_leases(settings),
                 job_rules=plan_jobs(settings),
+                host_terms=HostTerms(settings.agent_heartbeat_interval, settings.agent_min_version),
                 log_url=None if settings.log_public_url is None else ingest_url(settings.log_public_url),
                 stopping=stopping,
             )
@@ -122,6 +126,9 @@ async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[Ap
         trio.open_nursery() as sweepers,
     ):
         await refresh_denied(services)  # before the first request: a revoked token has no second chance at a restart
+        await judge_agents(services)
+        mirror = settings.agent_state_database_url
+        await sweepers.start(keep_mirror, services, None if mirror is None else mirror.get_secret_value())
         sweepers.start_soon(sweep_leases, services)
         sweepers.start_soon(follow_denied, services)
         sweepers.start_soon(forge.sweep, services)
@@ -136,6 +143,7 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     """Every route of the control plane, on these services."""
     app = build_app("nimbus.control_plane", max_body_bytes=MAX_BODY_BYTES, trusted_proxies=trusted_proxies)
     app.register_blueprint(build_agents_api(services))
+    app.register_blueprint(build_hosts_api(services))
     app.register_blueprint(build_jobs_api(services))
     app.register_blueprint(build_revocation_api(services))
     app.register_blueprint(build_health_api(services))
@@ -179,7 +187,10 @@ def build_health_api(services: Services) -> Blueprint:
         for state, count in dict(counts["machines"]).items():  # type: ignore[call-overload]
             services.metrics.machines.labels(state).set(count)
         await measure_inbox(services)
-        services.metrics.agents_seen.set(await services.database.run(_count_agents))
+        states = await count_states(services)
+        for state, count in states.items():
+            services.metrics.agents.labels(state).set(count)
+        services.metrics.agents_seen.set(sum(states.values()) - states[SILENT])
         await count_problems(services)
         await note_duties(services)
         return Response(services.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
@@ -189,8 +200,3 @@ def build_health_api(services: Services) -> Blueprint:
 
 async def _ask(transaction: Transaction) -> None:
     await transaction.fetchval("SELECT 1")
-
-
-async def _count_agents(transaction: Transaction) -> int:
-    count: int = await transaction.fetchval(_SQL["count_seen_agents"])
-    return count

@@ -9,6 +9,8 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from nimbus.control_plane.outcome import MAX_GRANTS
+from nimbus.model.errors import Refused
+from nimbus.model.release import parse_release
 from nimbus.model.vm import MAX_CPUS
 from nimbus.runtime.postgres import TRANSACTION_S
 from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret, TrustedProxies
@@ -68,6 +70,17 @@ class Settings(DatabaseSettings):
     agent_token_ttl: int = Field(default=3600, ge=60)
     agent_token_rate_limit: int = Field(default=15, ge=1)
     agent_token_rate_interval: float = Field(default=60.0, gt=0)
+    agent_heartbeat_interval: float = Field(
+        default=15.0, ge=1, le=300, description="seconds between two reports of a host, beside those of a change"
+    )
+    agent_min_version: str | None = Field(
+        default=None, description="agents of an older release, like 0.2.0, are granted no work and told so; unset: any"
+    )
+    agent_state_database_url: PostgresDsn | None = Field(
+        default=None,
+        description="PostgreSQL for the copy of the hosts' ledgers that `nimbus hosts` shows; unset: NIMBUS_DATABASE_URL. "
+        "Nothing is recovered from it, and work goes on while it is away",
+    )
     admin_allowed_subjects: Annotated[str, NoDecode] = ""  # comma-separated; empty: all
     control_plane_bind: str = "127.0.0.1:8000"
     metrics_token: SecretStr | None = None
@@ -188,6 +201,16 @@ class Settings(DatabaseSettings):
         if not shlex.split(command):  # what it cannot split raises by itself
             raise ValueError("names no command")
         return command
+
+    @field_validator("agent_min_version")
+    @classmethod
+    def _check_version(cls, version: str | None) -> str | None:
+        if version is not None:
+            try:
+                parse_release(version)
+            except Refused as error:
+                raise ValueError(str(error)) from error
+        return version
 
     @property
     def allowed_subjects(self) -> frozenset[str]:

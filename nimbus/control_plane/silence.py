@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import structlog
 import trio
 
+from nimbus.control_plane.agents import judge_version
 from nimbus.control_plane.endings import Teller, describe_held, end_lease
 from nimbus.control_plane.outcome import judge_silence
 from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
@@ -53,14 +54,18 @@ async def enrol_agent(services: Services, agent_id: str, asked: EnrolRequest) ->
     what it holds: one of another boot or another ledger may be a second host of that name beside the first, whose VMs
     live on; the leases run out then.
     """
-    ended = await services.database.run(_enrol, agent_id, asked, services.lease_terms.max_attempts)
+    terms = (services.lease_terms.max_attempts, services.host_terms.min_version)
+    ended = await services.database.run(_enrol, agent_id, asked, *terms)
     await _after_silence(services, ended, "lease.given_up")
     return len(ended)
 
 
-async def _enrol(transaction: Transaction, agent_id: str, asked: EnrolRequest, max_attempts: int) -> Ended:
+async def _enrol(
+    transaction: Transaction, agent_id: str, asked: EnrolRequest, max_attempts: int, min_version: str | None
+) -> Ended:
     known = await transaction.fetchval(_AGENTS["lock_life"], agent_id)
-    await transaction.execute(_AGENTS["enrol_agent"], agent_id, asked.version, asked.boot_id, asked.cpus, asked.mem_mib)
+    who = (agent_id, asked.version, asked.boot_id, asked.cpus, asked.mem_mib)
+    await transaction.execute(_AGENTS["enrol_agent"], *who, judge_version(asked.version, min_version))
     if asked.held is None:
         return []
     if asked.start is not None and not await transaction.fetchval(_AGENTS["note_start"], agent_id, asked.start):
