@@ -98,6 +98,12 @@ async def list_hosts(services: Services, after: str = "") -> Sequence[Json]:
     return [describe_host(row, services.host_terms) for row in rows]
 
 
+async def list_seen(services: Services) -> list[Json]:
+    """The first page of them, short: for the status of the whole service."""
+    names = ("agent_id", "state", "version", "cpus", "mem_mib", "last_seen", "silent_s")
+    return [{name: host[name] for name in names} for host in await list_hosts(services)]
+
+
 async def show_host(services: Services, agent_id: str) -> Json:
     """One host with the machines that are leased to it, and the records that it told of."""
     row = await services.database.run(_find, agent_id)

@@ -9,6 +9,8 @@ from quart import Blueprint, request
 
 from nimbus.control_plane.access import Caller, read_caller, read_operator
 from nimbus.control_plane.hosts import PAGE, forget_host, list_hosts, parse_wanted, show_host, want
+from nimbus.control_plane.openapi.hosts import FORGET_HOST, GET_HOST, LIST_HOSTS, WANT_HOST
+from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import Forbidden, NotFound, Refused
 from nimbus.runtime.serving import Response, json_response, read_body
@@ -22,6 +24,7 @@ def build_hosts_api(services: Services) -> Blueprint:
     blueprint = Blueprint("hosts", __name__)
 
     @blueprint.get("/api/agents")
+    @declare(LIST_HOSTS)
     async def index() -> Response:
         _read_viewer(services)
         after = request.args.get("after", "")
@@ -31,17 +34,20 @@ def build_hosts_api(services: Services) -> Blueprint:
         return json_response({"hosts": hosts, "next": hosts[-1]["agent_id"] if len(hosts) == PAGE else None})
 
     @blueprint.get("/api/agents/<path:agent_id>")
+    @declare(GET_HOST)
     async def show(agent_id: str) -> Response:
         _read_viewer(services)
         return json_response(await show_host(services, _check_id(agent_id)))
 
     @blueprint.put("/api/agents/<path:agent_id>/wanted")
+    @declare(WANT_HOST)
     async def wanted(agent_id: str) -> Response:
         caller = await read_operator(services)
         wish = parse_wanted(await read_body())
         return json_response(await want(services, _check_id(agent_id), wish, caller.subject))
 
     @blueprint.delete("/api/agents/<path:agent_id>")
+    @declare(FORGET_HOST)
     async def forget(agent_id: str) -> Response:
         await read_operator(services)
         await forget_host(services, _check_id(agent_id))

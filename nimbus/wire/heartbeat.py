@@ -16,7 +16,7 @@ from nimbus.wire.fields import Fields, parse_object
 from nimbus.wire.vmjson import Json
 
 MAX_RECORDS = 4096  # as many as a host has slots, at most
-MAX_BODY_BYTES = 4 * 1024 * 1024  # four times what so many records take
+MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024  # four times what so many records take
 MAX_BARRED_CHARS = 1000
 _MAX_CLAIMS = 64
 _MAX_POOL = 16
