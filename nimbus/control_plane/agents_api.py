@@ -15,6 +15,7 @@ from nimbus.control_plane.access import MintLimit, read_agent, read_enrolment
 from nimbus.control_plane.agents import hear_heartbeat
 from nimbus.control_plane.leases import finish_lease, renew_lease
 from nimbus.control_plane.openapi.agents import ENROL_AGENT, FINISH_LEASE, LEASE_MACHINE, RENEW_LEASE
+from nimbus.control_plane.openapi.hosts import HEAR_HEARTBEAT
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.silence import enrol_agent
@@ -23,8 +24,7 @@ from nimbus.control_plane.waitroom import wait_grant
 from nimbus.model.errors import Refused
 from nimbus.runtime.serving import Response, json_response, read_body
 from nimbus.wire import leaseapi
-from nimbus.wire.heartbeat import MAX_BODY_BYTES as MAX_HEARTBEAT_BYTES
-from nimbus.wire.heartbeat import parse_heartbeat, render_heartbeat_reply
+from nimbus.wire.heartbeat import MAX_HEARTBEAT_BYTES, parse_heartbeat, render_heartbeat_reply
 from nimbus.wire.leaseapi import EnrolReply
 
 log = structlog.get_logger()
@@ -49,6 +49,7 @@ def build_agents_api(services: Services) -> Blueprint:
         return json_response(leaseapi.render_enrol_reply(EnrolReply(agent_id, access.agent_token_ttl_s, ttl_s, token)))
 
     @blueprint.post("/api/agents/heartbeat")
+    @declare(HEAR_HEARTBEAT)
     async def heartbeat() -> Response:
         agent_id = read_agent(services)
         body = await read_body()

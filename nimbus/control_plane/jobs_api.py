@@ -5,6 +5,7 @@ from __future__ import annotations
 from quart import Blueprint, request
 
 from nimbus.control_plane.access import read_caller, read_service, read_writer
+from nimbus.control_plane.hosts import list_seen
 from nimbus.control_plane.jobs import (
     cancel_job,
     count_queue,
@@ -25,11 +26,8 @@ from nimbus.control_plane.openapi.jobs import (
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import Refused
-from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.runtime.serving import Response, json_response, read_body
-from nimbus.wire.vmjson import Json
 
-_SQL = load_queries("nimbus.control_plane", "queries", "agents.sql")
 _MAX_LISTED = 200
 
 
@@ -71,7 +69,7 @@ def build_jobs_api(services: Services) -> Blueprint:
         caller = read_caller(access)
         counts = await count_queue(services, caller.org_id)
         # hosts belong to the operator: a tenant's token does not see them
-        agents = await services.database.run(_list_agents) if caller.org_id is None else []
+        agents = await list_seen(services) if caller.org_id is None else []
         return json_response({**counts, "agents": agents})
 
     @blueprint.get("/api/internal/jobs/<int:job_id>/machines")
@@ -81,11 +79,6 @@ def build_jobs_api(services: Services) -> Blueprint:
         return json_response(await find_output(services, job_id))
 
     return blueprint
-
-
-async def _list_agents(transaction: Transaction) -> list[Json]:
-    rows = await transaction.fetch(_SQL["list_agents"])
-    return [{**row, "last_seen": row["last_seen"].isoformat()} for row in map(dict, rows)]
 
 
 def _read_limit() -> int:

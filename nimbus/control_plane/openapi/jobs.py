@@ -190,6 +190,7 @@ class AgentSeen:
     """A host's agent as it was last heard of."""
 
     agent_id: str
+    state: Annotated[str, said("working, cordoned, draining, drained, leaving, outdated or silent")]
     version: str
     cpus: Count
     mem_mib: Count
@@ -330,6 +331,7 @@ GET_STATUS = Operation(
                 "agents": [
                     {
                         "agent_id": "host-1",
+                        "state": "working",
                         "version": "0.1.0",
                         "cpus": 8,
                         "mem_mib": 16384,
