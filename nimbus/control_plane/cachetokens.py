@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 
 from nimbus.model.lease import LeaseKey
-from nimbus.wire.cachetokens import BoundLease, CacheKey, CacheToken, plan_claims, render_cache_token
+from nimbus.wire.cachetokens import BoundLease, CacheKey, plan_claims, render_cache_token
+from nimbus.wire.leaseapi import CacheToken
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from datetime import datetime
 
 import structlog
 
+from nimbus.control_plane.cachetokens import mint_cache_token
 from nimbus.control_plane.endings import Teller, describe_held, end_lease, is_in_progress, note_event
 from nimbus.control_plane.outcome import judge_finish
 from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
-from nimbus.control_plane.tokens import KeyRing, mint_machine_token
+from nimbus.control_plane.tokens import mint_machine_token
 from nimbus.control_plane.watch import may_grant, watch_database
 from nimbus.model.errors import Fenced
 from nimbus.model.forge import PASSING
@@ -67,7 +68,7 @@ async def look_for_work(services: Services, agent_id: str, request: LeaseRequest
     row, whole = await services.database.run(_grant, agent_id, request, services.lease_terms)
     if row is None:
         return Look(None, whole)
-    grant = _parse_granted(row, services.lease_terms, services.keys, services.log_url)
+    grant = _parse_granted(row, services)
     services.metrics.leases_granted.inc()
     log.info("lease.granted", machine=grant.key.machine_id, fence=grant.key.fence, agent=agent_id, org=grant.org_id)
     return Look(grant, whole)
@@ -91,23 +92,26 @@ async def _grant(
     return row, counting is not False
 
 
-def _parse_granted(row: Row, terms: LeaseTerms, keys: KeyRing, log_url: str | None) -> Grant:
+def _parse_granted(row: Row, services: Services) -> Grant:
     key = LeaseKey(row["machine_id"], str(row["lease_id"]), row["fence"])
     command = None if row["command"] is None else parse_command(Fields(row["command"], "stored command"))
-    token = mint_machine_token(keys, key, row["org_id"], row["agent_id"])  # also for an agent's own NIMBUS_LOG_SINK_URL
+    token = mint_machine_token(
+        services.keys, key, row["org_id"], row["agent_id"]
+    )  # also for an agent's own NIMBUS_LOG_SINK_URL
     webhook = None if row["webhook_at"] is None else _unix_ms(row["webhook_at"])
     return Grant(
         key=key,
-        ttl_s=terms.policy.ttl_s,
+        ttl_s=services.lease_terms.policy.ttl_s,
         org_id=row["org_id"],
         kind=MachineKind(row["kind"]),
         shape=parse_shape(Fields(row["shape"], "stored shape")),
         image=row["image"],
         labels=tuple(row["labels"]),
         command=command,
-        log_url=log_url,
+        log_url=services.log_url,
         log_token=token,
         times_ms=GrantTimes(webhook, _unix_ms(row["created_at"]), _unix_ms(row["leased_at"])),
+        cache_token=mint_cache_token(services.cache_terms, key, row["org_id"]),
     )
 
 
@@ -121,13 +125,18 @@ def _unix_ms(moment: datetime) -> int:
 async def renew_lease(services: Services, agent_id: str, request: RenewRequest) -> RenewReply:
     """A new deadline for a lease that is still held."""
     try:
-        return await services.database.run(_renew, agent_id, request, services.lease_terms)
+        reply, org_id = await services.database.run(_renew, agent_id, request, services.lease_terms)
     except Fenced:
         services.metrics.leases_fenced.inc()
         raise
+    if not request.wants_cache_token:
+        return reply
+    return replace(reply, cache_token=mint_cache_token(services.cache_terms, request.key, org_id))
 
 
-async def _renew(transaction: Transaction, agent_id: str, request: RenewRequest, terms: LeaseTerms) -> RenewReply:
+async def _renew(
+    transaction: Transaction, agent_id: str, request: RenewRequest, terms: LeaseTerms
+) -> tuple[RenewReply, int]:
     key = request.key
     row = await check_lease(transaction, terms, agent_id, key)
     await transaction.execute(_SQL["seen_agent"], agent_id)
@@ -146,7 +155,7 @@ async def _renew(transaction: Transaction, agent_id: str, request: RenewRequest,
         if row["kind"] == MachineKind.COMMAND:
             await transaction.execute(_SQL["start_command_job"], row["job_id"])
     job = None if row["job_id"] is None else JobLink(row["job_id"], row["repo_id"])
-    return RenewReply(ttl_s=ttl_s, cancel=renewed["cancel_requested"], job=job)
+    return RenewReply(ttl_s=ttl_s, cancel=renewed["cancel_requested"], job=job), row["org_id"]
 
 
 async def check_lease(transaction: Transaction, terms: LeaseTerms, agent_id: str, key: LeaseKey) -> Row:

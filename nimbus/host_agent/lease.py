@@ -23,7 +23,7 @@ from nimbus.host_agent.vmm.machine import KeeperTerms, Machine
 from nimbus.model.errors import Conflict, Fenced, NimbusError, Unavailable
 from nimbus.model.lease import LeaseKey, LeasePolicy
 from nimbus.model.vm import Usage
-from nimbus.wire.leaseapi import HeldState, JobLink, RenewReply, RenewRequest
+from nimbus.wire.leaseapi import CacheToken, HeldState, JobLink, RenewReply, RenewRequest
 
 log = structlog.get_logger()
 
@@ -59,6 +59,8 @@ class HeldLease:
         self.job: JobLink | None = None
         self.usage: Usage | None = None
         self.lost = ""
+        self.cache_token: CacheToken | None = None  # of the stores that jobs will reach; held, and told to nobody yet
+        self._token_aged_ns = 0
         self._control = control
         self._policy = policy
         self._deadline_ns = 0
@@ -84,6 +86,12 @@ class HeldLease:
         """The next renewal tells it."""
         self.usage = usage
 
+    def note_cache_token(self, token: CacheToken | None) -> None:
+        """Keep it, and ask for the next one when half of its life is over."""
+        if token is not None:
+            self.cache_token = token
+            self._token_aged_ns = self._now_ns() + round(token.expires_in_s / 2 * 1e9)
+
     def resume(self, deadline_ns: int | None) -> None:
         """Take up a lease that an earlier agent held: until `deadline_ns`, or one ttl where that says nothing here.
 
@@ -97,12 +105,14 @@ class HeldLease:
     async def renew(self) -> None:
         """One renewal. Raises Fenced, or what stood in the way; the deadline moves only on a reply."""
         sent_ns = self._now_ns()
-        reply = await self._control.renew(RenewRequest(self.key, self.state, self.usage))
+        wants = self.cache_token is None or sent_ns >= self._token_aged_ns
+        reply = await self._control.renew(RenewRequest(self.key, self.state, self.usage, wants))
         self._take(reply, sent_ns)
 
     def _take(self, reply: RenewReply, sent_ns: int) -> None:
         self._ttl_s = reply.ttl_s
         self.job = reply.job or self.job
+        self.note_cache_token(reply.cache_token)
         if reply.cancel:
             self.stop.set()
         self._move(self._policy.deadline_ns(sent_ns, reply.ttl_s))
@@ -165,7 +175,12 @@ class HeldLease:
 
 @asynccontextmanager
 async def open_lease(
-    control: Renewer, key: LeaseKey, policy: LeasePolicy, now_ns: Callable[[], int] = boottime_ns
+    control: Renewer,
+    key: LeaseKey,
+    policy: LeasePolicy,
+    now_ns: Callable[[], int] = boottime_ns,
+    *,
+    cache_token: CacheToken | None = None,
 ) -> AsyncIterator[HeldLease]:
     """Hold a granted lease while the block runs; the block is cancelled when the lease is lost.
 
@@ -173,6 +188,7 @@ async def open_lease(
     Raises Fenced or Unavailable where there is none.
     """
     lease = HeldLease(control, key, policy, now_ns)
+    lease.note_cache_token(cache_token)
     await _begin(lease)
     async with _hold(lease):
         yield lease

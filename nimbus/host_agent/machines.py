@@ -115,7 +115,8 @@ async def run_leased(workplace: Workplace, grant: Grant) -> None:
     structlog.contextvars.bind_contextvars(machine=grant.key.machine_id, fence=grant.key.fence)
     try:
         with metrics.RUNNING.track_inprogress():
-            async with open_lease(workplace.control, grant.key, workplace.policy.lease) as lease:
+            terms = workplace.policy.lease
+            async with open_lease(workplace.control, grant.key, terms, cache_token=grant.cache_token) as lease:
                 await _serve(workplace, grant, lease)
             note_lost(lease)
     except* NimbusError as group:  # a lease is a nursery: what leaves it is a group

@@ -71,14 +71,6 @@ class CacheClaims:
             raise Forbidden(f"this token does not reach {wanted}")
 
 
-@dataclass(frozen=True)
-class CacheToken:
-    """A token on its way to whom it was made for, and how long it lasts from now."""
-
-    text: str = field(repr=False)
-    expires_in_s: float
-
-
 def derive_cache_key(secret: str) -> CacheKey:
     """The key of a shared secret; Refused where that is too short to be one."""
     material = secret.encode()

@@ -94,6 +94,14 @@ class GrantTimes:
 
 
 @dataclass(frozen=True)
+class CacheToken:
+    """What lets a lease's machine reach its org's stored things, and how long it does from now."""
+
+    text: str = field(repr=False)
+    expires_in_s: float
+
+
+@dataclass(frozen=True)
 class Grant:
     """One machine request, leased to one agent until the ttl runs out."""
 
@@ -108,6 +116,7 @@ class Grant:
     log_url: str | None
     log_token: str | None = field(repr=False)
     times_ms: GrantTimes
+    cache_token: CacheToken | None = None  # None: a control plane of before it gave any
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class RenewRequest:
     key: LeaseKey
     state: HeldState
     usage: Usage | None = None  # None: nothing to tell of yet
+    wants_cache_token: bool = False  # the holder has none, or half of its life is over
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,7 @@ class RenewReply:
     ttl_s: float
     cancel: bool
     job: JobLink | None = None
+    cache_token: CacheToken | None = None  # only where it was asked for
 
 
 @dataclass(frozen=True)
@@ -254,6 +265,7 @@ def render_grant(grant: Grant) -> Json:
             "queued": grant.times_ms.queued,
             "leased": grant.times_ms.leased,
         },
+        "cache_token": _render_cache_token(grant.cache_token),
     }
 
 
@@ -276,7 +288,19 @@ def parse_grant(body: bytes) -> Grant:
             queued=times.integer("queued"),
             leased=times.integer("leased"),
         ),
+        cache_token=_parse_cache_token(fields),
     )
+
+
+def _render_cache_token(token: CacheToken | None) -> Json | None:
+    return None if token is None else {"token": token.text, "expires_in_s": token.expires_in_s}
+
+
+def _parse_cache_token(fields: Fields) -> CacheToken | None:
+    if not fields.has("cache_token"):
+        return None
+    token = fields.child("cache_token")
+    return CacheToken(token.text("token", 8192), token.number("expires_in_s"))
 
 
 # --- renew, runner, finish -------------------------------------------------------------------------------------
@@ -284,18 +308,22 @@ def parse_grant(body: bytes) -> Grant:
 
 def render_renew_request(request: RenewRequest) -> Json:
     body: Json = {**_render_key(request.key), "state": request.state.value}
+    if request.wants_cache_token:
+        body["wants_cache_token"] = True
     return body if request.usage is None else {**body, "usage": render_usage(request.usage)}
 
 
 def parse_renew_request(body: bytes, machine_id: int) -> RenewRequest:
     fields = parse_object(body, "renewal")
     usage = parse_usage(fields.child("usage")) if fields.has("usage") else None
-    return RenewRequest(_parse_key(fields, machine_id), fields.choice("state", HeldState), usage)
+    wants = fields.has("wants_cache_token") and fields.boolean("wants_cache_token")
+    return RenewRequest(_parse_key(fields, machine_id), fields.choice("state", HeldState), usage, wants)
 
 
 def render_renew_reply(reply: RenewReply) -> Json:
     job = None if reply.job is None else {"job_id": reply.job.job_id, "repo_id": reply.job.repo_id}
-    return {"ttl_s": reply.ttl_s, "cancel": reply.cancel, "job": job}
+    body: Json = {"ttl_s": reply.ttl_s, "cancel": reply.cancel, "job": job}
+    return body if reply.cache_token is None else {**body, "cache_token": _render_cache_token(reply.cache_token)}
 
 
 def parse_renew_reply(body: bytes) -> RenewReply:
@@ -304,7 +332,8 @@ def parse_renew_reply(body: bytes) -> RenewReply:
     if fields.has("job"):
         link = fields.child("job")
         job = JobLink(link.integer("job_id", 1), link.integer("repo_id") if link.has("repo_id") else None)
-    return RenewReply(ttl_s=fields.number("ttl_s", 0.001), cancel=fields.boolean("cancel"), job=job)
+    ttl_s = fields.number("ttl_s", 0.001)
+    return RenewReply(ttl_s, fields.boolean("cancel"), job, _parse_cache_token(fields))
 
 
 def render_runner_request(key: LeaseKey) -> Json:

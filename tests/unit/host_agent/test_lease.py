@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,12 +12,12 @@ import trio
 import trio.testing
 
 from nimbus.host_agent.keeper import KeeperGone
-from nimbus.host_agent.lease import RENEW_MAX_S, HeldLease, open_lease
+from nimbus.host_agent.lease import RENEW_MAX_S, HeldLease, open_lease, resume_lease
 from nimbus.host_agent.ledger import OpenRecord
 from nimbus.host_agent.vmm.machine import Machine
 from nimbus.model.errors import Fenced, HostFault, Unavailable
 from nimbus.model.lease import LeaseKey, LeasePolicy
-from nimbus.wire.leaseapi import JobLink, RenewReply, RenewRequest
+from nimbus.wire.leaseapi import CacheToken, JobLink, RenewReply, RenewRequest
 
 KEY = LeaseKey(7, "00000000-0000-4000-8000-000000000001", 3)
 FOREVER_S = 1e6  # beyond any deadline here; `sleep_forever` would tell mypy that the block never ends
@@ -234,3 +235,48 @@ async def test_a_keeper_that_moves_no_deadline_does_not_end_the_job_by_that(erro
                 await lease.renew()
                 await asked.wait()
             nursery.cancel_scope.cancel()
+
+
+class Minting(Plane):
+    """Gives a token that lasts 100 s to whoever asks, and remembers when that was."""
+
+    def __init__(self) -> None:
+        super().__init__(always(RenewReply(30, cancel=False)))
+        self.minted_at: list[float] = []
+
+    async def renew(self, request: RenewRequest) -> RenewReply:
+        reply = await super().renew(request)
+        if not request.wants_cache_token:
+            return reply
+        self.minted_at.append(trio.current_time())
+        return RenewReply(30, cancel=False, cache_token=CacheToken(f"token {len(self.minted_at)}", 100))
+
+
+async def test_a_granted_cache_token_is_held_until_half_of_its_life_is_over(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    plane, granted = Minting(), CacheToken("granted", 100)
+
+    async with open_lease(plane, KEY, POLICY, virtual_ns, cache_token=granted) as lease:
+        begun_s = trio.current_time()
+        first = lease.cache_token
+        await trio.sleep(180)
+        last = lease.cache_token
+
+    assert first == granted
+    assert last == CacheToken(f"token {len(plane.minted_at)}", 100)
+    # each one when half of the last one's life is over and a renewal comes: not before, and soon after
+    gaps_s = [later - earlier for earlier, later in pairwise([begun_s, *plane.minted_at])]
+    assert len(gaps_s) == 3
+    assert min(gaps_s) >= 50
+    assert max(gaps_s) <= 50 + RENEW_MAX_S
+
+
+async def test_an_agent_that_resumes_a_lease_asks_for_the_cache_token_that_it_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with resume_lease(Minting(), KEY, POLICY, None, virtual_ns) as lease:
+        await trio.sleep(1)
+        held = lease.cache_token
+
+    assert held == CacheToken("token 1", 100)

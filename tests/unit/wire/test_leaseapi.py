@@ -21,9 +21,19 @@ from nimbus.wire import leaseapi as api
 KEY = LeaseKey(7, "6f1f64e4-3d29-4d5c-9a53-0f4a2d8f6c11", 3)
 COMMAND = Command(("sh", "-c", "x y"), {"K": "ü"}, "/w", "runner", 1.5, 2.0)
 GRANT = api.Grant(
-    KEY, 300.0, 1, api.MachineKind.COMMAND, Shape(2, 512, 64), "base", ("nimbus",), COMMAND,
-    "http://logs/ingest", "a.b.c", api.GrantTimes(None, 5, 6),
-)  # fmt: skip
+    KEY,
+    300.0,
+    1,
+    api.MachineKind.COMMAND,
+    Shape(2, 512, 64),
+    "base",
+    ("nimbus",),
+    COMMAND,
+    "http://logs/ingest",
+    "a.b.c",
+    api.GrantTimes(None, 5, 6),
+)
+CACHE_TOKEN = api.CacheToken("v1.k.p.m", 3600.0)  # fmt: skip
 
 
 def body(value: object) -> bytes:
@@ -41,6 +51,8 @@ def body(value: object) -> bytes:
         (api.LeaseRequest(30.0, 2, 512, 1, (), 9000), api.render_lease_request, api.parse_lease_request),
         (api.LeaseRequest(1.0, 2, 512, 1, arch=Arch.ARM64), api.render_lease_request, api.parse_lease_request),
         (GRANT, api.render_grant, api.parse_grant),
+        (replace(GRANT, cache_token=CACHE_TOKEN), api.render_grant, api.parse_grant),
+        (api.RenewReply(20.0, False, None, CACHE_TOKEN), api.render_renew_reply, api.parse_renew_reply),
         (api.RenewReply(20.0, True, api.JobLink(5, None)), api.render_renew_reply, api.parse_renew_reply),
         (api.RenewReply(20.0, False), api.render_renew_reply, api.parse_renew_reply),
         (api.RunnerReply("n", ("/r",), {"A": "b"}), api.render_runner_reply, api.parse_runner_reply),
@@ -51,6 +63,25 @@ def test_what_one_end_renders_the_other_parses(
     value: object, render: Callable[[Any], object], parse: Callable[[bytes], object]
 ) -> None:
     assert parse(body(render(value))) == value
+
+
+def test_an_end_of_before_there_were_cache_tokens_is_understood() -> None:
+    older = api.render_grant(GRANT)
+    del older["cache_token"]
+    assert api.parse_grant(body(older)).cache_token is None
+    assert api.parse_renew_reply(b'{"ttl_s": 1, "cancel": false}').cache_token is None
+    asked = api.render_renew_request(api.RenewRequest(KEY, api.HeldState.BOOTING))
+    assert api.parse_renew_request(body(asked), 7).wants_cache_token is False
+
+
+def test_a_token_does_not_show_itself_when_printed() -> None:
+    granted = replace(GRANT, cache_token=CACHE_TOKEN)
+    assert CACHE_TOKEN.text not in repr((CACHE_TOKEN, granted, api.RenewReply(1, False, None, CACHE_TOKEN)))
+
+
+def test_a_renewal_asks_for_a_cache_token_where_the_holder_needs_one() -> None:
+    asked = api.RenewRequest(KEY, api.HeldState.RUNNING, wants_cache_token=True)
+    assert api.parse_renew_request(body(api.render_renew_request(asked)), 7) == asked
 
 
 def test_an_agent_that_does_not_tell_its_architecture_is_an_x64_host() -> None:
