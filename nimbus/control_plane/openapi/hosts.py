@@ -1,4 +1,4 @@
-"""What the routes of hosts take and answer: the operator's, and the heartbeat. Called by hosts_api.py and agents_api.py."""
+"""What the operator's routes of hosts, and the heartbeat, take and answer. Called by hosts_api.py and agents_api.py."""
 
 from __future__ import annotations
 
