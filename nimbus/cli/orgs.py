@@ -20,7 +20,7 @@ from nimbus.model.labels import Arch
 from nimbus.wire.tokens import Audience
 
 NONE = "none"
-_LIMITS = ("max_machines", "max_cpus", "runner_group_id")
+_LIMITS = ("max_machines", "max_cpus", "runner_group_id", "weight")
 
 
 @click.group()
@@ -35,7 +35,7 @@ def orgs() -> None:
       nimbus orgs list
       nimbus orgs show octo-org
       nimbus orgs limit octo-org --max-machines 20 --max-cpus 64
-      nimbus orgs limit octo-org --max-cpus none
+      nimbus orgs limit octo-org --max-cpus none --weight 200
       nimbus orgs label set octo-org big --cpus 16 --memory 64G --disk 100G
       nimbus orgs label remove octo-org big
 
@@ -53,7 +53,7 @@ def list_orgs(base_url: str, token: str | None, as_json: bool) -> None:
     if as_json:
         print_json(reply)
         return
-    head = ("ORG", "LOGIN", "MACHINES", "CPUS", "QUEUED", "PROBLEM")
+    head = ("ORG", "LOGIN", "MACHINES", "CPUS", "WEIGHT", "QUEUED", "PROBLEM")
     click.echo(render_table(head, map(row, reply["orgs"]), terminal_width()))
 
 
@@ -75,12 +75,16 @@ def show(base_url: str, token: str | None, as_json: bool, org: str) -> None:
 @click.option("--max-machines", metavar="N", help="Machines at once; none: no limit but the hosts'.")
 @click.option("--max-cpus", metavar="N", help="CPUs at once, of all its machines together; or none.")
 @click.option("--runner-group", "runner_group_id", metavar="ID", help="GitHub's id of the runner group; or none.")
+@click.option("--weight", metavar="N", help="Its share against the other organisations'; 100 where nobody said.")
 def limit(base_url: str, token: str | None, as_json: bool, org: str, **limits: str | None) -> None:
-    """Set what it may hold at once; jobs beyond that wait.
+    """Set what it may hold at once, beyond which jobs wait, and its share of the hosts.
+
+    An organisation of weight 200 comes to hold twice the CPUs of one of weight 100 where both have jobs that wait.
 
     \b
     Examples:
       nimbus orgs limit octo-org --max-machines 20
+      nimbus orgs limit octo-org --weight 200
       nimbus orgs limit octo-org --max-machines none --max-cpus 64
     """
     reply = _ask(base_url, token, "PATCH", _path(org), body=render_limits(limits))
@@ -112,6 +116,9 @@ def label() -> None:
 @click.option("--arch", type=click.Choice([arch.value for arch in Arch]), default=None, help="x64 when left out.")
 @click.option("--image", default=None, help="What it boots; the control plane's default image when left out.")
 @click.option("--max-machines", type=click.IntRange(0), default=None, help="Of this label at once.")
+@click.option(
+    "--priority", type=click.IntRange(-100, 100), default=None, help="Before the organisation's others, or after."
+)
 def set_label(base_url: str, token: str | None, as_json: bool, org: str, word: str, **machine: Any) -> None:
     """Make a label, or change it; queued jobs follow at once.
 
@@ -159,11 +166,12 @@ def render_limits(limits: dict[str, str | None]) -> Reply:
     body: Reply = {}
     for name, text in limits.items():
         if text is not None:
-            if text != NONE and not (text.isascii() and text.isdigit()):
-                raise Refused(f"--{name.removesuffix('_id').replace('_', '-')} {text!r}: give a number, or {NONE}")
+            or_none = "" if name == "weight" else f", or {NONE}"
+            if not (text.isascii() and text.isdigit()) and not (text == NONE and or_none):
+                raise Refused(f"--{name.removesuffix('_id').replace('_', '-')} {text!r}: give a number{or_none}")
             body[name] = None if text == NONE else int(text)
     if not body:
-        raise Refused("give a limit: --max-machines, --max-cpus or --runner-group")
+        raise Refused("give a limit: --max-machines, --max-cpus, --runner-group or --weight")
     return body
 
 
@@ -172,7 +180,9 @@ def render_machine(machine: dict[str, Any]) -> Reply:
     body: Reply = {"cpus": machine["cpus"], "mem_mib": parse_mib(machine["memory"])}
     if machine["disk"] is not None:
         body["disk_mib"] = parse_mib(machine["disk"], "--disk")
-    return body | {name: machine[name] for name in ("arch", "image", "max_machines") if machine[name] is not None}
+    return body | {
+        name: machine[name] for name in ("arch", "image", "max_machines", "priority") if machine[name] is not None
+    }
 
 
 def describe_machine(label: Reply) -> str:
@@ -180,7 +190,8 @@ def describe_machine(label: Reply) -> str:
     size = f"{label['cpus']} CPUs, {label['mem_mib']} MiB of memory, {label['disk_mib']} MiB of disk, {label['arch']}"
     image = "" if label["image"] is None else f", image {cell(label['image'])}"
     most = "" if label["max_machines"] is None else f", at most {label['max_machines']} at once"
-    return f"{size}{image}{most}"
+    first = f", priority {label['priority']}" if label["priority"] else ""
+    return f"{size}{image}{most}{first}"
 
 
 def row(org: Reply) -> tuple[str, ...]:
@@ -189,7 +200,8 @@ def row(org: Reply) -> tuple[str, ...]:
     machines = f"{holds['machines']}/{_or_none(org['max_machines'])}"
     cpus = f"{holds['cpus']}/{_or_none(org['max_cpus'])}"
     problem = next((each["means"] for each in select_problems(org)), None)
-    return (str(org["org_id"]), cell(org["login"]), machines, cpus, str(holds["queued"]), sentence(problem))
+    numbers = (machines, cpus, str(org["weight"]), str(holds["queued"]))
+    return (str(org["org_id"]), cell(org["login"]), *numbers, sentence(problem))
 
 
 def select_problems(org: Reply) -> list[Reply]:
@@ -207,6 +219,7 @@ def render_org(org: Reply, width: int | None = None) -> str:
         ("org", str(org["org_id"])),
         ("machines", _of(org["holds"]["machines"], org["max_machines"])),
         ("CPUs", _of(org["holds"]["cpus"], org["max_cpus"])),
+        ("weight", str(org["weight"])),
         ("queued", str(org["holds"]["queued"])),
         ("runner group", "the default" if group is None else str(group)),
     ]

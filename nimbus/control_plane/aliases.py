@@ -39,7 +39,8 @@ async def load_aliases(transaction: Transaction, org_id: int) -> Mapping[str, Al
 
 
 def _parse_alias(row: Row) -> Alias:
-    return Alias(row["alias"], parse_shape(Fields(row["shape"], "stored shape")), Arch(row["arch"]), row["image"])
+    shape = parse_shape(Fields(row["shape"], "stored shape"))
+    return Alias(row["alias"], shape, Arch(row["arch"]), row["image"], row["priority"])
 
 
 async def keep_alias(transaction: Transaction, org_id: int, capped: CappedAlias) -> None:
@@ -48,7 +49,7 @@ async def keep_alias(transaction: Transaction, org_id: int, capped: CappedAlias)
     others = await transaction.fetchval(_SQL["count_others"], org_id, alias.alias)
     if others >= MAX_ALIASES:
         raise Conflict(f"this organisation has {others} labels, and {MAX_ALIASES} is the most: take one away first")
-    what = (render_shape(alias.shape), alias.arch, alias.image, capped.max_machines)
+    what = (render_shape(alias.shape), alias.arch, alias.image, capped.max_machines, alias.priority)
     await transaction.execute(_SQL["keep_alias"], org_id, alias.alias, *what)
 
 

@@ -16,7 +16,7 @@ from nimbus.control_plane.agents import judge_agents
 from nimbus.control_plane.agents_api import build_agents_api
 from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.duties import note_duties
-from nimbus.control_plane.forge import open_forge
+from nimbus.control_plane.forge import open_forge, plan_demand
 from nimbus.control_plane.hosts import SILENT, count_states
 from nimbus.control_plane.hosts_api import build_hosts_api
 from nimbus.control_plane.inbox import measure_inbox
@@ -97,6 +97,7 @@ def plan_leases(settings: Settings) -> LeaseTerms:
         policy=LeasePolicy(settings.job_lease_ttl),
         in_progress_ttl_s=settings.job_in_progress_lease_ttl,
         max_attempts=settings.job_max_attempts,
+        starvation_s=settings.starvation_after,
         sweep_s=settings.lease_sweep_interval,
     )
 
@@ -108,6 +109,8 @@ def plan_jobs(settings: Settings) -> JobRules:
         rate_interval_s=settings.org_rate_interval,
         default_image=settings.default_image,
         stolen_limit=settings.stolen_limit,
+        aging_s=settings.priority_aging,
+        sizes=plan_demand(settings).labels,
     )
 
 

@@ -53,6 +53,7 @@ class DemandRules:
     sweep_s: float = 15.0
     pause_s: float = 60.0  # after a machine of a label set ended without a job, before the sweeper makes another
     untold_s: float = 330.0  # so long after a runner ended a repair may still tell which job it served
+    aging_s: float = 60.0  # of waiting that are worth one step of priority
     stolen_limit: int = STOLEN_LIMIT  # runners that others may take from a label set, for each of its jobs, in an hour
 
     def owns(self, event: WorkflowJobEvent) -> bool:
@@ -191,7 +192,7 @@ async def _keep_job(transaction: Transaction, heard: _Told, owner: tuple[int, in
     await transaction.execute(
         _SQL["update_job"], known["job_id"], state, event.conclusion, event.runner_name,
         event.created_at, started_at, event.completed_at, learned if moved and learned in REPAIRS else None,
-        heard.received_at,
+        heard.received_at, learned,
     )  # fmt: skip
     return _Step(known["job_id"], state, moved)
 
@@ -224,7 +225,8 @@ async def rejudge_org(transaction: Transaction, org_id: int, rules: DemandRules)
         await transaction.execute(_SQL["judge_jobs"], org_id, list(labels), refusal_of(judged))
         if isinstance(judged, Wanted):
             what = (render_shape(judged.shape), judged.arch, judged.image, list(judged.host_labels), judged.alias)
-            await transaction.execute(_SQL["refit_machines"], org_id, list(labels), *what)
+            turn = (judged.priority, judged.priority * rules.aging_s)
+            await transaction.execute(_SQL["refit_machines"], org_id, list(labels), *what, *turn)
     sets = {LabelSet(org_id, _level(row["repo_id"], rules), tuple(row["labels"])) for row in rows if not row["rests"]}
     for label_set in sorted(sets, key=lambda each: (each.repo_id or 0, each.labels)):
         more, _ = await balance(transaction, label_set, rules, None, None)
@@ -288,6 +290,8 @@ async def _queue(
         host_labels=wanted.host_labels,
         arch=wanted.arch,
         alias=wanted.alias,
+        priority=wanted.priority,
+        aging_s=rules.aging_s,
         repo_id=label_set.repo_id,
         webhook_at=webhook_at,
         installation_id=installation_id,

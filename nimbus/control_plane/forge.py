@@ -87,6 +87,7 @@ def plan_demand(settings: Settings) -> DemandRules:
         level=RunnerLevel(settings.runner_level),
         default_installation_id=settings.github_app_installation_id,
         stolen_limit=settings.stolen_limit,
+        aging_s=settings.priority_aging,
         sweep_s=settings.demand_interval,
         pause_s=settings.demand_pause,
         untold_s=max(settings.poll_interval, settings.redelivery_interval) + settings.repair_takes,

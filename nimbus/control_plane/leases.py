@@ -65,8 +65,18 @@ async def look_for_work(services: Services, agent_id: str, request: LeaseRequest
     """One look for this agent, and whether it saw everything; where it did not, a look a moment later may find more."""
     if request.free_slots < 1:
         return Look(None, whole=True)
-    row, whole = await services.database.run(_grant, agent_id, request, services.lease_terms)
+    terms = services.lease_terms
+    asked = _plan_look(agent_id, request, terms)
+    [row] = await services.database.fetch(_SQL["grant_lease"], *asked.args(None))
+    whole = True
+    if row["uncounted"] or not row["same"]:
+        row, whole = await services.database.run(_grant_with_care, asked, terms)
     if row is None:
+        return Look(None, whole)
+    if row["reserved"] is not None:
+        services.metrics.hosts_reserved.inc()
+        log.info("lease.reserved", machine=row["reserved"], agent=agent_id)
+    if row["machine_id"] is None:
         return Look(None, whole)
     grant = _parse_granted(row, services)
     services.metrics.leases_granted.inc()
@@ -74,30 +84,41 @@ async def look_for_work(services: Services, agent_id: str, request: LeaseRequest
     return Look(grant, whole)
 
 
-async def _grant(
-    transaction: Transaction, agent_id: str, request: LeaseRequest, terms: LeaseTerms
-) -> tuple[Row | None, bool]:
+@dataclass(frozen=True)
+class _Asked:
+    """Who asks with what room, as `grant_lease` of leases.sql takes it."""
+
+    agent_id: str
+    room: tuple[object, ...]
+    arch: str
+    starvation_s: float
+
+    def args(self, counting: bool | None) -> tuple[object, ...]:
+        return (self.agent_id, *self.room, self.arch, counting, _PASSING_PROBLEMS, self.starvation_s)
+
+
+def _plan_look(agent_id: str, request: LeaseRequest, terms: LeaseTerms) -> _Asked:
     labels = sorted({label.lower() for label in request.labels})
-    await transaction.execute(_SQL["offered"], agent_id, labels, request.arch)
+    offered = [*labels, *IMPLICIT, request.arch] if labels else []
+    answer_s = min(terms.answer_s, terms.policy.ttl_s)
+    room = (request.free_cpus, request.free_mem_mib, offered, answer_s, request.free_disk_mib)
+    return _Asked(agent_id, room, request.arch, terms.starvation_s)
+
+
+async def _grant_with_care(transaction: Transaction, asked: _Asked, terms: LeaseTerms) -> tuple[Row | None, bool]:
+    """The same look where the database may be another one, or where what capped orgs hold must be counted."""
     if not await may_grant(transaction, terms.watch):
         return None, True
     # a statement of its own: the next one then sees what whoever counted last has committed
     counting = await transaction.fetchval(_SQL["lock_caps"])
-    offered = [*labels, *IMPLICIT, request.arch] if labels else []
-    answer_s = min(terms.answer_s, terms.policy.ttl_s)
-    room = (request.free_cpus, request.free_mem_mib, offered, answer_s, request.free_disk_mib)
-    row = await transaction.fetchrow(
-        _SQL["grant_lease"], agent_id, *room, request.arch, bool(counting), _PASSING_PROBLEMS
-    )
-    return row, counting is not False
+    return await transaction.fetchrow(_SQL["grant_lease"], *asked.args(counting)), counting
 
 
 def _parse_granted(row: Row, services: Services) -> Grant:
     key = LeaseKey(row["machine_id"], str(row["lease_id"]), row["fence"])
     command = None if row["command"] is None else parse_command(Fields(row["command"], "stored command"))
-    token = mint_machine_token(
-        services.keys, key, row["org_id"], row["agent_id"]
-    )  # also for an agent's own NIMBUS_LOG_SINK_URL
+    # also for an agent's own NIMBUS_LOG_SINK_URL
+    token = mint_machine_token(services.keys, key, row["org_id"], row["agent_id"])
     webhook = None if row["webhook_at"] is None else _unix_ms(row["webhook_at"])
     return Grant(
         key=key,
@@ -153,7 +174,7 @@ async def _renew(
     if starts:
         await note_event(transaction, row, target, MachineEvent.START, None, Teller.AGENT)
         if row["kind"] == MachineKind.COMMAND:
-            await transaction.execute(_SQL["start_command_job"], row["job_id"])
+            await transaction.execute(_SQL["start_command_job"], row["job_id"], agent_id)
     job = None if row["job_id"] is None else JobLink(row["job_id"], row["repo_id"])
     return RenewReply(ttl_s=ttl_s, cancel=renewed["cancel_requested"], job=job), row["org_id"]
 

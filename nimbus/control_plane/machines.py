@@ -35,6 +35,8 @@ class MachineRequest:
     job_id: int | None = None
     repo_id: int | None = None
     command: Command | None = field(default=None, repr=False)
+    priority: int = 0  # within its org
+    aging_s: float = 60.0  # of waiting that are worth one step of it
     webhook_at: datetime | None = None
     installation_id: int | None = None
 
@@ -61,12 +63,19 @@ async def queue_machine(transaction: Transaction, request: MachineRequest) -> in
         normalise_labels(request.host_labels),
         request.arch,
         request.alias,
+        request.priority,
+        request.priority * request.aging_s,
     )
     return machine_id
 
 
-async def cancel_machine(transaction: Transaction, machine_id: int, cause: str) -> MachineState | None:
-    """Cancel a queued machine request, or ask the holder of a leased one to stop; its state then, None if unknown."""
+async def cancel_machine(
+    transaction: Transaction, machine_id: int, cause: str, teller: str | None = None
+) -> MachineState | None:
+    """Cancel a queued machine request, or ask the holder of a leased one to stop; its state then, None if unknown.
+
+    `teller` None: demand itself wants it no more.
+    """
     row = await transaction.fetchrow(_SQL["lock_machine"], machine_id)
     if row is None:
         return None
@@ -76,11 +85,11 @@ async def cancel_machine(transaction: Transaction, machine_id: int, cause: str) 
     if state is MachineState.QUEUED:
         await transaction.execute(_SQL["cancel_queued"], machine_id, cause)
         state = advance(state, MachineEvent.CANCEL)
-        told: tuple[object, ...] = (MachineEvent.CANCEL, cause, row["fence"], None)
+        told: tuple[object, ...] = (MachineEvent.CANCEL, cause, row["fence"], None, teller)
     elif row["cancel_requested"]:
         return state
     else:
         await transaction.execute(_SQL["request_cancel"], machine_id)
-        told = (ASK_CANCEL, cause, row["fence"], row["agent_id"])
+        told = (ASK_CANCEL, cause, row["fence"], row["agent_id"], teller)
     await transaction.execute(_SQL["note_cancel"], machine_id, row["state"], state, *told)
     return state

@@ -37,6 +37,9 @@ class Metrics:
             "nimbus_control_plane_drift", "Steps of jobs that no webhook told", ["source"], registry=self.registry
         )
         self.leases_granted = self._gauge("nimbus_control_plane_leases_granted", "Machine requests handed to an agent")
+        self.hosts_reserved = self._gauge(
+            "nimbus_control_plane_hosts_reserved", "Times that a host began to make room for what had waited too long"
+        )
         self.leases_fenced = self._gauge("nimbus_control_plane_leases_fenced", "Writes refused by lease, fence or time")
         self.leases_expired = self._gauge("nimbus_control_plane_leases_expired", "Leases whose holder fell silent")
         self.grants_paused = self._gauge(

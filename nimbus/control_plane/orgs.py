@@ -13,10 +13,10 @@ from typing import Any
 import structlog
 
 from nimbus.control_plane.access import Caller
-from nimbus.control_plane.aliases import CappedAlias, keep_alias, list_aliases, remove_alias
+from nimbus.control_plane.aliases import CappedAlias, keep_alias, list_aliases, load_aliases, remove_alias
 from nimbus.control_plane.demand import DemandRules, lock_org, rejudge_org
-from nimbus.control_plane.jobs import check_image
 from nimbus.control_plane.services import MACHINES, RUNNERS, Services
+from nimbus.control_plane.submission import check_image
 from nimbus.control_plane.waiting import explain_problem
 from nimbus.model.errors import Forbidden, NotFound
 from nimbus.model.labels import Alias, Arch, LabelRules, check_alias
@@ -28,8 +28,11 @@ from nimbus.wire.vmjson import Json, render_shape
 log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "orgs.sql")
 CAPS = ("max_machines", "max_cpus")
-_LIMITS = (*CAPS, "runner_group_id")
-_ALIAS_FIELDS = frozenset({"cpus", "mem_mib", "disk_mib", "arch", "image", "max_machines"})
+_LIMITS = (*CAPS, "runner_group_id", "weight")
+_OPERATORS = (*CAPS, "weight")  # what only an operator may raise
+_ALIAS_FIELDS = frozenset({"cpus", "mem_mib", "disk_mib", "arch", "image", "max_machines", "priority"})
+WEIGHTS = (1, 10_000)  # 100 is what an org has that nobody gave another
+PRIORITIES = (-100, 100)
 _MOST = 1_000_000  # machines or CPUs of one org: a larger number is a slip
 
 
@@ -49,6 +52,8 @@ def parse_change(body: bytes) -> OrgChange:
 
 
 def _limit(fields: Fields, name: str) -> int | None:
+    if name == "weight":
+        return fields.integer(name, *WEIGHTS)
     if not fields.has(name):
         return None
     return fields.integer(name, 0, _MOST) if name in CAPS else fields.integer(name, 1)
@@ -68,7 +73,8 @@ def parse_alias(body: bytes, alias: str, rules: LabelRules) -> CappedAlias:
     )
     arch = fields.choice("arch", Arch) if fields.has("arch") else Arch.X64
     most = fields.integer("max_machines", 0, _MOST) if fields.has("max_machines") else None
-    parsed = CappedAlias(Alias(alias.lower(), shape, arch, image), most)
+    priority = fields.integer("priority", *PRIORITIES) if fields.has("priority") else 0
+    parsed = CappedAlias(Alias(alias.lower(), shape, arch, image, priority), most)
     check_alias(parsed.alias, rules)
     return parsed
 
@@ -150,7 +156,7 @@ def _render_problem(row: Row, login: str) -> Json:
 def _render_alias(capped: CappedAlias) -> Json:
     alias = capped.alias
     what = {"arch": alias.arch.value, "image": alias.image, "max_machines": capped.max_machines}
-    return {"label": alias.alias, **render_shape(alias.shape), **what}
+    return {"label": alias.alias, **render_shape(alias.shape), **what, "priority": alias.priority}
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -169,9 +175,9 @@ async def _limit_org(transaction: Transaction, name: str, change: OrgChange, cal
     await lock_org(transaction, row["org_id"])
     row = await _require_org(transaction, str(row["org_id"]), caller_org)  # as it is under the lock
     if caller_org is not None:
-        for cap in CAPS:
-            if _raises(row[cap], change.limits.get(cap, row[cap])):
-                raise Forbidden(f"{cap} of {row['login']} is {row[cap]}: only the operator may raise it")
+        for limit in _OPERATORS:
+            if _raises(row[limit], change.limits.get(limit, row[limit])):
+                raise Forbidden(f"{limit} of {row['login']} is {row[limit]}: only the operator may raise it")
     limits = {limit: change.limits.get(limit, row[limit]) for limit in _LIMITS}
     await transaction.execute(_SQL["limit_org"], row["org_id"], *limits.values())
     return await _show(transaction, str(row["org_id"]), caller_org)
@@ -194,6 +200,11 @@ async def _set_label(
 ) -> tuple[int, int]:
     org_id: int = (await _require_org(transaction, name, caller_org))["org_id"]
     await lock_org(transaction, org_id)
+    wanted = capped.alias
+    if caller_org is not None and wanted.priority > 0:
+        known = (await load_aliases(transaction, org_id)).get(wanted.alias)
+        if known is None or wanted.priority > known.priority:
+            raise Forbidden(f"the label {wanted.alias}: only the operator may give it a priority above 0")
     await keep_alias(transaction, org_id, capped)
     return org_id, await rejudge_org(transaction, org_id, rules)
 

@@ -13,6 +13,7 @@ from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.mirror import Mirror
 from nimbus.control_plane.tokens import KeyRing
 from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
+from nimbus.model.labels import LabelRules
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.nonces import Nonces
 from nimbus.runtime.postgres import Database
@@ -33,8 +34,10 @@ class LeaseTerms:
     in_progress_ttl_s: float = 3600.0
     answer_s: float = 30.0  # of a lease until its holder first renews it, which it does at once: the grant may be lost
     max_attempts: int = 3  # hosts that may fail a machine request before it is given up
+    starvation_s: float = 300.0  # that a request waits for free room before a host makes some; 0: none ever does
     sweep_s: float = 1.0  # between two looks for leases whose holder fell silent
-    poll_s: float = 2.0  # a waiting agent looks this often even when no bell rings
+    look_s: float = 2.0  # for waiting agents the queue is looked into this often even when no bell rings
+    patience_s: float = 1.0  # that an agent has to lease what it was woken for, before another is woken
     host_clock: Callable[[], HostClock] = read_host_clock
 
     @property
@@ -76,7 +79,9 @@ class JobRules:
     rate_limit: int = 100
     rate_interval_s: float = 60.0
     default_image: str = "base"
+    aging_s: float = 60.0  # of waiting that are worth one step of priority
     stolen_limit: int = 3  # DemandRules' own, for what is said of a job that waits because of it
+    sizes: LabelRules = field(default_factory=LabelRules)  # how large a machine may be, as for labels
 
 
 @dataclass(frozen=True)

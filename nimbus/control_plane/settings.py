@@ -92,6 +92,17 @@ class Settings(DatabaseSettings):
         default=1.0, gt=0, le=60, description="seconds between two looks for leases whose holder fell silent"
     )
     job_max_attempts: int = Field(default=3, ge=1, le=MAX_GRANTS)
+    priority_aging: float = Field(
+        default=60.0,
+        gt=0,
+        le=86400.0,
+        description="seconds of waiting that are worth one step of priority; holds for what is queued from then on",
+    )
+    starvation_after: float = Field(
+        default=300.0,
+        ge=0,
+        description="seconds that a machine request waits for free room before a host makes room for it; 0: none does",
+    )
     org_job_rate_limit: int = Field(default=100, ge=1)
     org_rate_interval: float = Field(default=60.0, gt=0)
     signing_key: SecretStr | None = None  # Ed25519 PEM; none: generated once and kept in the database

@@ -2,7 +2,8 @@
 
 Pure and total: any set of labels is judged, and what cannot be served is refused in words for the workflow's author.
 Labels compare as sets and without case, as GitHub compares them. Never looks at hosts or orgs: an org's aliases are
-passed in. Called by control_plane/demand.py (jobs) and control_plane/orgs.py (an alias before it is kept).
+passed in. Called by control_plane/demand.py (jobs), submission.py (a size by itself) and orgs.py (an alias before it
+is kept).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Alias:
     shape: Shape
     arch: Arch = Arch.X64
     image: str | None = None
+    priority: int = 0  # of its machines within the org
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Wanted:
     image: str
     host_labels: tuple[str, ...]
     alias: str | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,23 @@ def judge_labels(labels: Iterable[str], rules: LabelRules, aliases: Mapping[str,
     return _choose(read, rules, aliases) if problem is None else Refusal(problem)
 
 
+def parse_size(text: str, rules: LabelRules) -> tuple[Shape, Arch | None]:
+    """The machine of a size by itself (`4cpu-8gb-20gb-disk-arm64`); Refused for what is none."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise Refused(f"{_show(text)} is no size: write it like 4cpu-8gb, or 4cpu-8gb-20gb-disk-arm64")
+    cpus, mem_mib, disk_mib, arch = _read_size(match, rules)
+    check_size(cpus, mem_mib, disk_mib, rules)
+    return Shape(cpus, mem_mib, disk_mib), arch
+
+
+def check_size(cpus: int, mem_mib: int, disk_mib: int, rules: LabelRules) -> None:
+    """Refused for a machine above the limits of sizes."""
+    too_much = _find_excess(cpus, mem_mib, disk_mib, rules)
+    if too_much is not None:
+        raise Refused(too_much)
+
+
 def check_alias(alias: Alias, rules: LabelRules) -> None:
     """Refused for a word that already means something, or for a machine above the limits of labels."""
     word = alias.alias
@@ -132,9 +152,7 @@ def check_alias(alias: Alias, rules: LabelRules) -> None:
         raise Refused(f"the label {word} reads as a size: choose another")
     if word.startswith(_HOSTED):
         raise Refused(f"GitHub gives jobs with the label {word} to its own runners: choose another")
-    too_much = _find_excess(alias.shape.cpus, alias.shape.mem_mib, alias.shape.disk_mib, rules)
-    if too_much is not None:
-        raise Refused(too_much)
+    check_size(alias.shape.cpus, alias.shape.mem_mib, alias.shape.disk_mib, rules)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -178,9 +196,13 @@ def _parse_size(label: str, rules: LabelRules) -> _Size | None:
     match = None if own is None else _SIZE.fullmatch(label[len(own) + 1 :])
     if own is None or match is None:
         return None
+    return _Size(own, *_read_size(match, rules))
+
+
+def _read_size(match: re.Match[str], rules: LabelRules) -> tuple[int, int, int, Arch | None]:
     cpus, memory_gb, disk_gb, arch = match.groups()
     disk_mib = rules.shape.disk_mib if disk_gb is None else int(disk_gb) * MIB_PER_GB
-    return _Size(own, int(cpus), int(memory_gb) * MIB_PER_GB, disk_mib, None if arch is None else _ARCHES[arch])
+    return int(cpus), int(memory_gb) * MIB_PER_GB, disk_mib, None if arch is None else _ARCHES[arch]
 
 
 # --- judging ------------------------------------------------------------------------------------------------------
@@ -215,19 +237,20 @@ def _choose(read: _Read, rules: LabelRules, aliases: Mapping[str, Alias]) -> Wan
         if too_much is not None:
             return Refusal(f"the label {_show(alias.alias)} asks for too much: {too_much}")
         hosts = (read.own or set(rules.labels[:1])) | read.free
-        return Wanted(alias.shape, alias.arch, alias.image or rules.image, tuple(sorted(hosts)), alias.alias)
+        image = alias.image or rules.image
+        return Wanted(alias.shape, alias.arch, image, tuple(sorted(hosts)), alias.alias, alias.priority)
     return Wanted(rules.shape, arch, rules.image, tuple(sorted(read.own | read.free)))
 
 
 def _find_excess(cpus: int, mem_mib: int, disk_mib: int, rules: LabelRules) -> str | None:
-    """Why that is more than a label may ask for; None where it is not."""
+    """Why that is more than a job may ask for; None where it is not."""
     for asked, most, what, variable in (
         (cpus, rules.max_cpus, "CPUs", "NIMBUS_LABEL_MAX_CPUS"),
         (mem_mib, rules.max_memory_gb * MIB_PER_GB, "MiB of memory", "NIMBUS_LABEL_MAX_MEMORY_GB"),
         (disk_mib, rules.max_disk_gb * MIB_PER_GB, "MiB of disk", "NIMBUS_LABEL_MAX_DISK_GB"),
     ):
         if asked > most:
-            return f"{asked} {what} are more than the {most} that a label may ask for here ({variable})"
+            return f"{asked} {what} are more than the {most} that a job may ask for here ({variable})"
     return None
 
 

@@ -7,12 +7,22 @@ ALTER TABLE orgs ADD COLUMN weight integer NOT NULL DEFAULT 100 CHECK (weight BE
 ALTER TABLE label_aliases ADD COLUMN priority smallint NOT NULL DEFAULT 0 CHECK (priority BETWEEN -100 AND 100);
 ALTER TABLE jobs
     ADD COLUMN priority smallint NOT NULL DEFAULT 0 CHECK (priority BETWEEN -100 AND 100),
-    ADD COLUMN limited_until timestamptz;  -- its org asks too often: no machine is made for it before that
+    ADD COLUMN limited_until timestamptz,  -- its org asks too often: no machine is made for it before that
+    ADD COLUMN told_by text;  -- who made its last step known: user:NAME, github:WAY, or agent, clock, enrolment with :HOST
 ALTER TABLE machines
     ADD COLUMN priority smallint NOT NULL DEFAULT 0,
+    ADD COLUMN turn_at timestamptz NOT NULL DEFAULT now(),  -- when it was queued, earlier by what its priority is worth
     ADD COLUMN offered_until timestamptz,  -- a waiting agent was woken for it and has so long to lease it
-    ADD COLUMN reserved_for text,          -- the agent that takes nothing else until it has room for this one
-    ADD COLUMN reserved_until timestamptz;
+    ADD COLUMN reserved_for text;          -- the agent that takes nothing else until it has room for this one
+ALTER TABLE machines ALTER COLUMN turn_at SET DEFAULT clock_timestamp();
+UPDATE machines SET turn_at = created_at WHERE state IN ('queued', 'leased', 'running');
+
+-- What a grant reads: each org's queue in its order, who was served last, what a host holds, who makes room.
+CREATE INDEX machines_turn ON machines (org_id, turn_at, machine_id) WHERE state = 'queued';
+DROP INDEX machines_queued_of_org;
+CREATE INDEX machines_served ON machines (org_id, leased_at) WHERE leased_at IS NOT NULL;
+CREATE INDEX machines_held_by_agent ON machines (agent_id) WHERE state IN ('leased', 'running');
+CREATE INDEX machines_reserved ON machines (arch) WHERE state = 'queued' AND reserved_for IS NOT NULL;
 
 -- Every step of every job, with its cause, whoever wrote it. Append-only.
 CREATE TABLE job_events (
@@ -23,28 +33,40 @@ CREATE TABLE job_events (
     state_to text NOT NULL,
     conclusion text,
     cause text,
-    learned text NOT NULL  -- by which way we came to know: webhook, redelivery, poll, api
+    told_by text  -- as in jobs
 );
 CREATE INDEX job_events_of_job ON job_events (job_id, event_id);
-INSERT INTO job_events (job_id, at, state_to, conclusion, cause, learned)
-SELECT job_id, coalesce(completed_at, started_at, queued_at), state, conclusion, cause, coalesce(repaired_by, learned_by)
+INSERT INTO job_events (job_id, at, state_to, conclusion, cause, told_by)
+SELECT job_id, coalesce(completed_at, started_at, queued_at), state, conclusion, cause,
+       CASE source WHEN 'github' THEN 'github:' || coalesce(repaired_by, learned_by) END
 FROM jobs ORDER BY job_id;
 CREATE TRIGGER job_events_append_only BEFORE UPDATE OR DELETE ON job_events
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
 CREATE FUNCTION note_job_step() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO job_events (job_id, state_from, state_to, conclusion, cause, learned)
-    VALUES (NEW.job_id, CASE WHEN TG_OP = 'UPDATE' THEN OLD.state END, NEW.state, NEW.conclusion, NEW.cause,
-            CASE WHEN TG_OP = 'INSERT' THEN NEW.learned_by
-                 WHEN NEW.repaired_by IS DISTINCT FROM OLD.repaired_by THEN NEW.repaired_by
-                 WHEN NEW.source = 'api' THEN 'api' ELSE 'webhook' END);
+    INSERT INTO job_events (job_id, state_from, state_to, conclusion, cause, told_by)
+    VALUES (NEW.job_id, CASE WHEN TG_OP = 'UPDATE' THEN OLD.state END, NEW.state, NEW.conclusion, NEW.cause, NEW.told_by);
     RETURN NULL;
 END $$;
 CREATE TRIGGER jobs_noted_new AFTER INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION note_job_step();
 CREATE TRIGGER jobs_noted AFTER UPDATE OF state, conclusion ON jobs FOR EACH ROW
     WHEN (NEW.state IS DISTINCT FROM OLD.state OR NEW.conclusion IS DISTINCT FROM OLD.conclusion)
     EXECUTE FUNCTION note_job_step();
+
+-- What lists of jobs ask for, however long the history: what is everyday (a job that succeeded, told by a webhook) is
+-- found by walking back from the newest, what is rare by an index of its own.
+DROP INDEX jobs_open;
+CREATE INDEX jobs_not_completed ON jobs (state, job_id DESC) WHERE state <> 'completed';
+CREATE INDEX jobs_of_repo ON jobs (repo_id, job_id DESC) WHERE repo_id IS NOT NULL;
+CREATE INDEX jobs_not_successful ON jobs (conclusion, job_id DESC) WHERE conclusion <> 'success';
+CREATE INDEX jobs_by_way ON jobs (learned_by, job_id DESC) WHERE learned_by <> 'webhook';
+CREATE INDEX jobs_by_name ON jobs (left(name, 64) text_pattern_ops);
+CREATE INDEX jobs_by_label ON jobs USING gin (labels) WITH (fastupdate = off) WHERE source = 'github';
+CREATE INDEX jobs_by_time ON jobs USING brin (queued_at) WITH (autosummarize = on);
+-- And what an estimate is measured by: the newest ends of leases.
+CREATE INDEX machine_events_ends ON machine_events (event_id DESC)
+    WHERE state_from IN ('leased', 'running') AND state_to NOT IN ('leased', 'running');
 
 -- Tokens that an operator ended before their time: ids only, kept while the token could still be shown.
 CREATE TABLE revoked_tokens (
@@ -83,3 +105,46 @@ ALTER TABLE agents
     ADD COLUMN wanted_by text,
     ADD COLUMN wanted_at timestamptz;
 CREATE INDEX agents_not_granted ON agents (agent_id) WHERE wanted <> 'working' OR barred IS NOT NULL;
+
+-- The whole queue in the order in which a host that fits all would be given it, if nothing ended meanwhile: what the
+-- grant does, told ahead. Those that a cap of their org or label holds back come last.
+CREATE VIEW queue_order AS
+WITH queued AS (
+    SELECT m.machine_id, m.org_id, m.turn_at, m.reserved_for, (m.shape->>'cpus')::integer AS cpus,
+           a.max_machines < h.held + row_number() OVER (PARTITION BY m.org_id, m.alias ORDER BY m.turn_at, m.machine_id)
+               AS alias_full
+    FROM machines m
+    LEFT JOIN label_aliases a ON a.org_id = m.org_id AND a.alias = m.alias AND a.max_machines IS NOT NULL
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS held FROM machines c
+        WHERE c.org_id = a.org_id AND c.alias = a.alias AND c.state IN ('leased', 'running')
+    ) h ON true
+    WHERE m.state = 'queued' AND NOT m.cancel_requested
+), held AS (
+    SELECT org_id, count(*) AS machines, sum((shape->>'cpus')::integer) AS cpus
+    FROM machines WHERE state IN ('leased', 'running') GROUP BY org_id
+), lines AS (
+    SELECT q.machine_id, q.org_id, q.turn_at, q.reserved_for, q.cpus, coalesce(q.alias_full, false) AS alias_full,
+           row_number() OVER (PARTITION BY q.org_id ORDER BY q.turn_at, q.machine_id) AS place,
+           count(*) OVER (PARTITION BY q.org_id) AS length,
+           coalesce(h.machines, 0) + row_number() OVER line AS machines_then,
+           coalesce(h.cpus, 0) + sum(q.cpus) OVER line AS cpus_then
+    FROM queued q LEFT JOIN held h USING (org_id)
+    WINDOW line AS (PARTITION BY q.org_id, coalesce(q.alias_full, false) ORDER BY q.turn_at, q.machine_id
+                    ROWS UNBOUNDED PRECEDING)
+), turns AS (
+    SELECT l.*, (l.cpus_then - l.cpus)::double precision / o.weight AS share,
+           row_number() OVER line > 1 AS later, lag((l.cpus_then - l.cpus)::double precision / o.weight) OVER line AS before,
+           coalesce(extract(epoch FROM statement_timestamp() - s.served_at) * o.weight, 'infinity') AS unserved,
+           coalesce(l.alias_full OR l.machines_then > o.max_machines OR l.cpus_then > o.max_cpus, false) AS held_back
+    FROM lines l JOIN orgs o USING (org_id)
+    LEFT JOIN LATERAL (SELECT max(leased_at) AS served_at FROM machines m WHERE m.org_id = o.org_id) s ON true
+    WINDOW line AS (PARTITION BY l.org_id, l.alias_full ORDER BY l.turn_at, l.machine_id)
+)
+SELECT t.machine_id, t.org_id, t.place, t.length,
+       row_number() OVER (ORDER BY t.held_back, t.share, t.later, t.before, t.unserved DESC, t.turn_at, t.machine_id) - 1
+           AS ahead,
+       t.held_back, r.agent_id AS reserved_for
+FROM turns t
+LEFT JOIN agents r ON r.agent_id = t.reserved_for AND r.wanted = 'working' AND r.barred IS NULL
+                  AND r.last_seen > statement_timestamp() - interval '2 minutes';

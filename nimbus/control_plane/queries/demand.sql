@@ -38,9 +38,9 @@ SELECT job_id, org_id, state FROM jobs WHERE source = 'github' AND forge_job_id 
 
 -- name: insert_job
 INSERT INTO jobs (org_id, repo_id, source, forge_job_id, run_id, run_attempt, name, workflow_name, labels, html_url,
-                  state, conclusion, runner_name, queued_at, started_at, completed_at, learned_by, refusal)
+                  state, conclusion, runner_name, queued_at, started_at, completed_at, learned_by, refusal, told_by)
 VALUES ($1, $2, 'github', $3, $4, $5, $6, $7, $8, $9,
-        $10, $11, $12, $13, $14, $15, $16, $17)
+        $10, $11, $12, $13, $14, $15, $16, $17, 'github:' || $16)
 RETURNING job_id
 
 -- name: update_job
@@ -55,7 +55,8 @@ SET state = $2,
                            ELSE least(queued_at, $5) END,
     started_at = coalesce(started_at, $6),
     completed_at = coalesce($7, completed_at),
-    repaired_by = coalesce($8, repaired_by)
+    repaired_by = coalesce($8, repaired_by),
+    told_by = 'github:' || $10::text
 WHERE job_id = $1
 
 -- name: link_machine
@@ -124,6 +125,9 @@ WHERE org_id = $1 AND labels = $2::text[] AND source = 'github' AND state = 'que
 
 -- name: refit_machines
 -- What nobody has begun gets what its labels mean now.
-UPDATE machines SET shape = $3, arch = $4, image = $5, host_labels = $6, alias = $7
+UPDATE machines
+SET shape = $3, arch = $4, image = $5, host_labels = $6, alias = $7, priority = $8,
+    turn_at = created_at - make_interval(secs => $9::double precision)
 WHERE org_id = $1 AND labels = $2::text[] AND kind = 'runner' AND state = 'queued'
-  AND (shape, arch, image, host_labels, alias) IS DISTINCT FROM ($3::jsonb, $4::text, $5::text, $6::text[], $7::text)
+  AND (shape, arch, image, host_labels, alias, priority)
+      IS DISTINCT FROM ($3::jsonb, $4::text, $5::text, $6::text[], $7::text, $8::smallint)

@@ -1,39 +1,76 @@
 -- name: lock_caps
 -- Whether this transaction alone counts what capped orgs hold, until its commit. Asked for before `grant_lease`, which
 -- then sees what the last one to count has written. Nobody waits for it: capped orgs are left out of this look.
-SELECT CASE WHEN EXISTS (
-    SELECT FROM orgs o
-    WHERE (max_machines IS NOT NULL OR max_cpus IS NOT NULL
-           OR EXISTS (SELECT FROM label_aliases a WHERE a.org_id = o.org_id AND a.max_machines IS NOT NULL))
-      AND EXISTS (SELECT FROM machines m WHERE m.org_id = o.org_id AND m.state = 'queued')
-) THEN pg_try_advisory_xact_lock(hashtextextended('nimbus.caps', 0)) END
+SELECT pg_try_advisory_xact_lock(hashtextextended('nimbus.caps', 0))
 
 -- name: grant_lease
--- The org that holds the fewest CPUs is served first, and of its queue the oldest that fits. $8: capped orgs may be
--- counted (lock_caps). One statement takes it: no other agent can see the row between choosing and taking it.
-WITH waiting AS MATERIALIZED (
-    SELECT o.org_id, q.oldest, o.max_machines, o.max_cpus, h.machines, h.cpus,
-           o.max_machines IS NOT NULL OR o.max_cpus IS NOT NULL AS capped
-    FROM orgs o
+-- Whose turn it is: the org that holds the fewest CPUs for its weight, and of its queue the first that fits. What has
+-- waited long and fits this host's whole capacity, but not what is free of it, is not passed by: the host makes room
+-- for it. One statement decides and takes: no other agent can see the row between choosing and taking it.
+-- $8: capped orgs may be counted (lock_caps); false: they are left out; null: where one has a queue, nothing is granted.
+WITH RECURSIVE asker AS MATERIALIZED (
+    SELECT a.cpus, a.mem_mib, a.slots,
+           statement_timestamp() - make_interval(secs => $10::double precision) AS starves_before
+    FROM agents a
+    WHERE a.agent_id = $1 AND a.wanted = 'working' AND a.barred IS NULL
+), queues AS (
+    -- from one org that has a queue to the next, by index: neither all orgs are read nor all that is queued
+    (SELECT m.org_id, m.turn_at AS oldest FROM machines m WHERE m.state = 'queued' ORDER BY m.org_id, m.turn_at LIMIT 1)
+    UNION ALL
+    SELECT following.org_id, following.oldest
+    FROM queues q
     CROSS JOIN LATERAL (
-        SELECT min(m.machine_id) AS oldest FROM machines m WHERE m.org_id = o.org_id AND m.state = 'queued'
-    ) q
+        SELECT m.org_id, m.turn_at AS oldest FROM machines m
+        WHERE m.state = 'queued' AND m.org_id > q.org_id ORDER BY m.org_id, m.turn_at LIMIT 1
+    ) following
+), capped_alias AS MATERIALIZED (
+    SELECT a.org_id, a.alias, a.max_machines FROM label_aliases a JOIN queues USING (org_id)
+    WHERE a.max_machines IS NOT NULL
+), waiting AS MATERIALIZED (
+    SELECT q.org_id, q.oldest, o.weight, o.max_machines, o.max_cpus,
+           o.max_machines IS NOT NULL OR o.max_cpus IS NOT NULL AS capped
+    FROM queues q JOIN orgs o USING (org_id)
+), reservations AS MATERIALIZED (
+    -- Those that stand: of a silent, cordoned or barred host none does.
+    SELECT m.machine_id, m.org_id, m.reserved_for
+    FROM machines m JOIN agents a ON a.agent_id = m.reserved_for
+    WHERE m.state = 'queued' AND m.reserved_for IS NOT NULL AND m.arch = $7 AND NOT m.cancel_requested
+      AND a.wanted = 'working' AND a.barred IS NULL AND a.last_seen > statement_timestamp() - interval '2 minutes'
+), mine AS MATERIALIZED (
+    -- One host of an architecture makes room at a time: of two that began at once the older wish stands.
+    SELECT machine_id, org_id FROM reservations
+    WHERE reserved_for = $1 AND machine_id = (SELECT min(machine_id) FROM reservations)
+), look AS MATERIALIZED (
+    -- Not open: another database, a pause, or somebody must count first what a capped org holds.
+    SELECT seen.same, seen.uncounted, seen.same AND NOT (seen.paused OR seen.uncounted) AS open
+    FROM (
+        SELECT w.identity IS NOT DISTINCT FROM database_identity() AS same,
+               coalesce(w.grants_paused_until > clock_timestamp(), false) AS paused,
+               EXISTS (
+                   SELECT FROM waiting q
+                   WHERE (q.capped OR EXISTS (SELECT FROM capped_alias a WHERE a.org_id = q.org_id))
+                     AND ($8::boolean IS NULL OR (NOT $8 AND q.org_id IN (SELECT org_id FROM mine)))
+               ) AS uncounted
+        FROM database_watch w
+    ) seen
+), allowed AS MATERIALIZED (
+    SELECT w.*, h.cpus, h.cpus::double precision / w.weight AS share, s.served_at
+    FROM waiting w
     CROSS JOIN LATERAL (
         SELECT count(*) AS machines, coalesce(sum((m.shape->>'cpus')::integer), 0) AS cpus
-        FROM machines m
-        WHERE m.org_id = o.org_id AND m.state IN ('leased', 'running') AND q.oldest IS NOT NULL
+        FROM machines m WHERE m.org_id = w.org_id AND m.state IN ('leased', 'running')
     ) h
-    WHERE q.oldest IS NOT NULL
-), allowed AS MATERIALIZED (
-    SELECT * FROM waiting
-    WHERE NOT capped
-       OR ($8 AND (max_machines IS NULL OR machines < max_machines) AND (max_cpus IS NULL OR cpus < max_cpus))
+    CROSS JOIN LATERAL (
+        SELECT max(m.leased_at) AS served_at FROM machines m WHERE m.org_id = w.org_id AND m.leased_at IS NOT NULL
+    ) s
+    WHERE (SELECT open FROM look) AND EXISTS (SELECT FROM asker)
+      AND (NOT w.capped OR ($8 AND (w.max_machines IS NULL OR h.machines < w.max_machines)
+                               AND (w.max_cpus IS NULL OR h.cpus < w.max_cpus)))
 ), full_alias AS MATERIALIZED (
-    SELECT a.org_id, a.alias
-    FROM label_aliases a JOIN allowed USING (org_id)
-    WHERE a.max_machines IS NOT NULL AND (NOT $8 OR a.max_machines <= (
+    SELECT a.org_id, a.alias FROM capped_alias a JOIN allowed USING (org_id)
+    WHERE NOT $8 OR a.max_machines <= (
         SELECT count(*) FROM machines m
-        WHERE m.org_id = a.org_id AND m.alias = a.alias AND m.state IN ('leased', 'running')))
+        WHERE m.org_id = a.org_id AND m.alias = a.alias AND m.state IN ('leased', 'running'))
 ), blocked AS MATERIALIZED (
     -- What GitHub refuses an installation: nothing is granted until it is tried again, and then one machine goes ahead
     -- where somebody must act.
@@ -42,18 +79,47 @@ WITH waiting AS MATERIALIZED (
       AND (p.retry_at > clock_timestamp()
            OR (NOT p.kind = ANY ($9::text[])
                AND p.probed_at >= p.retry_at AND p.probed_at > clock_timestamp() - interval '2 minutes'))
-), chosen AS (
-    SELECT next.machine_id
-    FROM (SELECT * FROM allowed ORDER BY cpus, oldest) turn
+), capacity AS MATERIALIZED (
+    -- What this host could give if all that it runs had ended; of a host that runs nothing, what is free.
+    SELECT CASE WHEN held.machines = 0 THEN $2 ELSE greatest($2 + held.cpus, asker.cpus) END AS cpus,
+           CASE WHEN held.machines = 0 THEN $3 ELSE greatest($3 + held.mem_mib, asker.mem_mib) END AS mem_mib,
+           $6::bigint + held.disk_mib AS disk_mib
+    FROM asker
     CROSS JOIN LATERAL (
-        SELECT m.machine_id
+        SELECT count(*) AS machines, coalesce(sum((m.shape->>'cpus')::integer), 0) AS cpus,
+               coalesce(sum((m.shape->>'mem_mib')::bigint), 0) AS mem_mib,
+               coalesce(sum((m.shape->>'disk_mib')::bigint), 0) AS disk_mib
+        FROM machines m WHERE m.agent_id = $1 AND m.state IN ('leased', 'running')
+    ) held
+), turns AS (
+    SELECT 0 AS turn, a.*, mine.machine_id AS reserved FROM mine JOIN allowed a USING (org_id)
+    UNION ALL
+    SELECT row_number() OVER (
+               ORDER BY share, coalesce(extract(epoch FROM statement_timestamp() - served_at) * weight, 'infinity') DESC,
+                        oldest, org_id
+           ), a.*, NULL::bigint
+    FROM allowed a
+), chosen AS (
+    SELECT next.machine_id, next.fits
+    FROM (SELECT * FROM turns ORDER BY turn) t
+    CROSS JOIN LATERAL (
+        SELECT m.machine_id, f.fits
         FROM machines m
-        WHERE m.org_id = turn.org_id AND m.state = 'queued'
+        CROSS JOIN LATERAL (
+            SELECT (m.shape->>'cpus')::integer <= $2 AND (m.shape->>'mem_mib')::integer <= $3
+                   AND ($6::bigint IS NULL OR (m.shape->>'disk_mib')::bigint <= $6) AS fits
+        ) f
+        WHERE m.org_id = t.org_id AND m.state = 'queued'
           AND NOT m.cancel_requested
           AND m.arch = $7
-          AND (m.shape->>'cpus')::integer <= least($2, turn.max_cpus - turn.cpus)
-          AND (m.shape->>'mem_mib')::integer <= $3
-          AND ($6::bigint IS NULL OR (m.shape->>'disk_mib')::bigint <= $6)
+          AND (t.reserved IS NULL OR m.machine_id = t.reserved)
+          AND (f.fits OR (
+              (t.reserved IS NOT NULL
+               OR ($10 > 0 AND m.created_at < (SELECT starves_before FROM asker) AND NOT EXISTS (SELECT FROM reservations)))
+              AND (m.shape->>'cpus')::integer <= (SELECT cpus FROM capacity)
+              AND (m.shape->>'mem_mib')::integer <= (SELECT mem_mib FROM capacity)
+              AND ($6 IS NULL OR (m.shape->>'disk_mib')::bigint <= (SELECT disk_mib FROM capacity))))
+          AND (t.max_cpus IS NULL OR (m.shape->>'cpus')::integer <= t.max_cpus - t.cpus)
           AND (m.kind = 'command' OR cardinality($4::text[]) = 0 OR m.host_labels <@ $4::text[])
           AND (m.alias IS NULL OR NOT EXISTS (
               SELECT FROM full_alias f WHERE f.org_id = m.org_id AND f.alias = m.alias))
@@ -61,7 +127,7 @@ WITH waiting AS MATERIALIZED (
               SELECT FROM blocked b
               WHERE b.installation_id = m.installation_id
                 AND b.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = m.repo_id))))
-        ORDER BY m.machine_id
+        ORDER BY m.turn_at, m.machine_id
         LIMIT 1
         FOR UPDATE OF m SKIP LOCKED
     ) next
@@ -76,11 +142,28 @@ WITH waiting AS MATERIALIZED (
         answered = false,
         deadline = clock_timestamp() + make_interval(secs => $5::double precision),
         attempts = attempts + 1,
+        offered_until = NULL, reserved_for = NULL,
         ending = NULL, exit_code = NULL, signal = NULL, cause = NULL, phases = NULL, attestation = NULL,
         usage = NULL, usage_at = NULL
     FROM chosen
-    WHERE machines.machine_id = chosen.machine_id AND machines.state = 'queued'
+    WHERE machines.machine_id = chosen.machine_id AND chosen.fits AND machines.state = 'queued'
     RETURNING machines.*
+), reserved AS (
+    UPDATE machines SET reserved_for = $1
+    FROM chosen
+    WHERE machines.machine_id = chosen.machine_id AND NOT chosen.fits AND machines.state = 'queued'
+      AND machines.reserved_for IS DISTINCT FROM $1
+    RETURNING machines.machine_id
+), let_go AS (
+    -- What this host was to make room for and cannot hold, or may not any more.
+    UPDATE machines SET reserved_for = NULL
+    FROM (
+        SELECT machine_id FROM machines
+        WHERE state = 'queued' AND reserved_for = $1 AND (SELECT open FROM look)
+          AND machine_id NOT IN (SELECT machine_id FROM chosen)
+        FOR UPDATE SKIP LOCKED
+    ) given_up
+    WHERE machines.machine_id = given_up.machine_id AND machines.state = 'queued'
 ), noted AS (
     INSERT INTO machine_events (machine_id, state_from, state_to, event, fence, agent_id, told_by)
     SELECT machine_id, 'queued', 'leased', 'lease', fence, agent_id, 'agent' FROM taken
@@ -90,7 +173,8 @@ WITH waiting AS MATERIALIZED (
     WHERE t.kind = 'runner' AND p.installation_id = t.installation_id AND p.task <> 'read'
       AND p.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = t.repo_id))
 )
-SELECT * FROM taken
+SELECT look.same, look.uncounted, reserved.machine_id AS reserved, t.*
+FROM look LEFT JOIN reserved ON true LEFT JOIN taken t ON true
 
 -- name: lock_held
 -- The row, if the caller's lease is the last one that was granted for it.
@@ -128,7 +212,9 @@ WHERE machine_id = $1 AND fence = $2
   AND state_from IN ('leased', 'running') AND state_to NOT IN ('leased', 'running')
 
 -- name: start_command_job
-UPDATE jobs SET state = 'in_progress', started_at = coalesce(started_at, clock_timestamp())
+-- What ended the machine before stands in the events: beside a job that runs again it would be read as its own.
+UPDATE jobs
+SET state = 'in_progress', started_at = coalesce(started_at, clock_timestamp()), cause = NULL, told_by = 'agent:' || $2
 WHERE job_id = $1 AND source = 'api' AND state = 'queued'
 
 -- name: seen_agent

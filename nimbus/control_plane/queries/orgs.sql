@@ -1,21 +1,21 @@
 -- name: find_org
 -- By our id or by its name, which GitHub compares without case; $2 is the caller's org, null for all. A name that moved
 -- on to another account means the newer one.
-SELECT org_id, forge, login, max_machines, max_cpus, runner_group_id
+SELECT org_id, forge, login, max_machines, max_cpus, runner_group_id, weight
 FROM orgs
 WHERE (org_id::text = $1 OR lower(login) = lower($1)) AND ($2::bigint IS NULL OR org_id = $2)
 ORDER BY (org_id::text = $1) DESC, org_id DESC
 LIMIT 1
 
 -- name: list_orgs
-SELECT org_id, forge, login, max_machines, max_cpus, runner_group_id
+SELECT org_id, forge, login, max_machines, max_cpus, runner_group_id, weight
 FROM orgs
 WHERE $1::bigint IS NULL OR org_id = $1
 ORDER BY lower(login), org_id
 LIMIT 1000
 
 -- name: limit_org
-UPDATE orgs SET max_machines = $2, max_cpus = $3, runner_group_id = $4 WHERE org_id = $1
+UPDATE orgs SET max_machines = $2, max_cpus = $3, runner_group_id = $4, weight = $5 WHERE org_id = $1
 
 -- name: count_held
 SELECT org_id, count(*) FILTER (WHERE state <> 'queued') AS machines,

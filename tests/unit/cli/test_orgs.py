@@ -16,7 +16,7 @@ from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 from tests.unit.control_plane.plane import ADMIN_SECRET
 
 ORG: dict[str, Any] = {
-    "org_id": 2, "login": "octo-org", "max_machines": 5, "max_cpus": None, "runner_group_id": None,
+    "org_id": 2, "login": "octo-org", "max_machines": 5, "max_cpus": None, "runner_group_id": None, "weight": 100,
     "holds": {"machines": 1, "cpus": 4, "queued": 7}, "installations": [{"installation_id": 77, "suspended": True}],
     "problems": [
         {"kind": "suspended", "repo": None, "task": "read", "means": "polls wait", "said": "the same"},
@@ -24,7 +24,10 @@ ORG: dict[str, Any] = {
         {"kind": "suspended", "repo": None, "task": "any", "means": "an owner must act", "said": "their \x1b[2Jwords"},
     ],
     "labels": [
-        {"label": "big", "cpus": 4, "mem_mib": 8192, "disk_mib": 2048, "arch": "x64", "image": None, "max_machines": 2}
+        {
+            "label": "big", "cpus": 4, "mem_mib": 8192, "disk_mib": 2048, "arch": "x64", "image": None,
+            "max_machines": 2, "priority": 5,
+        }
     ],
 }  # fmt: skip
 
@@ -40,14 +43,15 @@ async def orgs(github: GithubPlane, *words: str) -> Said:
 async def test_an_operator_limits_an_org_and_gives_it_a_label(database_dsn: str, redis_url: str) -> None:
     async with open_github_plane(database_dsn, redis_url) as github:
         await github.tell("queued", labels=["nimbus-big"])
-        limited = await orgs(github, "limit", "octo-org", "--max-machines", "3", "--max-cpus", "none")
-        assert (limited.status, limited.out) == (0, "octo-org: max_machines 3, max_cpus none, runner_group_id none\n")
-        told = await orgs(github, "label", "set", "octo-org", "nimbus-big", "--cpus", "2", "--memory", "4G")
-        assert told.out == "runs-on: nimbus-big is 2 CPUs, 4096 MiB of memory, 2048 MiB of disk, x64\n"
+        limited = await orgs(github, "limit", "octo-org", "--max-machines", "3", "--max-cpus", "none", "--weight", "50")
+        told = "octo-org: max_machines 3, max_cpus none, runner_group_id none, weight 50\n"
+        assert (limited.status, limited.out) == (0, told)
+        told = (await orgs(github, "label", "set", "octo-org", "nimbus-big", "--cpus", "2", "--memory", "4G")).out
+        assert told == "runs-on: nimbus-big is 2 CPUs, 4096 MiB of memory, 2048 MiB of disk, x64\n"
         assert await github.states() == ["queued"]
         shown = json.loads((await orgs(github, "show", "octo-org", "--json")).out)
         assert (shown["max_machines"], [each["label"] for each in shown["labels"]]) == (3, ["nimbus-big"])
-        assert "octo-org  0/3       0/none  1" in (await orgs(github, "list")).out
+        assert "octo-org  0/3       0/none  50      1" in (await orgs(github, "list")).out
         assert (await orgs(github, "label", "remove", "octo-org", "nimbus-big")).status == 0
         unknown = await orgs(github, "show", "nobody")
         assert (unknown.status, unknown.out) == (2, "")
@@ -60,11 +64,13 @@ def test_limits_are_numbers_or_none_and_at_least_one_is_given() -> None:
     for wrong in ("many", "-1", None):
         with pytest.raises(Refused):
             render_limits({"max_cpus": wrong})
+    with pytest.raises(Refused, match="--weight 'none': give a number$"):
+        render_limits({"weight": "none"})
 
 
 def test_a_labels_machine_leaves_out_what_was_not_said() -> None:
-    said = {"cpus": 2, "memory": "2G", "disk": None, "arch": None, "image": None, "max_machines": 0}
-    assert render_machine(said) == {"cpus": 2, "mem_mib": 2048, "max_machines": 0}
+    said = {"cpus": 2, "memory": "2G", "disk": None, "arch": None, "image": None, "max_machines": 0, "priority": -5}
+    assert render_machine(said) == {"cpus": 2, "mem_mib": 2048, "max_machines": 0, "priority": -5}
     with pytest.raises(Refused, match="--disk"):
         render_machine(said | {"disk": "large"})
 
@@ -77,9 +83,9 @@ def test_the_page_of_an_org_shows_who_must_act_and_nothing_that_drives_the_termi
     assert "problem           an owner must act; GitHub says: their" in page
     assert "problem of polls  polls wait for api; GitHub says: no" in page
     assert "polls wait;" not in page
-    assert "4 CPUs, 8192 MiB of memory, 2048 MiB of disk, x64, at most 2 at once" in page
+    assert "4 CPUs, 8192 MiB of memory, 2048 MiB of disk, x64, at most 2 at once, priority 5" in page
     assert "\x1b" not in page
-    assert row(ORG) == ("2", "octo-org", "1/5", "4/none", "7", "an owner must act")
+    assert row(ORG) == ("2", "octo-org", "1/5", "4/none", "100", "7", "an owner must act")
 
 
 def test_a_terminal_breaks_a_long_sentence_below_its_own_column() -> None:

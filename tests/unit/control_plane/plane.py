@@ -105,6 +105,19 @@ class Plane:
         return await self.services.database.run(fetch)
 
 
+async def add_agents(services: Services, *agent_ids: str) -> None:
+    """Hosts that are known without having enrolled: 64 CPUs, 1 TiB. Only such are granted anything."""
+
+    async def add(transaction: Transaction) -> None:
+        await transaction.execute(
+            "INSERT INTO agents (agent_id, version, boot_id, cpus, mem_mib) "
+            "SELECT unnest($1::text[]), '0.1.0', 'b', 64, 1048576 ON CONFLICT (agent_id) DO NOTHING",
+            list(agent_ids),
+        )
+
+    await services.database.run(add)
+
+
 def key_of(grant: dict[str, Any]) -> dict[str, object]:
     return {"lease_id": grant["lease_id"], "fence": grant["fence"]}
 

@@ -17,7 +17,7 @@ from nimbus.control_plane.services import LeaseTerms
 from nimbus.control_plane.waitroom import wait_grant
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.leaseapi import Grant, LeaseRequest
-from tests.unit.control_plane.plane import Plane, open_plane, open_services
+from tests.unit.control_plane.plane import Plane, add_agents, open_plane, open_services
 
 pytestmark = pytest.mark.services
 LEASES = ("nimbus.control_plane", "queries", "leases.sql")
@@ -29,6 +29,7 @@ ROOM = LeaseRequest(0.0, 64, 2**20, 100, ("nimbus",))
 @pytest.fixture
 async def plane(database_dsn: str, redis_url: str) -> AsyncIterator[Plane]:
     async with open_plane(database_dsn, redis_url) as running:
+        await add_agents(running.services, "agent-1")
         yield running
 
 
@@ -112,6 +113,7 @@ async def test_an_aliass_own_cap_leaves_the_orgs_other_machines_alone(plane: Pla
 
 async def test_caps_hold_while_several_processes_grant_at_once(database_dsn: str, redis_url: str) -> None:
     async with open_plane(database_dsn, redis_url) as plane, open_services(database_dsn, redis_url) as second:
+        await add_agents(plane.services, *(f"agent-{number}" for number in range(8)))
         capped = await make_org(plane, 1, max_machines=3)
         by_cpus = await make_org(plane, 2, max_cpus=4)
         other = await make_org(plane, 3)
@@ -133,6 +135,7 @@ async def test_an_agent_that_looked_while_another_process_counted_looks_again_so
 ) -> None:
     seldom = LeaseTerms(poll_s=50.0)
     async with open_plane(database_dsn, redis_url, terms=seldom) as plane, trio.open_nursery() as nursery:
+        await add_agents(plane.services, "agent-1", "agent-2")
         capped = await make_org(plane, 1, max_machines=3)
         await queue(plane, capped, 1)
         counting, done = trio.Event(), asyncio.Event()
@@ -192,7 +195,7 @@ async def test_with_ten_thousand_queued_a_grant_reads_a_few_rows(plane: Plane) -
     for forge_id in range(1, 11):
         await queue(plane, await make_org(plane, forge_id), 1000)
     await plane.sql("ANALYZE")
-    asked = ("agent-1", 8, 8192, ["nimbus"], 30.0, None, "x64", True, ["outage"])
+    asked = ("agent-1", 8, 8192, ["nimbus"], 30.0, None, "x64", True, ["outage"], 300.0)
     plan = await explain(plane, LEASES, "grant_lease", *asked)
     scanned = sum(node["Actual Rows"] * node["Actual Loops"] for node in scans(plan, "machines"))
     assert {node["Node Type"] for node in scans(plan, "machines")} <= {"Index Scan", "Index Only Scan"}

@@ -20,7 +20,7 @@ from nimbus.model.vm import Ending
 from nimbus.runtime.postgres import Transaction
 from nimbus.wire.leaseapi import FinishRequest, HeldState, LeaseRequest, RenewRequest
 from tests.services import PostgresServer
-from tests.unit.control_plane.plane import open_services
+from tests.unit.control_plane.plane import add_agents, open_services
 
 pytestmark = pytest.mark.services
 
@@ -75,6 +75,7 @@ async def _play(dsn: str, steps: list[tuple[str, str, int]]) -> None:
     model = Model()
     with trio.fail_after(60):
         async with open_services(dsn, "redis://127.0.0.1:1/0") as services:
+            await add_agents(services, *AGENTS)
             for step, agent, number in steps:
                 await _take(services, model, step, agent, number)
                 await _compare(services, model)

@@ -11,7 +11,15 @@ import pytest
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 
 pytestmark = pytest.mark.services
-BIG = {"cpus": 4, "mem_mib": 8192, "disk_mib": 20480, "arch": "arm64", "image": "heavy", "max_machines": 2}
+BIG = {
+    "cpus": 4,
+    "mem_mib": 8192,
+    "disk_mib": 20480,
+    "arch": "arm64",
+    "image": "heavy",
+    "max_machines": 2,
+    "priority": -3,
+}
 PLAIN = {"cpus": 1, "mem_mib": 512}
 
 
