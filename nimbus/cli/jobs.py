@@ -77,6 +77,8 @@ def status(base_url: str, token: str | None, as_json: bool) -> None:
     counts += [("jobs " + state, str(count)) for state, count in reply["jobs"].items() if count]
     if reply["oldest_queued_s"] is not None:
         counts.append(("oldest in queue", f"{reply['oldest_queued_s']:.0f} s"))
+    if reply.get("bell") == "polling":
+        counts.append(("bell", "Redis is away: hosts find work some seconds later"))
     click.echo(render_table(("QUEUE", ""), counts or [("empty", "")]))
     agents = [(each["agent_id"], each["version"], f"{each['silent_s']:.0f} s ago") for each in reply["agents"]]
     click.echo("")

@@ -30,10 +30,11 @@ from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.openapi.route import build_document_api
 from nimbus.control_plane.problems import count_problems
 from nimbus.control_plane.revocation import build_revocation_api, follow_denied, refresh_denied
-from nimbus.control_plane.services import MACHINES, AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
+from nimbus.control_plane.services import AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
 from nimbus.control_plane.settings import Settings
 from nimbus.control_plane.silence import sweep_leases
 from nimbus.control_plane.tokens import open_keyring
+from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.nonces import open_nonces
 from nimbus.runtime.postgres import Transaction, open_database
@@ -97,6 +98,8 @@ def plan_leases(settings: Settings) -> LeaseTerms:
         policy=LeasePolicy(settings.job_lease_ttl),
         in_progress_ttl_s=settings.job_in_progress_lease_ttl,
         max_attempts=settings.job_max_attempts,
+        look_s=settings.lease_look_interval,
+        patience_s=settings.wake_patience,
         starvation_s=settings.starvation_after,
         sweep_s=settings.lease_sweep_interval,
     )
@@ -135,7 +138,7 @@ async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[Ap
         sweepers.start_soon(sweep_leases, services)
         sweepers.start_soon(follow_denied, services)
         sweepers.start_soon(forge.sweep, services)
-        sweepers.start_soon(_end_polls, services)
+        sweepers.start_soon(run_waitroom, services)
         app = build_control_plane(services, parse_networks(settings.trusted_proxies))
         forge.register(app, services)
         yield app
@@ -174,7 +177,7 @@ def build_health_api(services: Services) -> Blueprint:
     @declare(GET_READINESS)
     async def readyz() -> Response:
         await services.database.run(_ask)
-        return json_response({"status": "ready", "bell": "redis" if services.bell.connected else "polling"})
+        return json_response({"status": "ready", "bell": services.bell.state})
 
     @blueprint.get("/.well-known/jwks.json")
     @declare(GET_PUBLIC_KEYS)
@@ -193,6 +196,8 @@ def build_health_api(services: Services) -> Blueprint:
         states = await count_states(services)
         for state, count in states.items():
             services.metrics.agents.labels(state).set(count)
+        services.metrics.bell_connected.set(services.bell.connected)
+        services.metrics.agents_waiting.set(len(services.room))
         services.metrics.agents_seen.set(sum(states.values()) - states[SILENT])
         await count_problems(services)
         await note_duties(services)

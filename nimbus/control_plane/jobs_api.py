@@ -70,7 +70,7 @@ def build_jobs_api(services: Services) -> Blueprint:
         counts = await count_queue(services, caller.org_id)
         # hosts belong to the operator: a tenant's token does not see them
         agents = await list_seen(services) if caller.org_id is None else []
-        return json_response({**counts, "agents": agents})
+        return json_response({**counts, "bell": services.bell.state, "agents": agents})
 
     @blueprint.get("/api/internal/jobs/<int:job_id>/machines")
     @declare(LIST_JOB_LEASES)

@@ -36,6 +36,19 @@ class Metrics:
         self.drift = Gauge(
             "nimbus_control_plane_drift", "Steps of jobs that no webhook told", ["source"], registry=self.registry
         )
+        self.bell_connected = self._gauge(
+            "nimbus_control_plane_bell_connected", "1 while rings travel between processes; else agents wait for looks"
+        )
+        self.agents_waiting = self._gauge("nimbus_control_plane_agents_waiting", "Polls for work that wait here")
+        self.queue_looks = Counter(
+            "nimbus_control_plane_queue_looks_total", "Looks into the queue for waiting agents", registry=self.registry
+        )
+        self.agents_woken = Counter(
+            "nimbus_control_plane_agents_woken_total",
+            "Waiting agents woken for a request, by what they then leased",
+            ["leased"],
+            registry=self.registry,
+        )
         self.leases_granted = self._gauge("nimbus_control_plane_leases_granted", "Machine requests handed to an agent")
         self.hosts_reserved = self._gauge(
             "nimbus_control_plane_hosts_reserved", "Times that a host began to make room for what had waited too long"

@@ -11,6 +11,7 @@ from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.denylist import DenyList
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.mirror import Mirror
+from nimbus.control_plane.seats import Room
 from nimbus.control_plane.tokens import KeyRing
 from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
 from nimbus.model.labels import LabelRules
@@ -101,3 +102,4 @@ class Services:
     mirror: Mirror = field(default_factory=Mirror)
     log_url: str | None = None
     stopping: trio.Event = field(default_factory=trio.Event)  # long polls end when it is set
+    room: Room = field(default_factory=Room)  # agents that wait in this process

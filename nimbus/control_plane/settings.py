@@ -92,6 +92,18 @@ class Settings(DatabaseSettings):
         default=1.0, gt=0, le=60, description="seconds between two looks for leases whose holder fell silent"
     )
     job_max_attempts: int = Field(default=3, ge=1, le=MAX_GRANTS)
+    lease_look_interval: float = Field(
+        default=2.0,
+        gt=0,
+        le=60,
+        description="seconds between two looks into the queue for the agents that wait, where no bell rings",
+    )
+    wake_patience: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="seconds that a woken agent has to lease what it was woken for, before another one is woken",
+    )
     priority_aging: float = Field(
         default=60.0,
         gt=0,

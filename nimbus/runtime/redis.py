@@ -7,8 +7,10 @@ the listeners of this process, and the connection is tried again for ever. Calle
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Literal
 
 import structlog
 import trio
@@ -51,20 +53,31 @@ class Bell:
         self._client = client
         self._prefix = prefix
         self._ears: dict[str, set[Ringing]] = {}
+        self._rings: Counter[str] = Counter()
         self._up = trio.Event()
+        self._lost = False  # and it was said
 
     @property
     def connected(self) -> bool:
         """True while rings travel between processes."""
         return self._up.is_set()
 
+    @property
+    def state(self) -> Literal["redis", "polling"]:
+        """As operators read it."""
+        return "redis" if self.connected else "polling"
+
     async def wait_connected(self) -> None:
         await self._up.wait()
 
+    def rings(self, channel: str) -> int:
+        """How many rings were heard here so far: the same number as before means that there was none since."""
+        return self._rings[channel]
+
     @contextmanager
-    def listen(self, channel: str) -> Iterator[Ringing]:
+    def listen(self, channel: str, ear: Ringing | None = None) -> Iterator[Ringing]:
         """An ear for the channel. Listen first, look at the truth second, then wait: so no ring is missed."""
-        ear = Ringing()
+        ear = ear or Ringing()
         self._ears.setdefault(channel, set()).add(ear)
         try:
             yield ear
@@ -87,6 +100,7 @@ class Bell:
 
     def ring_nowait(self, channel: str) -> None:
         """Wake the listeners of this process, and nobody else."""
+        self._rings[channel] += 1
         for ear in self._ears.get(channel, ()):
             ear.ring()
 
@@ -98,9 +112,12 @@ class Bell:
                 await self._bridge.call(self._hear)
             except _AWAY as error:
                 if self.connected:
-                    log.warning("bell.lost", reason=type(error).__name__)
                     delays = _BACKOFF.delays_s()
                     self._up = trio.Event()
+                    self._lost = False
+                if not self._lost:
+                    log.warning("bell.lost", reason=type(error).__name__)
+                    self._lost = True
             await trio.sleep(next(delays))
 
     async def _hear(self) -> None:
@@ -119,6 +136,9 @@ class Bell:
     def _hear_message(self, kind: str, channel: bytes) -> None:
         if kind == "psubscribe":
             self._up.set()
+            if self._lost:
+                log.info("bell.heard_again")
+                self._lost = False
             self._ring_everywhere_here()  # what was rung while we were away
         elif kind == "pmessage":
             self.ring_nowait(channel.decode().removeprefix(self._prefix))

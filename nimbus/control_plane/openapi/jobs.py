@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -205,6 +205,7 @@ class StatusView:
     machines: Annotated[dict[MachineState, Count], said("machine requests by state")]
     jobs: dict[JobState, Count]
     oldest_queued_s: float | None
+    bell: Annotated[Literal["redis", "polling"], said("`polling`: Redis is away, work is found later")]
     agents: Annotated[list[AgentSeen], said("empty for a token of an org: hosts are the operator's")]
 
 
@@ -328,6 +329,7 @@ GET_STATUS = Operation(
                 "machines": {"queued": 0, "leased": 0, "running": 1},
                 "jobs": {"queued": 0, "in_progress": 1},
                 "oldest_queued_s": None,
+                "bell": "redis",
                 "agents": [
                     {
                         "agent_id": "host-1",

@@ -18,6 +18,7 @@ from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.services import AccessPolicy, JobRules, LeaseTerms, Services
 from nimbus.control_plane.silence import expire_leases
 from nimbus.control_plane.tokens import open_keyring
+from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.runtime.http import open_http
 from nimbus.runtime.nonces import open_nonces
 from nimbus.runtime.postgres import Row, Transaction, open_database
@@ -168,6 +169,7 @@ async def open_plane(
             trio.open_nursery() as nursery,
         ):
             app = build_control_plane(services, parse_networks(trusted_proxies))
+            nursery.start_soon(run_waitroom, services)
             binds = await nursery.start(serve_app, app, ["127.0.0.1:0"], services.stopping)
             async with open_http(binds[0]) as http:
                 yield Plane(services, http, binds[0])

@@ -133,7 +133,7 @@ async def test_caps_hold_while_several_processes_grant_at_once(database_dsn: str
 async def test_an_agent_that_looked_while_another_process_counted_looks_again_soon(
     database_dsn: str, redis_url: str
 ) -> None:
-    seldom = LeaseTerms(poll_s=50.0)
+    seldom = LeaseTerms(look_s=50.0)
     async with open_plane(database_dsn, redis_url, terms=seldom) as plane, trio.open_nursery() as nursery:
         await add_agents(plane.services, "agent-1", "agent-2")
         capped = await make_org(plane, 1, max_machines=3)

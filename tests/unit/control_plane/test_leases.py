@@ -325,7 +325,7 @@ async def test_a_command_for_another_architecture_waits_for_a_host_of_it(databas
 
 async def test_the_bell_wakes_a_waiting_agent_of_another_control_plane(database_dsn: str, redis_url: str) -> None:
     open_one = partial(
-        open_plane, database_dsn, redis_url, terms=LeaseTerms(poll_s=60), prefix=f"test:{database_dsn[-40:]}:"
+        open_plane, database_dsn, redis_url, terms=LeaseTerms(look_s=60), prefix=f"test:{database_dsn[-40:]}:"
     )
     got: list[object] = []
     async with open_one() as here, open_one() as there:
@@ -350,7 +350,7 @@ async def test_without_redis_a_waiting_agent_finds_work_by_looking(
     database_dsn: str, redis_server: RedisServer
 ) -> None:
     redis_server.stop()
-    terms = LeaseTerms(poll_s=0.2)
+    terms = LeaseTerms(look_s=0.2)
     got: list[object] = []
     async with open_plane(database_dsn, redis_server.url, terms=terms) as plane:
         agent = await plane.enrol()
@@ -380,7 +380,7 @@ async def test_a_poll_without_work_ends_with_204_after_its_wait(database_dsn: st
 
 
 async def test_a_client_that_vanishes_in_a_long_poll_leaves_no_lease(database_dsn: str, redis_url: str) -> None:
-    async with open_plane(database_dsn, redis_url, terms=LeaseTerms(poll_s=0.1)) as plane:
+    async with open_plane(database_dsn, redis_url, terms=LeaseTerms(look_s=0.1)) as plane:
         agent = await plane.enrol()
         with trio.move_on_after(0.3):
             await plane.lease(agent, wait_s=20)
