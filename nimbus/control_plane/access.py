@@ -10,17 +10,15 @@ import hmac
 import ipaddress
 import re
 import time
-from collections import deque
 from dataclasses import dataclass
 
 from quart import request
 
 from nimbus.control_plane.services import AccessPolicy, Services
-from nimbus.model.errors import Conflict, Forbidden, RateLimited, Unauthorized
+from nimbus.model.errors import Conflict, Forbidden, Unauthorized
 from nimbus.wire.tokens import SKEW_S, Audience, Claims, parse_bearer, verify_token
 
 _WORD = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # of jti and nonce: UUIDs, digests, counters
-_MAX_COUNTED = 10_000  # subjects whose mints are remembered at once
 
 
 @dataclass(frozen=True)
@@ -151,24 +149,3 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
-
-
-class MintLimit:
-    """At most so many tokens for one agent in an interval (NIMBUS_AGENT_TOKEN_RATE_LIMIT), in this process."""
-
-    def __init__(self, limit: int, interval_s: float) -> None:
-        self._limit = limit
-        self._interval_s = interval_s
-        self._minted: dict[str, deque[float]] = {}
-
-    def count(self, agent_id: str, now_s: float) -> None:
-        """Note one mint; RateLimited where it is one too many."""
-        if agent_id not in self._minted and len(self._minted) >= _MAX_COUNTED:
-            self._minted.clear()
-        times = self._minted.setdefault(agent_id, deque())
-        while times and times[0] <= now_s - self._interval_s:
-            times.popleft()
-        if len(times) >= self._limit:
-            wait_s = times[0] + self._interval_s - now_s
-            raise RateLimited(f"agent {agent_id} enrols too often: wait {wait_s:.0f} seconds", wait_s)
-        times.append(now_s)

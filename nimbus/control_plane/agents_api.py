@@ -6,13 +6,12 @@ defined in wire/leaseapi.py and wire/heartbeat.py.
 
 from __future__ import annotations
 
-import time
-
 import structlog
 from quart import Blueprint
 
-from nimbus.control_plane.access import MintLimit, read_agent, read_enrolment
+from nimbus.control_plane.access import read_agent, read_enrolment
 from nimbus.control_plane.agents import hear_heartbeat
+from nimbus.control_plane.budget import count_mint
 from nimbus.control_plane.leases import finish_lease, renew_lease
 from nimbus.control_plane.openapi.agents import ENROL_AGENT, FINISH_LEASE, LEASE_MACHINE, RENEW_LEASE
 from nimbus.control_plane.openapi.hosts import HEAR_HEARTBEAT
@@ -34,14 +33,13 @@ def build_agents_api(services: Services) -> Blueprint:
     """The routes under /api/agents and the lease's part of /api/machines."""
     blueprint = Blueprint("agents", __name__)
     access = services.access
-    limit = MintLimit(access.agent_token_rate_limit, access.agent_token_rate_interval_s)
 
     @blueprint.post("/api/agents/enrol")
     @declare(ENROL_AGENT)
     async def enrol() -> Response:
         agent_id = read_enrolment(services)
         asked = leaseapi.parse_enrol_request(await read_body())
-        limit.count(agent_id, time.monotonic())
+        await count_mint(services, agent_id)
         await enrol_agent(services, agent_id, asked)
         log.info("agent.enrolled", agent=agent_id, version=asked.version, cpus=asked.cpus, mem_mib=asked.mem_mib)
         token = mint_agent_token(services.keys, agent_id, access.agent_token_ttl_s)

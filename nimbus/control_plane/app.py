@@ -36,6 +36,7 @@ from nimbus.control_plane.silence import sweep_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.model.lease import LeasePolicy
+from nimbus.runtime.limiter import WithoutRedis, open_limiter
 from nimbus.runtime.nonces import open_nonces
 from nimbus.runtime.postgres import Transaction, open_database
 from nimbus.runtime.proxies import Networks, parse_networks
@@ -56,7 +57,12 @@ async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterat
         given = settings.signing_key
         keys = await open_keyring(database, None if given is None else given.get_secret_value())
         redis_url = settings.redis_url.get_secret_value()
-        async with open_bell(redis_url, database.bridge) as bell, open_nonces(redis_url, database.bridge) as nonces:
+        without_redis = WithoutRedis(settings.rate_limit_without_redis)
+        async with (
+            open_bell(redis_url, database.bridge) as bell,
+            open_nonces(redis_url, database.bridge) as nonces,
+            open_limiter(redis_url, database.bridge, without_redis) as limiter,
+        ):
             yield Services(
                 database=database,
                 bell=bell,
@@ -64,6 +70,7 @@ async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterat
                 metrics=Metrics(),
                 access=plan_access(settings),
                 nonces=nonces,
+                limiter=limiter,
                 cache_terms=plan_cache(settings),
                 lease_terms=plan_leases(settings),
                 job_rules=plan_jobs(settings),
@@ -200,6 +207,7 @@ def build_health_api(services: Services) -> Blueprint:
         services.metrics.agents_waiting.set(len(services.room))
         services.metrics.agents_seen.set(sum(states.values()) - states[SILENT])
         await count_problems(services)
+        services.metrics.limiter_without_redis.set(services.limiter.away)
         await note_duties(services)
         return Response(services.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -31,7 +31,10 @@ class Metrics:
             "nimbus_control_plane_delivery_oldest_seconds", "Age of the oldest delivery that is still to be processed"
         )
         self.org_rate_limits_hit = self._gauge(
-            "nimbus_control_plane_org_rate_limits_hit", "Submissions refused because the org submits too often"
+            "nimbus_control_plane_org_rate_limits_hit", "Submissions refused and jobs kept: their org asks for too many"
+        )
+        self.limiter_without_redis = self._gauge(
+            "nimbus_control_plane_limiter_without_redis", "1 while rates are limited without Redis"
         )
         self.drift = Gauge(
             "nimbus_control_plane_drift", "Steps of jobs that no webhook told", ["source"], registry=self.registry

@@ -16,6 +16,7 @@ from nimbus.control_plane.tokens import KeyRing
 from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
 from nimbus.model.labels import LabelRules
 from nimbus.model.lease import LeasePolicy
+from nimbus.runtime.limiter import RateLimiter
 from nimbus.runtime.nonces import Nonces
 from nimbus.runtime.postgres import Database
 from nimbus.runtime.redis import Bell
@@ -95,6 +96,7 @@ class Services:
     metrics: Metrics
     access: AccessPolicy
     nonces: Nonces
+    limiter: RateLimiter
     cache_terms: CacheTerms
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
     job_rules: JobRules = field(default_factory=JobRules)

@@ -117,6 +117,12 @@ class Settings(DatabaseSettings):
     )
     org_job_rate_limit: int = Field(default=100, ge=1)
     org_rate_interval: float = Field(default=60.0, gt=0)
+    rate_limit_without_redis: Literal["local", "allow", "refuse"] = Field(
+        default="local",
+        description="what becomes of these limits while Redis is away: `local`, each process counts by itself, so that "
+        "all together may let pass that many times as much; `allow`, there is none; `refuse`, submissions get a 503 "
+        "and GitHub's jobs wait. Agents' tokens are always counted as with `local`",
+    )
     signing_key: SecretStr | None = None  # Ed25519 PEM; none: generated once and kept in the database
     database_pool_size: int = Field(default=8, ge=2, le=200)
     webhook_timestamp_required: bool = False  # GitHub sends none: only behind a relay that adds it

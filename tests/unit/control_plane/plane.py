@@ -20,6 +20,7 @@ from nimbus.control_plane.silence import expire_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.runtime.http import open_http
+from nimbus.runtime.limiter import WithoutRedis, open_limiter
 from nimbus.runtime.nonces import open_nonces
 from nimbus.runtime.postgres import Row, Transaction, open_database
 from nimbus.runtime.proxies import parse_networks
@@ -135,6 +136,7 @@ async def open_services(
     terms: LeaseTerms | None = None,
     rules: JobRules | None = None,
     prefix: str | None = None,
+    without_redis: WithoutRedis = WithoutRedis.LOCAL,
 ) -> AsyncIterator[Services]:
     """The control plane's services on a test's own database and bell."""
     access = AccessPolicy(hmac_key(ADMIN_SECRET), hmac_key(AGENT_SECRET), agent_token_rate_limit=100)
@@ -144,9 +146,10 @@ async def open_services(
         async with (
             open_bell(redis_url, database.bridge, prefix=prefix) as bell,
             open_nonces(redis_url, database.bridge, prefix=prefix) as nonces,
+            open_limiter(redis_url, database.bridge, without_redis, prefix) as limiter,
         ):
             yield Services(
-                database, bell, keys, Metrics(), access, nonces, CacheTerms(derive_cache_key(CACHE_SECRET)),
+                database, bell, keys, Metrics(), access, nonces, limiter, CacheTerms(derive_cache_key(CACHE_SECRET)),
                 terms or LeaseTerms(), rules or JobRules(rate_limit=1000),
                 log_url="http://logs.test/ingest",
             )  # fmt: skip
