@@ -1,4 +1,4 @@
-"""The control plane as the agent sees it: enrol, lease, renew, mint, finish. One method for each route.
+"""The control plane as the agent sees it: enrol, report, lease, renew, mint, finish. One method for each route.
 
 Keeps the short-lived agent token fresh by itself; never retries anything else (callers decide) and never
 talks to GitHub or a database. Errors come mapped: Fenced, Unavailable, Gone, Unauthorized.
@@ -16,6 +16,7 @@ from nimbus.model.errors import Unauthorized
 from nimbus.model.lease import LeaseKey
 from nimbus.runtime.http import CONNECT_S, READ_S, check_status, mapped_http_errors
 from nimbus.wire import leaseapi
+from nimbus.wire.heartbeat import Heartbeat, HeartbeatReply, parse_heartbeat_reply, render_heartbeat
 from nimbus.wire.leaseapi import EnrolRequest, FinishRequest, Grant, LeaseRequest, RenewReply, RenewRequest
 from nimbus.wire.vmjson import Json
 
@@ -79,6 +80,11 @@ class ControlPlane:
         path = f"/api/machines/{request.key.machine_id}/renew"
         response = await self._post(path, leaseapi.render_renew_request(request), PROMPT)
         return leaseapi.parse_renew_reply(response.content)
+
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
+        """Tell of this host; what is wanted of it. Renews nothing."""
+        response = await self._post("/api/agents/heartbeat", render_heartbeat(beat), PROMPT)
+        return parse_heartbeat_reply(response.content)
 
     async def mint_runner(self, key: LeaseKey) -> leaseapi.RunnerReply:
         """A runner's registration for the guest of this lease. Raises Gone where nobody needs it any more."""

@@ -23,6 +23,7 @@ from nimbus.host_agent.adopt import Estate, find_machines, run_adopted
 from nimbus.host_agent.build import Host
 from nimbus.host_agent.control import ControlPlane
 from nimbus.host_agent.departure import Departure, leave_on_a_bug
+from nimbus.host_agent.heartbeat import Heart
 from nimbus.host_agent.instance import single_instance
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.machines import Workplace, run_leased
@@ -34,6 +35,8 @@ from nimbus.host_agent.policies import disk_policy, host_capacity, job_policy, l
 from nimbus.host_agent.poller import Room, occupy, poll_leases
 from nimbus.host_agent.reaper import reap_forever
 from nimbus.host_agent.settings import AgentSettings, find_host, parse_labels, read_settings
+from nimbus.host_agent.survey import Survey
+from nimbus.host_agent.wish import LEASING, POOLING, Pulse, Wish
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.runtime.http import open_http
 from nimbus.runtime.listening import run_room
@@ -66,17 +69,24 @@ async def run_agent(settings: AgentSettings, host: Host, start: int) -> None:
         log.info(
             "agent.ready", agent=settings.agent_id, vmm=host.choice.label, metrics=where, adopts=len(estate.machines)
         )
+        pulse = Pulse()
+        wish, room = Wish(pulse), open_room(settings, host, pulse)
+        heart = Heart(control, plan_survey(settings, host, room, start, wish, leasing).take, wish, pulse)
+        agent.start_soon(heart.beat_forever)
         with working:
             async with trio.open_nursery() as machines:
-                room = open_room(settings, host)
                 for foundling in estate.machines:
                     room.take(foundling.shape)
                     serve = partial(guarded, run_adopted, place, foundling)
                     machines.start_soon(occupy, room, foundling.shape, serve)
                 ask = partial(poll_leases, control, room, parse_labels(settings.job_labels), lease_retry(settings))
                 ask = partial(ask, partial(guarded, run_leased, place), machines)
-                machines.start_soon(guarded, work_until, leasing, ask, *([host.reserve.run] if host.reserve else []))
+                tasks = [partial(wish.run_while, LEASING, ask)]
+                if host.reserve is not None:
+                    tasks.append(partial(wish.run_while, POOLING, host.reserve.run))
+                machines.start_soon(guarded, work_until, leasing, *tasks)
         log.info("agent.stopping", machines_left=departure.detaching)
+        await heart.say_farewell()
         agent.cancel_scope.cancel()
     log.info("agent.stopped")
 
@@ -89,11 +99,30 @@ async def work_until(leasing: trio.CancelScope, *tasks: Callable[[], Awaitable[N
                 nursery.start_soon(task)
 
 
-def open_room(settings: AgentSettings, host: Host) -> Room:
+def open_room(settings: AgentSettings, host: Host, pulse: Pulse) -> Room:
     """What this host gives, less what it does not have; what waits in its pool is not lost to jobs."""
     reserve = host.reserve
     idle = (lambda: reserve.idle) if reserve is not None else frozenset[str]
-    return Room(host_capacity(settings, host.places), watch_supply(host.layout), disk_policy(settings), idle)
+    capacity, supply = host_capacity(settings, host.places), watch_supply(host.layout)
+    return Room(capacity, supply, disk_policy(settings), idle, pulse.note)
+
+
+def plan_survey(
+    settings: AgentSettings, host: Host, room: Room, start: int, wish: Wish, leasing: trio.CancelScope
+) -> Survey:
+    """What heartbeats tell of this host."""
+    reserve = host.reserve
+    return Survey(
+        layout=host.layout,
+        room=room,
+        total=host_capacity(settings, host.places),
+        vmm=host.choice.label,
+        labels=parse_labels(settings.job_labels),
+        start=start,
+        wish=wish,
+        is_leasing=lambda: not leasing.cancel_called,
+        is_pooling=lambda: reserve is not None and bool(reserve.idle),
+    )
 
 
 def open_control(

@@ -18,6 +18,7 @@ from nimbus.wire.leaseapi import FinishRequest
 MACHINES = Counter("nimbus_host_agent_machines_total", "Machines by how they ended", ["ending"])
 JOB_TIMEOUTS = Counter("nimbus_host_agent_job_timeouts_total", "Jobs that ran out of time")
 LEASE_ERRORS = Counter("nimbus_host_agent_lease_errors_total", "Lease requests that failed")
+HEARTBEATS = Counter("nimbus_host_agent_heartbeats_total", "Reports of this host, by what became of them", ["outcome"])
 RUNNING = Gauge("nimbus_host_agent_machines_running", "Machines alive on this host now")
 ADOPTIONS = Counter("nimbus_host_agent_adoptions_total", "Machines of an earlier agent, by how it went", ["outcome"])
 BOOT_SECONDS = Histogram("nimbus_host_agent_boot_seconds", "From the guest kernel's start to the guest being ready")

@@ -62,7 +62,7 @@ class Lessor(Protocol):
 
 class Room:
     """Free capacity, and a way to wait for it. With a `supply` the host itself is asked each time, too;
-    `idle` names the VMs that wait in the pool, or are made for it.
+    `idle` names the VMs that wait in the pool, or are made for it. `on_change` hears of each change.
     """
 
     def __init__(
@@ -71,11 +71,13 @@ class Room:
         supply: Callable[[], Awaitable[Supply]] | None = None,
         disk: DiskPolicy = DiskPolicy(reserve_mib=0),  # noqa: B008 - a frozen value
         idle: Callable[[], frozenset[str]] = frozenset,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._capacity = capacity
         self._supply = supply
         self._disk = disk
         self._idle = idle
+        self._on_change = on_change
         self._used: list[Shape] = []
         self._changed = trio.Event()
 
@@ -91,7 +93,10 @@ class Room:
         """What is left now of that, as far as the host still has it. Raises HostFault where it cannot be asked."""
         if self._supply is None:
             return self.free()
-        supply = await self._supply()
+        return self.judge(await self._supply())
+
+    def judge(self, supply: Supply) -> Capacity:
+        """What is left of it on a host that said this of itself."""
         idle = len(supply.owners & self._idle())  # of those that held a slot by then
         own = self.free()  # after the host was asked: what was taken meanwhile counts
         taken_mib = sum(shape.disk_mib for shape in self._used)
@@ -124,11 +129,18 @@ class Room:
     def _used_cpus(self) -> int:
         return sum(round_to_cores(shape.cpus, self._capacity.core_width) for shape in self._used)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether a machine is served in it, or about to be."""
+        return bool(self._used)
+
     def take(self, shape: Shape) -> None:
         self._used.append(shape)
+        self._on_change()
 
     def give_back(self, shape: Shape) -> None:
         self._used.remove(shape)
+        self._on_change()
         self._changed.set()
         self._changed = trio.Event()
 
