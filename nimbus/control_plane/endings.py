@@ -24,6 +24,7 @@ class Teller(enum.StrEnum):
     AGENT = "agent"  # the holder itself
     CLOCK = "clock"  # its deadline passed
     ENROLMENT = "enrolment"  # its agent, started anew, no longer had it
+    USER = "user"  # a person or program, through our API
 
 
 def describe_held(row: Row) -> Held:
@@ -68,7 +69,8 @@ async def end_lease(
     await note_event(transaction, row, target, verdict.event, cause, teller)
     if verdict.job is not None and row["job_id"] is not None:
         job_cause = None if verdict.job.conclusion == "success" else cause
-        await transaction.execute(_SQL["end_job"], row["job_id"], verdict.job.state, verdict.job.conclusion, job_cause)
+        effect = (verdict.job.state, verdict.job.conclusion, job_cause)
+        await transaction.execute(_SQL["end_job"], row["job_id"], *effect, f"{teller}:{row['agent_id']}")
     return target
 
 

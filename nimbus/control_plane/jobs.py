@@ -1,55 +1,36 @@
-"""Jobs of our own API, and the view of all jobs: submit, find, list, cancel, count.
+"""Jobs of our own API, and the view of any job: submit, find, cancel, count.
 
 Every read and write is scoped by the caller's org. Never shows a command or its environment: they may hold
-secrets. Jobs that GitHub owns are written by demand.py. Called by jobs_api.py.
+secrets. Jobs that GitHub owns are written by demand.py. Called by jobs_api.py and by joblist.py, jobevents.py and
+jobwait.py beside it, which find a job here.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 
+from nimbus.control_plane.access import Caller
+from nimbus.control_plane.endings import Teller
 from nimbus.control_plane.machines import MachineRequest, cancel_machine, queue_machine
 from nimbus.control_plane.services import MACHINES, JobRules, Services
+from nimbus.control_plane.submission import Submission, check_priority
 from nimbus.control_plane.waiting import explain_waiting
 from nimbus.model.errors import Conflict, NotFound, RateLimited, Refused
 from nimbus.model.job import JobSource, JobState
-from nimbus.model.labels import Arch
 from nimbus.model.lease import TERMINAL, MachineState
-from nimbus.model.vm import Command, Shape
 from nimbus.runtime.postgres import Row, Transaction, load_queries
-from nimbus.wire.fields import parse_object
 from nimbus.wire.leaseapi import MachineKind
 from nimbus.wire.vmjson import Json, render_command, render_shape
 
 log = structlog.get_logger()
 
 _SQL = load_queries("nimbus.control_plane", "queries", "jobs.sql")
-_IMAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/:@-]{0,253}[A-Za-z0-9])?")
-_FIELDS = frozenset(
-    {"image", "argv", "cmd", "env", "cwd", "user", "timeout_s", "cpus", "mem_mib", "disk_mib", "idempotency_key"}
-    | {"org_id", "name", "arch"}
-)
 _NOT_BEGUN = frozenset({JobState.WAITING, JobState.QUEUED})
-_CANCEL_CAUSE = "cancelled by a user"
-MAX_TIMEOUT_S = 7 * 24 * 3600.0
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A command to run in a machine of its own."""
-
-    command: Command = field(repr=False)
-    shape: Shape
-    image: str
-    name: str
-    idempotency_key: str | None
-    org_id: int | None
-    arch: Arch = Arch.X64
+_ENDED = frozenset({JobState.COMPLETED, JobState.LOST})
 
 
 @dataclass(frozen=True)
@@ -62,52 +43,14 @@ class Submitted:
     created: bool
 
 
-def parse_submission(body: bytes, rules: JobRules) -> Submission:
-    """A submission from its JSON; Refused with the field's name where it is wrong."""
-    fields = parse_object(body, "job")
-    fields.refuse_unknown(_FIELDS)
-    if fields.has("argv") == fields.has("cmd"):
-        raise Refused("job: give either argv (a list of words) or cmd (a shell line)")
-    argv = fields.texts("argv", 4096, 131072) if fields.has("argv") else ("/bin/sh", "-c", fields.text("cmd", 131072))
-    image = fields.text("image", 255) if fields.has("image") else rules.default_image
-    check_image(image)
-    default = Command(argv=("true",))
-    command = Command(
-        argv=argv,
-        env=fields.text_map("env") if fields.has("env") else {},
-        cwd=fields.text("cwd") if fields.has("cwd") else default.cwd,
-        user=fields.text("user", 256) if fields.has("user") else default.user,
-        timeout_s=fields.number("timeout_s", 0.001, MAX_TIMEOUT_S) if fields.has("timeout_s") else None,
-    )
-    shape = Shape()
-    return Submission(
-        command=command,
-        shape=Shape(
-            cpus=fields.integer("cpus") if fields.has("cpus") else shape.cpus,
-            mem_mib=fields.integer("mem_mib", 0, 2**30) if fields.has("mem_mib") else shape.mem_mib,
-            disk_mib=fields.integer("disk_mib", 0, 2**30) if fields.has("disk_mib") else shape.disk_mib,
-        ),
-        image=image,
-        name=fields.text("name", 256) if fields.has("name") else "",
-        idempotency_key=fields.text("idempotency_key", 256) if fields.has("idempotency_key") else None,
-        org_id=fields.integer("org_id", 1) if fields.has("org_id") else None,
-        arch=fields.choice("arch", Arch) if fields.has("arch") else Arch.X64,
-    )
-
-
-def check_image(image: str) -> None:
-    """Refused for what can be no image's name."""
-    if not _IMAGE.fullmatch(image) or ".." in image:
-        raise Refused("image must be a name such as base or nimbus/ai-eval-runner:latest")
-
-
-async def submit_job(services: Services, submission: Submission, caller_org: int | None) -> Submitted:
+async def submit_job(services: Services, submission: Submission, caller: Caller) -> Submitted:
     """Queue the submission for its org; the same idempotency key gives the same job."""
-    if caller_org is not None and submission.org_id not in {None, caller_org}:
+    if caller.org_id is not None and submission.org_id not in {None, caller.org_id}:
         raise NotFound(f"there is no org {submission.org_id}")
-    org_id = caller_org if caller_org is not None else submission.org_id
+    check_priority(submission, caller.org_id)
+    org_id = caller.org_id if caller.org_id is not None else submission.org_id
     try:
-        submitted = await services.database.run(_submit, submission, org_id, services.job_rules)
+        submitted = await services.database.run(_submit, submission, org_id, caller.subject, services.job_rules)
     except RateLimited:
         services.metrics.org_rate_limits_hit.inc()
         raise
@@ -117,7 +60,9 @@ async def submit_job(services: Services, submission: Submission, caller_org: int
     return submitted
 
 
-async def _submit(transaction: Transaction, submission: Submission, org_id: int | None, rules: JobRules) -> Submitted:
+async def _submit(
+    transaction: Transaction, submission: Submission, org_id: int | None, subject: str, rules: JobRules
+) -> Submitted:
     if org_id is None:
         org_id = await transaction.fetchval(_SQL["default_org"])
     elif not await transaction.fetchval(_SQL["org_exists"], org_id):
@@ -133,9 +78,8 @@ async def _submit(transaction: Transaction, submission: Submission, org_id: int 
             f"org {org_id} submits more than {rules.rate_limit} jobs in {rules.rate_interval_s:g} seconds",
             rules.rate_interval_s,
         )
-    job_id = await transaction.fetchval(
-        _SQL["insert_job"], org_id, submission.name, command, submission.idempotency_key
-    )
+    told = (submission.idempotency_key, submission.priority, tell_user(subject))
+    job_id = await transaction.fetchval(_SQL["insert_job"], org_id, submission.name, command, *told)
     machine_id = await queue_machine(
         transaction,
         MachineRequest(
@@ -146,6 +90,8 @@ async def _submit(transaction: Transaction, submission: Submission, org_id: int 
             arch=submission.arch,
             job_id=job_id,
             command=submission.command,
+            priority=submission.priority,
+            aging_s=rules.aging_s,
         ),
     )
     return Submitted(job_id, machine_id, JobState.QUEUED, created=True)
@@ -154,7 +100,8 @@ async def _submit(transaction: Transaction, submission: Submission, org_id: int 
 async def _replay(transaction: Transaction, known: Row, submission: Submission) -> Submitted:
     machine = await transaction.fetchrow(_SQL["machine_of_job"], known["job_id"])
     asked = (render_command(submission.command), submission.image, render_shape(submission.shape), submission.arch)
-    if machine is None or asked != (known["command"], machine["image"], machine["shape"], machine["arch"]):
+    found = None if machine is None else (known["command"], machine["image"], machine["shape"], machine["arch"])
+    if machine is None or asked != found or submission.priority != known["priority"]:
         raise Conflict("this idempotency key was used for another job: use a new key")
     return Submitted(known["job_id"], machine["machine_id"], JobState(known["state"]), created=False)
 
@@ -164,31 +111,23 @@ async def _replay(transaction: Transaction, known: Row, submission: Submission) 
 
 async def find_job(services: Services, job_id: int, caller_org: int | None) -> Json:
     """One job by our id or the forge's; NotFound where the caller's org has none."""
-    jobs = await services.database.run(_find, job_id, caller_org, services.job_rules)
-    return jobs[0]
+    return await services.database.run(_find, job_id, caller_org, services.job_rules)
 
 
-async def recent_jobs(services: Services, limit: int, caller_org: int | None) -> list[Json]:
-    """The newest jobs first."""
-    return await services.database.run(_recent, limit, caller_org, services.job_rules)
+async def _find(transaction: Transaction, job_id: int, org_id: int | None, rules: JobRules) -> Json:
+    [job] = await describe_jobs(transaction, [await require_job(transaction, job_id, org_id)], rules)
+    return job
 
 
-async def _find(transaction: Transaction, job_id: int, org_id: int | None, rules: JobRules) -> list[Json]:
-    return await _describe(transaction, [await _require_job(transaction, job_id, org_id)], rules)
-
-
-async def _recent(transaction: Transaction, limit: int, org_id: int | None, rules: JobRules) -> list[Json]:
-    return await _describe(transaction, await transaction.fetch(_SQL["recent_jobs"], org_id, limit), rules)
-
-
-async def _require_job(transaction: Transaction, job_id: int, org_id: int | None) -> Row:
+async def require_job(transaction: Transaction, job_id: int, org_id: int | None) -> Row:
+    """The job's row, by our id or the forge's; NotFound where that org has none, or none has for no org."""
     row = await transaction.fetchrow(_SQL["find_job"], job_id, org_id)
     if row is None:
         raise NotFound(f"there is no job {job_id}")
     return row
 
 
-async def _describe(transaction: Transaction, jobs: Iterable[Row], rules: JobRules) -> list[Json]:
+async def describe_jobs(transaction: Transaction, jobs: Iterable[Row], rules: JobRules) -> list[Json]:
     """The jobs with their machines, and what those wait for that wait."""
     rows = list(jobs)
     waiting = [row["job_id"] for row in rows if row["state"] in _NOT_BEGUN]
@@ -219,7 +158,7 @@ async def find_output(services: Services, job_id: int) -> Json:
 
 
 async def _find_output(transaction: Transaction, job_id: int) -> Json:
-    row = await _require_job(transaction, job_id, None)
+    row = await require_job(transaction, job_id, None)
     leases = await transaction.fetch(_SQL["leases_of_job"], row["job_id"])
     return {
         **{name: row[name] for name in ("job_id", "org_id", "repo_id", "state")},
@@ -247,20 +186,41 @@ async def _count(transaction: Transaction, org_id: int | None) -> Mapping[str, o
 # --- cancel ------------------------------------------------------------------------------------------------------
 
 
-async def cancel_job(services: Services, job_id: int, caller_org: int | None) -> Json:
-    """Cancel a job of our own API; one that has ended stays as it is."""
-    return await services.database.run(_cancel, job_id, caller_org)
+def tell_user(subject: str) -> str:
+    """Pure: who made a step known, as rows keep it."""
+    return f"user:{subject}"
 
 
-async def _cancel(transaction: Transaction, job_id: int, org_id: int | None) -> Json:
-    row = await _require_job(transaction, job_id, org_id)
+async def cancel_job(services: Services, job_id: int, caller: Caller) -> Json:
+    """Cancel a job of our own API, and say what happens; one that has ended stays as it is."""
+    cancelled = await services.database.run(_cancel, job_id, caller)
+    log.info("job.cancelled", job=cancelled["job_id"], by=caller.subject, state=cancelled["state"])
+    return cancelled
+
+
+async def _cancel(transaction: Transaction, job_id: int, caller: Caller) -> Json:
+    row = await require_job(transaction, job_id, caller.org_id)
     if row["source"] == JobSource.GITHUB:
         raise Refused(f"job {job_id} belongs to GitHub: cancel its run there ({row['html_url'] or 'no address known'})")
-    ended = True
-    for machine in await transaction.fetch(_SQL["machines_of_jobs"], [row["job_id"]]):
-        state = await cancel_machine(transaction, machine["machine_id"], _CANCEL_CAUSE)
+    cause, ended = f"cancelled by {caller.subject}", True
+    machines = await transaction.fetch(_SQL["machines_of_jobs"], [row["job_id"]])
+    for machine in machines:
+        state = await cancel_machine(transaction, machine["machine_id"], cause, Teller.USER)
         ended = ended and state in TERMINAL
     if ended:
-        await transaction.execute(_SQL["cancel_job"], row["job_id"], _CANCEL_CAUSE)
-    now = await _require_job(transaction, row["job_id"], org_id)
-    return {"job_id": now["job_id"], "state": now["state"], "conclusion": now["conclusion"]}
+        await transaction.execute(_SQL["cancel_job"], row["job_id"], cause, tell_user(caller.subject))
+    now = await require_job(transaction, row["job_id"], caller.org_id)
+    asked = any(machine["cancel_requested"] for machine in machines)
+    told = {name: now[name] for name in ("job_id", "state", "conclusion")}
+    return {**told, "happens": _tell_cancel(row["state"], now["state"], asked=asked)}
+
+
+def _tell_cancel(before: str, after: str, *, asked: bool) -> str:
+    """Pure: what comes of it, in a sentence."""
+    if before in _ENDED:
+        return "nothing: it had ended before"
+    if after in _ENDED:
+        return "it is cancelled: no host had begun it"
+    if asked:
+        return "its host is asked again to stop it: it was asked before"
+    return "its host is asked to stop it, and does so when it next renews its lease"

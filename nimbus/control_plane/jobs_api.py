@@ -6,15 +6,9 @@ from quart import Blueprint, request
 
 from nimbus.control_plane.access import read_caller, read_service, read_writer
 from nimbus.control_plane.hosts import list_seen
-from nimbus.control_plane.jobs import (
-    cancel_job,
-    count_queue,
-    find_job,
-    find_output,
-    parse_submission,
-    recent_jobs,
-    submit_job,
-)
+from nimbus.control_plane.jobevents import list_events, parse_asked_events
+from nimbus.control_plane.joblist import Asked, JobFilter, list_jobs, parse_asked, parse_limit
+from nimbus.control_plane.jobs import cancel_job, count_queue, find_job, find_output, submit_job
 from nimbus.control_plane.openapi.jobs import (
     CANCEL_JOB,
     GET_JOB,
@@ -23,12 +17,11 @@ from nimbus.control_plane.openapi.jobs import (
     LIST_RECENT_JOBS,
     SUBMIT_JOB,
 )
+from nimbus.control_plane.openapi.listings import LIST_JOB_EVENTS, LIST_JOBS
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
-from nimbus.model.errors import Refused
+from nimbus.control_plane.submission import parse_submission
 from nimbus.runtime.serving import Response, json_response, read_body
-
-_MAX_LISTED = 200
 
 
 def build_jobs_api(services: Services) -> Blueprint:
@@ -41,15 +34,27 @@ def build_jobs_api(services: Services) -> Blueprint:
     async def submit() -> Response:
         caller = await read_writer(services)
         submission = parse_submission(await read_body(), services.job_rules)
-        submitted = await submit_job(services, submission, caller.org_id)
-        body = {"job_id": submitted.job_id, "state": submitted.state, "machine_id": submitted.machine_id}
+        submitted = await submit_job(services, submission, caller)
+        body = {
+            "job_id": submitted.job_id,
+            "state": submitted.state,
+            "machine_id": submitted.machine_id,
+            "idempotency_key": submission.idempotency_key,
+        }
         return json_response(body, 201 if submitted.created else 200)
+
+    @blueprint.get("/api/jobs")
+    @declare(LIST_JOBS)
+    async def index() -> Response:
+        caller = read_caller(access)
+        return json_response(await list_jobs(services, parse_asked(_read_query()), caller.org_id))
 
     @blueprint.get("/api/jobs/recent")
     @declare(LIST_RECENT_JOBS)
     async def recent() -> Response:
         caller = read_caller(access)
-        return json_response({"jobs": await recent_jobs(services, _read_limit(), caller.org_id)})
+        newest = Asked(JobFilter(), parse_limit(request.args.get("limit")))
+        return json_response({"jobs": (await list_jobs(services, newest, caller.org_id))["jobs"]})
 
     @blueprint.get("/api/jobs/<int:job_id>")
     @declare(GET_JOB)
@@ -57,11 +62,17 @@ def build_jobs_api(services: Services) -> Blueprint:
         caller = read_caller(access)
         return json_response(await find_job(services, job_id, caller.org_id))
 
+    @blueprint.get("/api/jobs/<int:job_id>/events")
+    @declare(LIST_JOB_EVENTS)
+    async def events(job_id: int) -> Response:
+        caller = read_caller(access)
+        return json_response(await list_events(services, job_id, parse_asked_events(_read_query()), caller.org_id))
+
     @blueprint.post("/api/jobs/<int:job_id>/cancel")
     @declare(CANCEL_JOB)
     async def cancel(job_id: int) -> Response:
         caller = await read_writer(services)
-        return json_response(await cancel_job(services, job_id, caller.org_id))
+        return json_response(await cancel_job(services, job_id, caller))
 
     @blueprint.get("/api/status")
     @declare(GET_STATUS)
@@ -81,8 +92,6 @@ def build_jobs_api(services: Services) -> Blueprint:
     return blueprint
 
 
-def _read_limit() -> int:
-    text = request.args.get("limit", "20")
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= _MAX_LISTED):
-        raise Refused(f"limit must be a whole number from 1 to {_MAX_LISTED}")
-    return int(text)
+def _read_query() -> list[tuple[str, str]]:
+    """The query string, with every repetition."""
+    return list(request.args.items(multi=True))

@@ -10,15 +10,15 @@ from pydantic import ConfigDict, Field
 
 from nimbus.control_plane.openapi.fields import Count, Digest, Id, ImageName, JsonObject, UnixMs, said, storable, within
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
+from nimbus.control_plane.submission import MAX_PRIORITY, MAX_TIMEOUT_S, MAX_WORD_BYTES
 from nimbus.model.job import JobSource, JobState, Learned
 from nimbus.model.labels import Arch
 from nimbus.model.lease import MachineState
 from nimbus.model.vm import MAX_CPUS, MIN_MEM_MIB, Ending
 
 _MOST_MIB = 2**30
-_MOST_S = 7 * 24 * 3600.0
 _MIN_DISK_MIB = 16
-_WORD = storable(131072, empty=True)
+_WORD = storable(MAX_WORD_BYTES, empty=True)
 
 
 def _one_of(*names: str) -> JsonObject:
@@ -33,7 +33,7 @@ class JobSubmission:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", json_schema_extra=_one_of("argv", "cmd"))
 
     argv: Annotated[list[Annotated[str, _WORD]] | None, Field(min_length=1, max_length=4096)] = None
-    cmd: Annotated[str, storable(131072, "run by /bin/sh -c")] | None = None
+    cmd: Annotated[str, storable(MAX_WORD_BYTES, "run by /bin/sh -c")] | None = None
     image: Annotated[ImageName | None, said("left out: NIMBUS_DEFAULT_IMAGE")] = None
     name: Annotated[str, storable(256)] | None = None
     env: (
@@ -45,11 +45,28 @@ class JobSubmission:
     ) = None
     cwd: Annotated[str, storable()] | None = None
     user: Annotated[str, storable(256)] | None = None
-    timeout_s: Annotated[float, within(0.001, _MOST_S)] | None = None
+    timeout_s: Annotated[float, within(0.001, MAX_TIMEOUT_S)] | None = None
     cpus: Annotated[int, within(1, MAX_CPUS)] | None = None
     mem_mib: Annotated[int, within(MIN_MEM_MIB, _MOST_MIB)] | None = None
     disk_mib: Annotated[int, within(_MIN_DISK_MIB, _MOST_MIB)] | None = None
     arch: Arch | None = None
+    size: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^[1-9][0-9]{0,8}cpu-[1-9][0-9]{0,8}gb(-[1-9][0-9]{0,8}gb-disk)?(-(x64|arm64))?$",
+                max_length=64,
+                description="instead of cpus, mem_mib and disk_mib, as in labels: 4cpu-8gb, 4cpu-8gb-20gb-disk-arm64",
+            ),
+        ]
+        | None
+    ) = None
+    priority: (
+        Annotated[
+            int, within(-MAX_PRIORITY, MAX_PRIORITY, "within its org, the higher first; above 0 for the operator only")
+        ]
+        | None
+    ) = None
     org_id: Annotated[Id | None, said("left out: the token's org")] = None
     idempotency_key: (
         Annotated[str, storable(256, "the same key gives the same job again, and never a second one")] | None
@@ -63,6 +80,7 @@ class SubmittedJob:
     job_id: Id
     machine_id: Id
     state: JobState
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True)
@@ -148,6 +166,7 @@ class JobView:
     name: str
     workflow_name: str | None
     labels: list[str]
+    priority: Annotated[int, said("within its org, the higher first")]
     state: JobState
     conclusion: str | None
     runner_name: str | None
@@ -183,6 +202,7 @@ class CancelledJob:
     job_id: Id
     state: JobState
     conclusion: str | None
+    happens: Annotated[str, said("what comes of it, in a sentence")]
 
 
 @dataclass(frozen=True)
@@ -228,9 +248,9 @@ class JobOutput:
     machines: list[JobLease]
 
 
-_JOB = "our id of the job, or GitHub's"
+JOB = "our id of the job, or GitHub's"
 _SHAPE: JsonObject = {"cpus": 1, "mem_mib": 256, "disk_mib": 2048}
-_JOB_EXAMPLE: JsonObject = {
+JOB_EXAMPLE: JsonObject = {
     "job_id": 12,
     "org_id": 1,
     "repo_id": None,
@@ -241,6 +261,7 @@ _JOB_EXAMPLE: JsonObject = {
     "name": "hello",
     "workflow_name": None,
     "labels": [],
+    "priority": 0,
     "state": "queued",
     "conclusion": None,
     "runner_name": None,
@@ -275,7 +296,7 @@ _JOB_EXAMPLE: JsonObject = {
         }
     ],
 }
-_SUBMITTED: JsonObject = {"job_id": 12, "machine_id": 34, "state": "queued"}
+_SUBMITTED: JsonObject = {"job_id": 12, "machine_id": 34, "state": "queued", "idempotency_key": "hello-1"}
 
 SUBMIT_JOB = Operation(
     "submitJob",
@@ -292,15 +313,15 @@ LIST_RECENT_JOBS = Operation(
     "listRecentJobs",
     "The newest jobs",
     Access.ADMIN,
-    {200: Answer("the newest first", JobList, {"jobs": [_JOB_EXAMPLE]})},
+    {200: Answer("the newest first", JobList, {"jobs": [JOB_EXAMPLE]})},
     query=RecentQuery,
 )
 GET_JOB = Operation(
     "getJob",
     "One job, with its machines and what it waits for",
     Access.ADMIN,
-    {200: Answer("the job", JobView, _JOB_EXAMPLE)},
-    paths={"job_id": _JOB},
+    {200: Answer("the job", JobView, JOB_EXAMPLE)},
+    paths={"job_id": JOB},
 )
 CANCEL_JOB = Operation(
     "cancelJob",
@@ -310,10 +331,15 @@ CANCEL_JOB = Operation(
         200: Answer(
             "where it stands now; one that had ended stays as it was",
             CancelledJob,
-            {"job_id": 12, "state": "completed", "conclusion": "cancelled"},
+            {
+                "job_id": 12,
+                "state": "completed",
+                "conclusion": "cancelled",
+                "happens": "it is cancelled: no host had begun it",
+            },
         )
     },
-    paths={"job_id": _JOB},
+    paths={"job_id": JOB},
     errors=frozenset({400}),
     details="A job of GitHub's is refused: its run is cancelled there.",
 )
@@ -362,5 +388,5 @@ LIST_JOB_LEASES = Operation(
             },
         )
     },
-    paths={"job_id": _JOB},
+    paths={"job_id": JOB},
 )

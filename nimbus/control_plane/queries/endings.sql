@@ -16,7 +16,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 -- name: end_job
 -- A forge's word stands: only a job that is still open is changed.
 UPDATE jobs
-SET state = $2, conclusion = $3, cause = $4,
+SET state = $2, conclusion = $3, cause = $4, told_by = $5,
     started_at = CASE WHEN $2 = 'queued' THEN NULL ELSE started_at END,
     completed_at = CASE WHEN $2 IN ('completed', 'lost') THEN clock_timestamp() END
 WHERE job_id = $1 AND state IN ('queued', 'in_progress')

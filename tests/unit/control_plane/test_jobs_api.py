@@ -10,9 +10,11 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from nimbus.control_plane.jobs import parse_submission
 from nimbus.control_plane.services import JobRules
+from nimbus.control_plane.submission import parse_submission
 from nimbus.model.errors import Refused
+from nimbus.model.labels import Arch
+from nimbus.model.vm import Shape
 from nimbus.wire.tokens import Audience, SigningKey, render_token
 from tests.unit.control_plane.plane import Plane, bearer, open_plane
 
@@ -288,3 +290,98 @@ async def test_an_agent_that_enrols_too_often_is_told_to_wait(database_dsn: str,
 
     assert refused.status_code == 429
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
+
+
+# --- sizes, priorities, keys ---------------------------------------------------------------------------------------
+
+
+def test_a_size_stands_for_a_machine_as_a_label_does() -> None:
+    submission = parse_submission(b'{"argv": ["a"], "size": "4cpu-8gb-20gb-disk-arm64"}', JobRules())
+    assert submission.shape == Shape(4, 8192, 20480)
+    assert submission.arch is Arch.ARM64
+    assert parse_submission(b'{"argv": ["a"], "size": "2cpu-1gb", "arch": "x64"}', JobRules()).arch is Arch.X64
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"size": "4cpus"}, "job: size: 4cpus is no size: write it like 4cpu-8gb"),
+        ({"size": "nimbus-4cpu-8gb"}, "is no size"),
+        ({"size": "65cpu-1gb"}, "job: size: 65 CPUs are more than the 64 that a job may ask for here"),
+        ({"size": "1cpu-257gb"}, "NIMBUS_LABEL_MAX_MEMORY_GB"),
+        ({"size": "1cpu-1gb", "cpus": 2}, "either size or cpus"),
+        ({"size": "1cpu-1gb-arm64", "arch": "x64"}, "size says arm64 and arch says x64"),
+        ({"mem_mib": 2**20}, "mem_mib"),
+        ({"disk_mib": 2**21}, "NIMBUS_LABEL_MAX_DISK_GB"),
+        ({"priority": 101}, "priority must be a whole number from -100 to 100"),
+        ({"priority": True}, "priority"),
+        ({"env": {"A": "\u00e4" * 65536}}, "job: env must hold no text of more than 131071 bytes"),
+        ({"env": {f"A{n}": "x" * 100_000 for n in range(10)}}, "argv and env take"),
+        ({"timeout_s": 8 * 24 * 3600}, "timeout_s must be a number from 0.001 to 604800"),
+    ],
+)
+def test_what_a_machine_cannot_be_is_told_by_its_field(body: dict[str, object], told: str) -> None:
+    with pytest.raises(Refused, match=re.escape(told)):
+        parse_submission(json.dumps({"argv": ["a"]} | body).encode(), JobRules())
+
+
+async def test_a_tenant_may_put_its_job_behind_others_of_its_org_and_not_before_them(
+    database_dsn: str, redis_url: str
+) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        tenant = plane.admin(org_id=await _org(plane, "one", 1))
+        lower = await plane.http.post("/api/jobs", json={"argv": ["a"], "priority": -5}, headers=tenant)
+        raised = await plane.http.post("/api/jobs", json={"argv": ["a"], "priority": 1}, headers=tenant)
+        operators = await plane.submit(priority=100)
+        kept = await plane.sql("SELECT j.priority, m.priority AS machines FROM jobs j JOIN machines m USING (job_id)")
+        shown = await plane.job(operators["job_id"])
+
+    assert (lower.status_code, raised.status_code) == (201, 403)
+    assert "priority" in raised.json()["message"]
+    assert sorted((row["priority"], row["machines"]) for row in kept) == [(-5, -5), (100, 100)]
+    assert shown["priority"] == 100
+
+
+async def test_the_key_of_a_submission_is_told_back_and_stands_for_its_priority_too(
+    database_dsn: str, redis_url: str
+) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        keyed = await plane.submit(idempotency_key="k", priority=3)
+        again = await plane.submit(expect=200, idempotency_key="k", priority=3)
+        bare = await plane.submit()
+        await plane.submit(expect=409, idempotency_key="k", priority=4)
+
+    assert (keyed["idempotency_key"], bare["idempotency_key"]) == ("k", None)
+    assert again == keyed
+
+
+# --- cancelling ----------------------------------------------------------------------------------------------------
+
+
+async def test_cancelling_says_what_happens_and_may_be_said_again(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol()
+        running = await plane.submit()
+        grant = await plane.lease(agent)
+        assert grant is not None
+        waiting = await plane.submit()
+
+        async def cancel(job: dict[str, object]) -> dict[str, object]:
+            reply = await plane.http.post(f"/api/jobs/{job['job_id']}/cancel", headers=plane.admin())
+            assert reply.status_code == 200
+            return dict(reply.json())
+
+        told = [await cancel(waiting), await cancel(waiting), await cancel(running), await cancel(running)]
+        await plane.finish(agent, grant, "cancelled")
+        ended = await cancel(running)
+        cause = (await plane.job(int(waiting["job_id"])))["cause"]
+
+    assert [each["happens"] for each in [*told, ended]] == [
+        "it is cancelled: no host had begun it",
+        "nothing: it had ended before",
+        "its host is asked to stop it, and does so when it next renews its lease",
+        "its host is asked again to stop it: it was asked before",
+        "nothing: it had ended before",
+    ]
+    assert (told[0]["state"], told[2]["state"], ended["conclusion"]) == ("completed", "queued", "cancelled")
+    assert cause == "cancelled by tester"

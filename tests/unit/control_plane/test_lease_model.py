@@ -10,10 +10,12 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nimbus.control_plane.jobs import parse_submission, submit_job
+from nimbus.control_plane.access import Caller
+from nimbus.control_plane.jobs import submit_job
 from nimbus.control_plane.leases import finish_lease, grant_lease, renew_lease
 from nimbus.control_plane.services import JobRules, Services
 from nimbus.control_plane.silence import expire_leases
+from nimbus.control_plane.submission import parse_submission
 from nimbus.model.errors import Fenced
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.model.vm import Ending
@@ -84,7 +86,7 @@ async def _play(dsn: str, steps: list[tuple[str, str, int]]) -> None:
 async def _take(services: Services, model: Model, step: str, agent: str, number: int) -> None:
     if step == "submit":
         submission = parse_submission(b'{"argv": ["true"]}', JobRules())
-        submitted = await submit_job(services, submission, None)
+        submitted = await submit_job(services, submission, Caller("tester", None, may_write=True))
         model.machines[submitted.machine_id] = Known()
     elif step == "lease":
         await _lease(services, model, agent)

@@ -88,7 +88,7 @@ def test_a_job_that_names_nothing_of_ours_is_not_ours(labels: tuple[str, ...]) -
         (("big", "pi"), "big and pi each ask"),
         (("nimbus-4cpu-8gb-arm64", "x64"), "arm64 and x64 at once"),
         (("pi", "x64"), "arm64 and x64 at once"),
-        (("nimbus-33cpu-8gb",), "33 CPUs are more than the 32 that a label may ask for here (NIMBUS_LABEL_MAX_CPUS)"),
+        (("nimbus-33cpu-8gb",), "33 CPUs are more than the 32 that a job may ask for here (NIMBUS_LABEL_MAX_CPUS)"),
         (("nimbus-1cpu-129gb",), "NIMBUS_LABEL_MAX_MEMORY_GB"),
         (("nimbus-1cpu-1gb-101gb-disk",), "NIMBUS_LABEL_MAX_DISK_GB"),
         (("nimbus-999999999cpu-1gb",), "NIMBUS_LABEL_MAX_CPUS"),
