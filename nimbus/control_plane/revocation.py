@@ -14,6 +14,8 @@ import trio
 from quart import Blueprint
 
 from nimbus.control_plane.access import read_operator, read_service
+from nimbus.control_plane.openapi.operation import declare
+from nimbus.control_plane.openapi.tokens import GET_LEASE_STATE, REVOKE_TOKEN
 from nimbus.control_plane.services import DENIALS, Services
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.runtime.postgres import Transaction, load_queries
@@ -35,11 +37,13 @@ def build_revocation_api(services: Services) -> Blueprint:
     blueprint = Blueprint("revocation", __name__)
 
     @blueprint.get("/api/internal/leases/<int:machine_id>/<int:fence>")
+    @declare(GET_LEASE_STATE)
     async def lease(machine_id: int, fence: int) -> Response:
         read_service(services.access)
         return json_response(render_standing(await find_standing(services, machine_id, fence)))
 
     @blueprint.post("/api/admin/tokens/revoke")
+    @declare(REVOKE_TOKEN)
     async def revoke() -> Response:
         caller = await read_operator(services)
         token_id, expires_s = parse_revocation(await read_body())

@@ -44,6 +44,7 @@ LINGER_S = 2.0  # to read on after an early answer, so that the client sees it a
 BODY_HIGH_BYTES = 256 * 1024  # buffered per request before receiving stops; four of Hypercorn's reads
 DEFAULT_MAX_BODY_BYTES = 1024 * 1024
 BODY_S = 60.0
+_FRAMEWORK_HEADERS = frozenset({"Allow"})  # of the errors that the framework raises: what HTTP demands with 405
 GRACEFUL_S = 30.0  # in-flight requests at shutdown; as long as the longest long poll
 
 
@@ -228,7 +229,8 @@ async def _answer_nimbus_error(error: NimbusError) -> Response:
 async def _answer_http_error(error: HTTPException) -> Response:
     await trio.lowlevel.checkpoint()  # a sync handler would be run in a thread
     status = error.code or 500
-    return error_response(status, (error.name or "error").lower().replace(" ", "_"), error.description or "", {})
+    told = {name: value for name, value in error.get_headers() if name in _FRAMEWORK_HEADERS}
+    return error_response(status, (error.name or "error").lower().replace(" ", "_"), error.description or "", told)
 
 
 async def _answer_bug(error: Exception) -> Response:

@@ -99,6 +99,14 @@ class GrantTimesView:
 
 
 @dataclass(frozen=True)
+class CacheTokenView:
+    """What lets a lease's machine reach its org's stored things."""
+
+    token: str
+    expires_in_s: float
+
+
+@dataclass(frozen=True)
 class LeaseGrant:
     """One machine request, leased to one agent until the ttl runs out."""
 
@@ -114,6 +122,7 @@ class LeaseGrant:
     command: Annotated[CommandView | None, said("null for a runner; its environment may hold secrets")]
     log_url: str | None
     log_token: str | None
+    cache_token: CacheTokenView | None
     times_ms: GrantTimesView
 
 
@@ -125,6 +134,7 @@ class LeaseRenewal:
     fence: Id
     state: HeldState
     usage: MachineUsage | None = None
+    wants_cache_token: Annotated[bool | None, said("the holder has none, or half of its life is over")] = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class LeaseRenewed:
     ttl_s: float
     cancel: bool
     job: JobLinkView | None
+    cache_token: Annotated[CacheTokenView | None, said("only where it was asked for")] = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +252,7 @@ LEASE_MACHINE = Operation(
                 },
                 "log_url": "http://127.0.0.1:8002/ingest",
                 "log_token": "eyJ...",
+                "cache_token": {"token": "eyJ...", "expires_in_s": 3600.0},
                 "times_ms": {"webhook": None, "queued": 1795291200000, "leased": 1795291200100},
             },
         ),

@@ -22,7 +22,7 @@ from nimbus.runtime.serving import App
 from nimbus.wire.fields import MAX_BIGINT
 
 IMPLIED = frozenset({"HEAD", "OPTIONS"})  # the framework answers them for every route
-_PLACE = re.compile(r"<(?:(int):)?([a-z_]+)>")
+_PLACE = re.compile(r"<(?:([a-z]+):)?([a-z_]+)>")
 _TOKENS = {
     Access.ADMIN: ("admin",),
     Access.WRITE: ("admin",),

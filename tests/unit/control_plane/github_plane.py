@@ -26,6 +26,7 @@ from nimbus.sim.deliveries import WebhookTarget
 from nimbus.wire.github import render_signature
 from tests.forge import APP_ID, INSTALLATION_ID, Sim, app_key, open_sim
 from tests.services import free_port
+from tests.unit.control_plane.held import hold
 from tests.unit.control_plane.plane import Plane, key_of, open_services
 
 SECRET = "webhook-secret"
@@ -138,6 +139,7 @@ async def open_github_plane(
             nursery.start_soon(forge.intake.run, services)
             urls = await nursery.start(serve_app, app, [address], services.stopping)
             async with open_http(urls[0]) as http:
+                hold(http, app)
                 yield GithubPlane(Plane(services, http, urls[0]), sim, forge)
             services.stopping.set()
             nursery.cancel_scope.cancel()

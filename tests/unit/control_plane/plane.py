@@ -28,6 +28,7 @@ from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import serve_app
 from nimbus.wire.cachetokens import derive_cache_key
 from nimbus.wire.tokens import Audience, hmac_key, render_token
+from tests.unit.control_plane.held import hold
 
 ADMIN_SECRET = "admin-secret-" + "x" * 32
 AGENT_SECRET = "agent-secret-" + "y" * 32
@@ -175,6 +176,7 @@ async def open_plane(
             nursery.start_soon(run_waitroom, services)
             binds = await nursery.start(serve_app, app, ["127.0.0.1:0"], services.stopping)
             async with open_http(binds[0]) as http:
+                hold(http, app)
                 yield Plane(services, http, binds[0])
             services.stopping.set()
             nursery.cancel_scope.cancel()
