@@ -164,12 +164,6 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     return app
 
 
-async def _end_polls(services: Services) -> None:
-    """Let waiting agents go as soon as the service is told to stop."""
-    await services.stopping.wait()
-    await services.bell.ring(MACHINES)
-
-
 def build_health_api(services: Services) -> Blueprint:
     """Health, readiness, public keys and metrics."""
     blueprint = Blueprint("health", __name__)
