@@ -36,6 +36,7 @@ class Request:
     """A queued machine request that nobody is woken for."""
 
     machine_id: int
+    fence: int
     arch: str
     host_labels: frozenset[str] | None  # None: any host will do
     cpus: int
@@ -103,6 +104,7 @@ class Seat:
     agent_id: str
     offer: Offer
     called_for: int | None = None  # the machine request that it was woken for and has not answered yet
+    rings: int = 0  # of the bell, as it was called
     failed: set[int] = field(default_factory=set)  # was woken for these and got nothing
     _stir: trio.Event = field(default_factory=trio.Event)
 
@@ -180,7 +182,7 @@ class Room:
             self._give_back(seat)
         return called
 
-    def call(self, seat: Seat, machine_id: int) -> None:
+    def call(self, seat: Seat, machine_id: int, rings: int) -> None:
         """Wake it; where it has left since it was chosen, another is woken instead."""
         if seat not in self._seats:
             self._returned.add(machine_id)
@@ -188,33 +190,35 @@ class Room:
             return
         del self._seats[seat]
         self._seats[seat] = None
-        seat.called_for = machine_id
+        seat.called_for, seat.rings = machine_id, rings
         self._awake += 1
         self._largest = None
         seat.stir()
 
-    def answer(self, seat: Seat, granted: int | None) -> None:
+    def answer(self, seat: Seat, granted: int | None, rings: int) -> None:
         """Its agent has looked, and was granted that machine or nothing."""
         if seat.called_for is None:
             return
+        if granted is not None and granted != seat.called_for:
+            self._give_back(seat)
+            return
         if granted is None:
             seat.failed.add(seat.called_for)  # nothing in the whole queue was for it: the next one has its turn later
-            self._end_call(seat)
-        elif granted == seat.called_for:
-            self._end_call(seat)
-        else:
-            self._give_back(seat)
+        # for this very seat there may be something that came while it was awake; for the others a place is free now
+        if granted is not None or seat.rings != rings:
+            self.ear.ring()
+        self._end_call(seat)
 
     def _give_back(self, seat: Seat) -> None:
         assert seat.called_for is not None  # noqa: S101 - a bug of ours, not bad luck
         self._returned.add(seat.called_for)
+        self.ear.ring()
         self._end_call(seat)
 
     def _end_call(self, seat: Seat) -> None:
         seat.called_for = None
         self._awake -= 1
         self._largest = None
-        self.ear.ring()  # a place is free, and what came while it was awake may be for this very seat
 
     def take_returned(self) -> set[int]:
         """The requests whose agents had other work or left, once: nobody needs to wait until their time runs out."""
@@ -235,9 +239,9 @@ class Room:
             self._largest = None
         return news
 
-    def match(self, requests: Sequence[Request], patience_s: float) -> dict[int, Seat]:
+    def match(self, requests: Sequence[Request], patience_s: float) -> dict[Request, Seat]:
         """Whom to call for which request. Who had nothing of it has another turn when others have had theirs."""
-        calls: dict[int, Seat] = {}
+        calls: dict[Request, Seat] = {}
         free = [seat for seat in self._seats if self._may_call(seat)]
         for request in requests[: self.places]:
             again = request.overdue_s is None or request.overdue_s >= patience_s
@@ -245,7 +249,7 @@ class Room:
                 (s for s in free if suits(request, s.offer) and (again or request.machine_id not in s.failed)), None
             )
             if chosen is not None:
-                calls[request.machine_id] = chosen
+                calls[request] = chosen
                 free.remove(chosen)
         return calls
 

@@ -1,7 +1,7 @@
 """Agents that wait for work: one task of each process looks into the queue for all, and wakes one for a request.
 
 An idle agent costs no query. A look comes with a ring of the bell, and at the latest after LeaseTerms.look_s; what it
-finds is offered to one agent of all processes for LeaseTerms.patience_s (`machines.offered_until`), then to the next.
+finds is offered to one agent of all processes for LeaseTerms.patience_s (a row of `offers`), then to the next.
 Who is woken makes an ordinary grant: whose turn it is decides leases.py alone, and an offer is no promise. Never grants
 by itself. Called by agents_api.py (`wait_grant`) and app.py (`run_waitroom`).
 
@@ -76,7 +76,7 @@ def _answer(services: Services, seat: Seat, look: Look) -> None:
     granted = None if look.grant is None else look.grant.key.machine_id
     came_to = "nothing" if granted is None else "its_request" if granted == seat.called_for else "another"
     services.metrics.agents_woken.labels(came_to).inc()
-    services.room.answer(seat, granted)
+    services.room.answer(seat, granted, services.bell.rings(MACHINES))
 
 
 # --- looking for all of them -------------------------------------------------------------------------------------
@@ -133,19 +133,23 @@ async def _attend(services: Services) -> bool:
         calls = room.match(
             [_read(row) for row in rows if row["machine_id"] is not None], services.lease_terms.patience_s
         )
-        woken = await _wake(services, calls, returned)
+        woken = await _wake(services, calls, returned, rings)
         if not (woken or barred_news) or not room.places or not room.find_largest():
             return queued
 
 
-async def _wake(services: Services, calls: Mapping[int, Seat], returned: list[int]) -> bool:
+async def _wake(services: Services, calls: Mapping[Request, Seat], returned: list[int], rings: int) -> bool:
     """Whether anybody was: another process may have been faster."""
     if not calls:
         return False
-    rows = await services.database.fetch(_SQL["claim_offers"], sorted(calls), returned, services.lease_terms.patience_s)
-    for row in rows:
-        services.room.call(calls[row["machine_id"]], row["machine_id"])
-    return bool(rows)
+    machines, fences = [each.machine_id for each in calls], [each.fence for each in calls]
+    patience_s = services.lease_terms.patience_s
+    rows = await services.database.fetch(_SQL["claim_offers"], machines, fences, returned, patience_s)
+    claimed = {row["machine_id"] for row in rows}
+    for request, seat in calls.items():
+        if request.machine_id in claimed:
+            services.room.call(seat, request.machine_id, rings)
+    return bool(claimed)
 
 
 def _read(row: Row) -> Request:
@@ -153,6 +157,7 @@ def _read(row: Row) -> Request:
     anywhere = row["kind"] == MachineKind.COMMAND
     return Request(
         row["machine_id"],
+        row["fence"],
         row["arch"],
         None if anywhere else frozenset(row["host_labels"]),
         shape.cpus,

@@ -12,7 +12,6 @@ ALTER TABLE jobs
 ALTER TABLE machines
     ADD COLUMN priority smallint NOT NULL DEFAULT 0,
     ADD COLUMN turn_at timestamptz NOT NULL DEFAULT now(),  -- when it was queued, earlier by what its priority is worth
-    ADD COLUMN offered_until timestamptz,  -- a waiting agent was woken for it and has so long to lease it
     ADD COLUMN reserved_for text;          -- the agent that takes nothing else until it has room for this one
 ALTER TABLE machines ALTER COLUMN turn_at SET DEFAULT clock_timestamp();
 UPDATE machines SET turn_at = created_at WHERE state IN ('queued', 'leased', 'running');
@@ -23,6 +22,14 @@ DROP INDEX machines_queued_of_org;
 CREATE INDEX machines_served ON machines (org_id, leased_at) WHERE leased_at IS NOT NULL;
 CREATE INDEX machines_held_by_agent ON machines (agent_id) WHERE state IN ('leased', 'running');
 CREATE INDEX machines_reserved ON machines (arch) WHERE state = 'queued' AND reserved_for IS NOT NULL;
+
+-- For which request a waiting agent was woken and how long it has to lease it. A table of its own, without a key to
+-- machines: whoever locks a queued machine hides it from the grants of that moment. Nothing is lost with its rows.
+CREATE UNLOGGED TABLE offers (
+    machine_id bigint PRIMARY KEY,
+    fence bigint NOT NULL,  -- queued anew under another fence, it is offered anew
+    until timestamptz NOT NULL
+);
 
 -- Every step of every job, with its cause, whoever wrote it. Append-only.
 CREATE TABLE job_events (

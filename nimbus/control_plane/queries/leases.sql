@@ -142,7 +142,7 @@ WITH RECURSIVE asker AS MATERIALIZED (
         answered = false,
         deadline = clock_timestamp() + make_interval(secs => $5::double precision),
         attempts = attempts + 1,
-        offered_until = NULL, reserved_for = NULL,
+        reserved_for = NULL,
         ending = NULL, exit_code = NULL, signal = NULL, cause = NULL, phases = NULL, attestation = NULL,
         usage = NULL, usage_at = NULL
     FROM chosen
@@ -219,7 +219,3 @@ WHERE job_id = $1 AND source = 'api' AND state = 'queued'
 
 -- name: seen_agent
 UPDATE agents SET last_seen = clock_timestamp() WHERE agent_id = $1
-
--- name: offered
--- Kept for jobs that wait: whether any host would take them.
-UPDATE agents SET last_seen = clock_timestamp(), labels = $2, arch = $3 WHERE agent_id = $1

@@ -2,9 +2,9 @@
 -- Queued requests that nobody is woken for and some waiting agent has room for ($1, its largest offers), of each org in
 -- turn, those first that nobody was woken for yet. What the grant would refuse now (leases.sql) is left out, so that a
 -- long queue of it wakes nobody and hides nothing. $2: at most so many. $3: may be offered before their time.
--- Always one row at least: whether anything is queued at all, and who is granted nothing
--- (one that makes room for a large machine looks by itself whenever it has more room).
-WITH RECURSIVE offers AS MATERIALIZED (
+-- Always one row at least: whether anything is queued at all, and who is granted nothing (one that makes room for a
+-- large machine looks by itself whenever it has more room).
+WITH RECURSIVE waiting AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset($1::jsonb)
         AS o (arch text, labels text[], cpus integer, mem_mib integer, disk_mib bigint)
 ), queues AS (
@@ -21,6 +21,7 @@ WITH RECURSIVE offers AS MATERIALIZED (
         WHERE (o.max_machines IS NOT NULL OR o.max_cpus IS NOT NULL)
           AND m.org_id = o.org_id AND m.state IN ('leased', 'running')
     ) h
+    WHERE NOT EXISTS (SELECT FROM database_watch WHERE grants_paused_until > clock_timestamp())
 ), full_alias AS MATERIALIZED (
     SELECT a.org_id, a.alias
     FROM label_aliases a JOIN room USING (org_id)
@@ -33,30 +34,28 @@ WITH RECURSIVE offers AS MATERIALIZED (
     SELECT next.*
     FROM room
     CROSS JOIN LATERAL (
-        SELECT m.machine_id, m.kind, m.arch, m.host_labels, m.shape,
-               extract(epoch FROM clock_timestamp() - free.since)::double precision AS overdue_s,
-               row_number() OVER (ORDER BY free.since NULLS FIRST, m.machine_id) AS place
+        SELECT m.machine_id, m.fence, m.kind, m.arch, m.host_labels, m.shape,
+               extract(epoch FROM clock_timestamp() - f.until)::double precision AS overdue_s,
+               row_number() OVER (ORDER BY f.until NULLS FIRST, m.turn_at, m.machine_id) AS place
         FROM machines m
-        CROSS JOIN LATERAL (
-            SELECT CASE WHEN NOT m.machine_id = ANY ($3::bigint[]) THEN m.offered_until END AS since
-        ) free
+        LEFT JOIN offers f ON f.machine_id = m.machine_id AND f.fence = m.fence AND NOT f.machine_id = ANY ($3::bigint[])
         WHERE m.org_id = room.org_id AND m.state = 'queued' AND NOT m.cancel_requested
-          AND (free.since IS NULL OR free.since <= clock_timestamp())
+          AND (f.until IS NULL OR f.until <= clock_timestamp())
           AND (room.cpus IS NULL OR (m.shape->>'cpus')::integer <= room.cpus)
           AND EXISTS (
-              SELECT FROM offers o
-              WHERE o.arch = m.arch
-                AND (m.shape->>'cpus')::integer <= o.cpus
-                AND (m.shape->>'mem_mib')::integer <= o.mem_mib
-                AND (o.disk_mib IS NULL OR (m.shape->>'disk_mib')::bigint <= o.disk_mib)
-                AND (m.kind = 'command' OR cardinality(o.labels) = 0 OR m.host_labels <@ o.labels))
+              SELECT FROM waiting w
+              WHERE w.arch = m.arch
+                AND (m.shape->>'cpus')::integer <= w.cpus
+                AND (m.shape->>'mem_mib')::integer <= w.mem_mib
+                AND (w.disk_mib IS NULL OR (m.shape->>'disk_mib')::bigint <= w.disk_mib)
+                AND (m.kind = 'command' OR cardinality(w.labels) = 0 OR m.host_labels <@ w.labels))
           AND (m.alias IS NULL OR NOT EXISTS (
-              SELECT FROM full_alias f WHERE f.org_id = m.org_id AND f.alias = m.alias))
+              SELECT FROM full_alias a WHERE a.org_id = m.org_id AND a.alias = m.alias))
           AND (m.kind = 'command' OR NOT EXISTS (
               SELECT FROM blocked b
               WHERE b.installation_id = m.installation_id
                 AND b.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = m.repo_id))))
-        ORDER BY free.since NULLS FIRST, m.machine_id
+        ORDER BY f.until NULLS FIRST, m.turn_at, m.machine_id
         LIMIT greatest(0, least($2::bigint, room.machines))
     ) next
     ORDER BY next.overdue_s DESC NULLS FIRST, next.place, next.machine_id
@@ -73,17 +72,20 @@ FROM (SELECT) always LEFT JOIN found ON true
 ORDER BY found.overdue_s DESC NULLS FIRST, found.place, found.machine_id
 
 -- name: claim_offers
--- Of all processes one wakes somebody for a request. What is being granted or offered at this moment is passed over.
-WITH free AS (
-    SELECT machine_id FROM machines
-    WHERE machine_id = ANY ($1::bigint[]) AND state = 'queued' AND NOT cancel_requested
-      AND (offered_until IS NULL OR offered_until <= clock_timestamp() OR machine_id = ANY ($2::bigint[]))
-    ORDER BY machine_id
-    FOR UPDATE SKIP LOCKED
+-- Of all processes one wakes somebody for a request. $3: may be offered before their time. Rows that are long over go.
+WITH gone AS (
+    DELETE FROM offers WHERE machine_id IN (
+        SELECT machine_id FROM offers
+        WHERE until < clock_timestamp() - interval '1 minute' AND NOT machine_id = ANY ($1::bigint[])
+        FOR UPDATE SKIP LOCKED)
 )
-UPDATE machines m SET offered_until = clock_timestamp() + make_interval(secs => $3::double precision)
-FROM free WHERE m.machine_id = free.machine_id
-RETURNING m.machine_id
+INSERT INTO offers AS f (machine_id, fence, until)
+SELECT asked.machine_id, asked.fence, clock_timestamp() + make_interval(secs => $4::double precision)
+FROM unnest($1::bigint[], $2::bigint[]) AS asked (machine_id, fence)
+ORDER BY asked.machine_id
+ON CONFLICT (machine_id) DO UPDATE SET fence = excluded.fence, until = excluded.until
+WHERE f.fence < excluded.fence OR f.until <= clock_timestamp() OR f.machine_id = ANY ($3::bigint[])
+RETURNING machine_id
 
 -- name: note_offers
 -- What waiting agents offer, kept for jobs that wait: whether any host would take them. Who is written elsewhere at this
