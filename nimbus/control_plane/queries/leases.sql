@@ -91,6 +91,10 @@ WITH RECURSIVE asker AS MATERIALIZED (
                coalesce(sum((m.shape->>'disk_mib')::bigint), 0) AS disk_mib
         FROM machines m WHERE m.agent_id = $1 AND m.state IN ('leased', 'running')
     ) held
+), widest AS MATERIALIZED (
+    SELECT max(cpus) AS cpus, max(mem_mib) AS mem_mib FROM agents
+    WHERE arch = $7 AND wanted = 'working' AND barred IS NULL
+      AND last_seen > statement_timestamp() - interval '2 minutes'
 ), turns AS (
     SELECT 0 AS turn, a.*, mine.machine_id AS reserved FROM mine JOIN allowed a USING (org_id)
     UNION ALL
@@ -103,23 +107,32 @@ WITH RECURSIVE asker AS MATERIALIZED (
     SELECT next.machine_id, next.fits
     FROM (SELECT * FROM turns ORDER BY turn) t
     CROSS JOIN LATERAL (
-        SELECT m.machine_id, f.fits
+        -- Over the cap: what has waited long and would fit below the cap of its org's CPUs, were it not for the org's
+        -- smaller machines. Those wait for it then, or it would wait for ever.
+        SELECT m.machine_id, f.fits, f.over_cap
         FROM machines m
         CROSS JOIN LATERAL (
             SELECT (m.shape->>'cpus')::integer <= $2 AND (m.shape->>'mem_mib')::integer <= $3
-                   AND ($6::bigint IS NULL OR (m.shape->>'disk_mib')::bigint <= $6) AS fits
+                   AND ($6::bigint IS NULL OR (m.shape->>'disk_mib')::bigint <= $6) AS fits,
+                   coalesce((m.shape->>'cpus')::integer > t.max_cpus - t.cpus, false) AS over_cap,
+                   $10 > 0 AND m.created_at < (SELECT starves_before FROM asker) AS starves
         ) f
         WHERE m.org_id = t.org_id AND m.state = 'queued'
           AND NOT m.cancel_requested
           AND m.arch = $7
           AND (t.reserved IS NULL OR m.machine_id = t.reserved)
-          AND (f.fits OR (
-              (t.reserved IS NOT NULL
-               OR ($10 > 0 AND m.created_at < (SELECT starves_before FROM asker) AND NOT EXISTS (SELECT FROM reservations)))
-              AND (m.shape->>'cpus')::integer <= (SELECT cpus FROM capacity)
-              AND (m.shape->>'mem_mib')::integer <= (SELECT mem_mib FROM capacity)
-              AND ($6 IS NULL OR (m.shape->>'disk_mib')::bigint <= (SELECT disk_mib FROM capacity))))
-          AND (t.max_cpus IS NULL OR (m.shape->>'cpus')::integer <= t.max_cpus - t.cpus)
+          AND CASE
+              WHEN f.over_cap THEN
+                  f.starves AND t.reserved IS NULL AND (m.shape->>'cpus')::integer <= t.max_cpus
+                  AND (m.shape->>'cpus')::integer <= (SELECT cpus FROM widest)
+                  AND (m.shape->>'mem_mib')::integer <= (SELECT mem_mib FROM widest)
+              ELSE
+                  f.fits OR (
+                      (t.reserved IS NOT NULL OR (f.starves AND NOT EXISTS (SELECT FROM reservations)))
+                      AND (m.shape->>'cpus')::integer <= (SELECT cpus FROM capacity)
+                      AND (m.shape->>'mem_mib')::integer <= (SELECT mem_mib FROM capacity)
+                      AND ($6 IS NULL OR (m.shape->>'disk_mib')::bigint <= (SELECT disk_mib FROM capacity)))
+          END
           AND (m.kind = 'command' OR cardinality($4::text[]) = 0 OR m.host_labels <@ $4::text[])
           AND (m.alias IS NULL OR NOT EXISTS (
               SELECT FROM full_alias f WHERE f.org_id = m.org_id AND f.alias = m.alias))
@@ -131,6 +144,7 @@ WITH RECURSIVE asker AS MATERIALIZED (
         LIMIT 1
         FOR UPDATE OF m SKIP LOCKED
     ) next
+    WHERE NOT next.over_cap
     LIMIT 1
 ), taken AS (
     UPDATE machines
