@@ -15,7 +15,7 @@ import trio
 from nimbus.control_plane.app import build_control_plane
 from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.metrics import Metrics
-from nimbus.control_plane.services import AccessPolicy, JobRules, LeaseTerms, Services
+from nimbus.control_plane.services import AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
 from nimbus.control_plane.silence import expire_leases
 from nimbus.control_plane.tokens import open_keyring
 from nimbus.control_plane.waitroom import run_waitroom
@@ -136,6 +136,7 @@ async def open_services(
     *,
     terms: LeaseTerms | None = None,
     rules: JobRules | None = None,
+    hosts: HostTerms | None = None,
     prefix: str | None = None,
     without_redis: WithoutRedis = WithoutRedis.LOCAL,
 ) -> AsyncIterator[Services]:
@@ -152,7 +153,7 @@ async def open_services(
             yield Services(
                 database, bell, keys, Metrics(), access, nonces, limiter, CacheTerms(derive_cache_key(CACHE_SECRET)),
                 terms or LeaseTerms(), rules or JobRules(rate_limit=1000),
-                log_url="http://logs.test/ingest",
+                hosts or HostTerms(), log_url="http://logs.test/ingest",
             )  # fmt: skip
 
 
@@ -163,13 +164,14 @@ async def open_plane(
     *,
     terms: LeaseTerms | None = None,
     rules: JobRules | None = None,
+    hosts: HostTerms | None = None,
     prefix: str | None = None,
     trusted_proxies: str = "",
 ) -> AsyncIterator[Plane]:
     """A control plane that listens on a free port, without sweepers: tests sweep when they mean to."""
     with trio.fail_after(60):
         async with (
-            open_services(dsn, redis_url, terms=terms, rules=rules, prefix=prefix) as services,
+            open_services(dsn, redis_url, terms=terms, rules=rules, hosts=hosts, prefix=prefix) as services,
             trio.open_nursery() as nursery,
         ):
             app = build_control_plane(services, parse_networks(trusted_proxies))
