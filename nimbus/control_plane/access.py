@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from quart import request
 
+from nimbus.control_plane.keys.ring import Purpose
 from nimbus.control_plane.services import AccessPolicy, Services
 from nimbus.model.errors import Conflict, Forbidden, Unauthorized
-from nimbus.wire.tokens import SKEW_S, Audience, Claims, parse_bearer, verify_token
+from nimbus.wire.tokens import SKEW_S, Audience, Claims, UnknownKey, parse_bearer, verify_token
 
 _WORD = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # of jti and nonce: UUIDs, digests, counters
 
@@ -88,30 +89,39 @@ def read_service(policy: AccessPolicy) -> str:
     return claims.subject
 
 
-def read_agent(services: Services) -> str:
-    """The id of the calling agent."""
+async def read_agent(services: Services) -> str:
+    """The id of the calling agent. A key that is not known may have been made a moment ago, by another process."""
     token = parse_bearer(request.headers.get("Authorization"))
-    return verify_token(token, services.keys.accepted, audience=Audience.AGENT, now_s=time.time()).subject
+    try:
+        return _verify_agent(services, token)
+    except UnknownKey:
+        await services.keys.look_for_unknown()
+        return _verify_agent(services, token)
 
 
-def read_enrolment(services: Services) -> str:
+def _verify_agent(services: Services, token: str) -> str:
+    keys = services.keys.current.accepted(Purpose.AGENT)
+    return verify_token(token, keys, audience=Audience.AGENT, now_s=time.time()).subject
+
+
+async def read_enrolment(services: Services) -> str:
     """The id of the agent that enrols, or that renews: a token that is still good may be exchanged for the next.
 
     So an enrolment token need not outlive the agent's first start, and none has to lie about for years.
     """
     token = parse_bearer(request.headers.get("Authorization"))
-    key = services.access.enrolment_key.verify_key()
+    keys = [key.verify_key() for key in services.access.enrolment_keys]
     try:
-        claims = verify_token(token, (key,), audience=Audience.AGENT_ENROLMENT, now_s=time.time())
+        claims = verify_token(token, keys, audience=Audience.AGENT_ENROLMENT, now_s=time.time())
         return _refuse_denied(services.access, claims).subject
     except Unauthorized:
-        return read_agent(services)
+        return await read_agent(services)
 
 
 def _verify_hmac(policy: AccessPolicy, audience: Audience) -> Claims:
     token = parse_bearer(request.headers.get("Authorization"))
-    claims = verify_token(token, (policy.admin_key.verify_key(),), audience=audience, now_s=time.time())
-    return _refuse_denied(policy, claims)
+    keys = [key.verify_key() for key in policy.admin_keys]
+    return _refuse_denied(policy, verify_token(token, keys, audience=audience, now_s=time.time()))
 
 
 def _refuse_denied(policy: AccessPolicy, claims: Claims) -> Claims:

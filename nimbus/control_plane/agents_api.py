@@ -12,13 +12,13 @@ from quart import Blueprint
 from nimbus.control_plane.access import read_agent, read_enrolment
 from nimbus.control_plane.agents import hear_heartbeat
 from nimbus.control_plane.budget import count_mint
+from nimbus.control_plane.keys.minting import mint_agent_token
 from nimbus.control_plane.leases import finish_lease, renew_lease
 from nimbus.control_plane.openapi.agents import ENROL_AGENT, FINISH_LEASE, LEASE_MACHINE, RENEW_LEASE
 from nimbus.control_plane.openapi.hosts import HEAR_HEARTBEAT
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.silence import enrol_agent
-from nimbus.control_plane.tokens import mint_agent_token
 from nimbus.control_plane.waitroom import wait_grant
 from nimbus.model.errors import Refused
 from nimbus.runtime.serving import Response, json_response, read_body
@@ -37,19 +37,19 @@ def build_agents_api(services: Services) -> Blueprint:
     @blueprint.post("/api/agents/enrol")
     @declare(ENROL_AGENT)
     async def enrol() -> Response:
-        agent_id = read_enrolment(services)
+        agent_id = await read_enrolment(services)
         asked = leaseapi.parse_enrol_request(await read_body())
         await count_mint(services, agent_id)
         await enrol_agent(services, agent_id, asked)
         log.info("agent.enrolled", agent=agent_id, version=asked.version, cpus=asked.cpus, mem_mib=asked.mem_mib)
-        token = mint_agent_token(services.keys, agent_id, access.agent_token_ttl_s)
+        token = mint_agent_token(services.keys.current, agent_id, access.agent_token_ttl_s)
         ttl_s = services.lease_terms.policy.ttl_s
         return json_response(leaseapi.render_enrol_reply(EnrolReply(agent_id, access.agent_token_ttl_s, ttl_s, token)))
 
     @blueprint.post("/api/agents/heartbeat")
     @declare(HEAR_HEARTBEAT)
     async def heartbeat() -> Response:
-        agent_id = read_agent(services)
+        agent_id = await read_agent(services)
         body = await read_body()
         if len(body) > MAX_HEARTBEAT_BYTES:
             raise Refused(f"a heartbeat has at most {MAX_HEARTBEAT_BYTES} bytes")
@@ -59,7 +59,7 @@ def build_agents_api(services: Services) -> Blueprint:
     @blueprint.post("/api/agents/lease")
     @declare(LEASE_MACHINE)
     async def lease() -> Response:
-        agent_id = read_agent(services)
+        agent_id = await read_agent(services)
         asked = leaseapi.parse_lease_request(await read_body())
         grant = await wait_grant(services, agent_id, asked)
         if grant is None:
@@ -69,14 +69,14 @@ def build_agents_api(services: Services) -> Blueprint:
     @blueprint.post("/api/machines/<int:machine_id>/renew")
     @declare(RENEW_LEASE)
     async def renew(machine_id: int) -> Response:
-        agent_id = read_agent(services)
+        agent_id = await read_agent(services)
         asked = leaseapi.parse_renew_request(await read_body(), machine_id)
         return json_response(leaseapi.render_renew_reply(await renew_lease(services, agent_id, asked)))
 
     @blueprint.post("/api/machines/<int:machine_id>/finish")
     @declare(FINISH_LEASE)
     async def finish(machine_id: int) -> Response:
-        agent_id = read_agent(services)
+        agent_id = await read_agent(services)
         asked = leaseapi.parse_finish_request(await read_body(), machine_id)
         return json_response(leaseapi.render_finish_reply(await finish_lease(services, agent_id, asked)))
 

@@ -22,10 +22,14 @@ from nimbus.control_plane.hosts_api import build_hosts_api
 from nimbus.control_plane.inbox import measure_inbox
 from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
+from nimbus.control_plane.keys.api import build_keys_api
+from nimbus.control_plane.keys.ring import KeyTerms
+from nimbus.control_plane.keys.rotation import GivenKeys, open_keychain, sweep_keys
+from nimbus.control_plane.keys.shared import list_shared_keys
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
 from nimbus.control_plane.mirror import keep_mirror
-from nimbus.control_plane.openapi.health import GET_HEALTH, GET_METRICS, GET_PUBLIC_KEYS, GET_READINESS
+from nimbus.control_plane.openapi.health import GET_HEALTH, GET_METRICS, GET_READINESS
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.openapi.route import build_document_api
 from nimbus.control_plane.problems import count_problems
@@ -33,7 +37,6 @@ from nimbus.control_plane.revocation import build_revocation_api, follow_denied,
 from nimbus.control_plane.services import AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
 from nimbus.control_plane.settings import Settings
 from nimbus.control_plane.silence import sweep_leases
-from nimbus.control_plane.tokens import open_keyring
 from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.limiter import WithoutRedis, open_limiter
@@ -43,7 +46,7 @@ from nimbus.runtime.proxies import Networks, parse_networks
 from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import App, Response, build_app, json_response
 from nimbus.wire.cachetokens import derive_cache_key
-from nimbus.wire.tokens import hmac_key, render_jwks
+from nimbus.wire.tokens import hmac_key
 
 MAX_BODY_BYTES = 25 * 1024 * 1024  # GitHub's own limit for a webhook
 
@@ -54,8 +57,7 @@ async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterat
     dsn = settings.database_url.get_secret_value()
     async with open_database(dsn, settings.database_pool_size) as database:
         await migrate(database)
-        given = settings.signing_key
-        keys = await open_keyring(database, None if given is None else given.get_secret_value())
+        keys = await open_keychain(database, plan_keys(settings), plan_given_keys(settings))
         redis_url = settings.redis_url.get_secret_value()
         without_redis = WithoutRedis(settings.rate_limit_without_redis)
         async with (
@@ -84,8 +86,9 @@ def plan_access(settings: Settings) -> AccessPolicy:
     """Pure: the part of the settings that decides who comes in."""
     token = settings.metrics_token
     return AccessPolicy(
-        admin_key=hmac_key(settings.jwt_secret.get_secret_value()),
-        enrolment_key=hmac_key(settings.agent_token_secret.get_secret_value()),
+        admin_keys=tuple(map(hmac_key, settings.jwt_secrets)),
+        enrolment_keys=tuple(map(hmac_key, settings.agent_secrets)),
+        shared_keys=list_shared_keys(settings.shared_secrets),
         allowed_subjects=settings.allowed_subjects,
         metrics_token=None if token is None else token.get_secret_value(),
         agent_token_ttl_s=settings.agent_token_ttl,
@@ -97,6 +100,24 @@ def plan_access(settings: Settings) -> AccessPolicy:
 def plan_cache(settings: Settings) -> CacheTerms:
     """Pure: what signs the tokens with which jobs reach their org's stored things."""
     return CacheTerms(derive_cache_key(settings.cache_shared_secret.get_secret_value()), settings.cache_token_ttl)
+
+
+def plan_keys(settings: Settings) -> KeyTerms:
+    """Pure: the part of the settings that decides how keys come and go."""
+    return KeyTerms(
+        publish_lead_s=settings.key_publish_lead,
+        jwks_max_age_s=settings.jwks_max_age,
+        refresh_s=settings.key_refresh_interval,
+        rotation_interval_s=settings.key_rotation_interval,
+        agent_token_ttl_s=settings.agent_token_ttl,
+    )
+
+
+def plan_given_keys(settings: Settings) -> GivenKeys | None:
+    """Pure: the keys that the operator gives, where any signs."""
+    given = (settings.signing_key, settings.signing_key_next, settings.signing_key_previous)
+    current, coming, gone = (None if key is None else key.get_secret_value() for key in given)
+    return None if current is None else GivenKeys(current, coming, gone)
 
 
 def plan_leases(settings: Settings) -> LeaseTerms:
@@ -144,6 +165,7 @@ async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[Ap
         await sweepers.start(keep_mirror, services, None if mirror is None else mirror.get_secret_value())
         sweepers.start_soon(sweep_leases, services)
         sweepers.start_soon(follow_denied, services)
+        sweepers.start_soon(sweep_keys, services)
         sweepers.start_soon(forge.sweep, services)
         sweepers.start_soon(run_waitroom, services)
         app = build_control_plane(services, parse_networks(settings.trusted_proxies))
@@ -159,13 +181,14 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     app.register_blueprint(build_hosts_api(services))
     app.register_blueprint(build_jobs_api(services))
     app.register_blueprint(build_revocation_api(services))
+    app.register_blueprint(build_keys_api(services))
     app.register_blueprint(build_health_api(services))
     app.register_blueprint(build_document_api(app))
     return app
 
 
 def build_health_api(services: Services) -> Blueprint:
-    """Health, readiness, public keys and metrics."""
+    """Health, readiness and metrics."""
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/healthz")
@@ -179,12 +202,6 @@ def build_health_api(services: Services) -> Blueprint:
     async def readyz() -> Response:
         await services.database.run(_ask)
         return json_response({"status": "ready", "bell": services.bell.state})
-
-    @blueprint.get("/.well-known/jwks.json")
-    @declare(GET_PUBLIC_KEYS)
-    async def jwks() -> Response:
-        await trio.lowlevel.checkpoint()
-        return json_response(render_jwks(services.keys.accepted), headers={"Cache-Control": "public, max-age=300"})
 
     @blueprint.get("/metrics")
     @declare(GET_METRICS)

@@ -14,9 +14,9 @@ import structlog
 
 from nimbus.control_plane.cachetokens import mint_cache_token
 from nimbus.control_plane.endings import Teller, describe_held, end_lease, is_in_progress, note_event
+from nimbus.control_plane.keys.minting import mint_machine_token
 from nimbus.control_plane.outcome import judge_finish
 from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
-from nimbus.control_plane.tokens import mint_machine_token
 from nimbus.control_plane.watch import may_grant, watch_database
 from nimbus.model.errors import Fenced
 from nimbus.model.forge import PASSING
@@ -118,7 +118,7 @@ def _parse_granted(row: Row, services: Services) -> Grant:
     key = LeaseKey(row["machine_id"], str(row["lease_id"]), row["fence"])
     command = None if row["command"] is None else parse_command(Fields(row["command"], "stored command"))
     # also for an agent's own NIMBUS_LOG_SINK_URL
-    token = mint_machine_token(services.keys, key, row["org_id"], row["agent_id"])
+    token = mint_machine_token(services.keys.current, key, row["org_id"], row["agent_id"])
     webhook = None if row["webhook_at"] is None else _unix_ms(row["webhook_at"])
     return Grant(
         key=key,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from nimbus.control_plane.github.metrics import GithubMetrics
+from nimbus.control_plane.keys.metrics import KeyMetrics
 
 
 class Metrics:
@@ -72,6 +73,7 @@ class Metrics:
             "nimbus_control_plane_mirror_connected", "1 while the copy of the hosts' ledgers can be written"
         )
         self.github = GithubMetrics(self.registry)
+        self.keys = KeyMetrics(self.registry)
         self.forge_problems = Gauge(
             "nimbus_control_plane_forge_problems", "What GitHub refuses us now", ["kind"], registry=self.registry
         )

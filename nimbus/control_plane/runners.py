@@ -79,7 +79,7 @@ def build_runners_api(registrar: Registrar) -> Blueprint:
     @blueprint.post("/api/machines/<int:machine_id>/runner")
     @declare(MINT_RUNNER)
     async def mint(machine_id: int) -> Response:
-        agent_id = read_agent(registrar.services)
+        agent_id = await read_agent(registrar.services)
         key = leaseapi.parse_runner_request(await read_body(), machine_id)
         reply = await mint_patiently(registrar, agent_id, key)
         return json_response(leaseapi.render_runner_reply(reply))

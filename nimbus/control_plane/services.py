@@ -9,10 +9,11 @@ import trio
 
 from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.denylist import DenyList
+from nimbus.control_plane.keys.ring import Keychain
+from nimbus.control_plane.keys.shared import SharedKey
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.mirror import Mirror
 from nimbus.control_plane.seats import Room
-from nimbus.control_plane.tokens import KeyRing
 from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
 from nimbus.model.labels import LabelRules
 from nimbus.model.lease import LeasePolicy
@@ -49,16 +50,17 @@ class LeaseTerms:
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who may come in with what."""
+    """Who may come in with what. Of several keys the first signs; all are accepted."""
 
-    admin_key: SigningKey = field(repr=False)
-    enrolment_key: SigningKey = field(repr=False)
+    admin_keys: tuple[SigningKey, ...] = field(repr=False)
+    enrolment_keys: tuple[SigningKey, ...] = field(repr=False)
     allowed_subjects: frozenset[str] = frozenset()
     metrics_token: str | None = field(default=None, repr=False)
     denied: DenyList = field(default_factory=DenyList)  # the one part that changes: revocation.py keeps it fresh
     agent_token_ttl_s: float = 3600.0
     agent_token_rate_limit: int = 15
     agent_token_rate_interval_s: float = 60.0
+    shared_keys: tuple[SharedKey, ...] = ()  # what may be told of the secrets behind the first two
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Services:
 
     database: Database
     bell: Bell
-    keys: KeyRing
+    keys: Keychain
     metrics: Metrics
     access: AccessPolicy
     nonces: Nonces

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from nimbus.control_plane.outcome import MAX_GRANTS
@@ -13,7 +13,21 @@ from nimbus.model.errors import Refused
 from nimbus.model.release import parse_release
 from nimbus.model.vm import MAX_CPUS
 from nimbus.runtime.postgres import TRANSACTION_S
-from nimbus.runtime.settings import PostgresDsn, RoomSettings, SigningSecret, TrustedProxies
+from nimbus.runtime.settings import (
+    PostgresDsn,
+    RoomSettings,
+    SharedSecret,
+    SigningSecret,
+    TrustedProxies,
+    read_shared,
+    refuse_repeated,
+)
+
+_SHARED = tuple(
+    f"{name}{suffix}"
+    for name in ("jwt_secret", "agent_token_secret", "cache_shared_secret")
+    for suffix in ("", "_next", "_previous")
+)
 
 
 class DatabaseSettings(RoomSettings):
@@ -63,10 +77,16 @@ class Settings(DatabaseSettings):
     )
     redis_url: SecretStr  # secret: it may hold a password
     jwt_secret: SigningSecret
+    jwt_secret_next: SigningSecret | None = None
+    jwt_secret_previous: SigningSecret | None = None
     public_base_url: str
-    cache_shared_secret: SecretStr
+    cache_shared_secret: SigningSecret
+    cache_shared_secret_next: SigningSecret | None = None
+    cache_shared_secret_previous: SigningSecret | None = None
     cache_token_ttl: int = Field(default=3600, ge=60)
     agent_token_secret: SigningSecret
+    agent_token_secret_next: SigningSecret | None = None
+    agent_token_secret_previous: SigningSecret | None = None
     agent_token_ttl: int = Field(default=3600, ge=60)
     agent_token_rate_limit: int = Field(default=15, ge=1)
     agent_token_rate_interval: float = Field(default=60.0, gt=0)
@@ -123,7 +143,26 @@ class Settings(DatabaseSettings):
         "all together may let pass that many times as much; `allow`, there is none; `refuse`, submissions get a 503 "
         "and GitHub's jobs wait. Agents' tokens are always counted as with `local`",
     )
-    signing_key: SecretStr | None = None  # Ed25519 PEM; none: generated once and kept in the database
+    signing_key: SecretStr | None = None  # Ed25519 PEM; none: made, rotated and kept in the database
+    signing_key_next: SecretStr | None = None
+    signing_key_previous: SecretStr | None = None
+    jwks_max_age: int = Field(
+        default=300, ge=1, le=86400, description="seconds for which verifiers may keep the public keys they fetched"
+    )
+    key_refresh_interval: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds after which each process reads the keys anew, told or not"
+    )
+    key_publish_lead: float = Field(
+        default=600.0,
+        gt=0,
+        description="seconds a new key is published before it signs; NIMBUS_JWKS_MAX_AGE and "
+        "NIMBUS_KEY_REFRESH_INTERVAL together at least",
+    )
+    key_rotation_interval: float = Field(
+        default=2592000.0,
+        ge=0,
+        description="seconds after which agents' and machines' keys are rotated by themselves; 0: by command only",
+    )
     database_pool_size: int = Field(default=8, ge=2, le=200)
     webhook_timestamp_required: bool = False  # GitHub sends none: only behind a relay that adds it
     webhook_timestamp_tolerance: float = Field(default=300.0, gt=0)
@@ -240,6 +279,51 @@ class Settings(DatabaseSettings):
             except Refused as error:
                 raise ValueError(str(error)) from error
         return version
+
+    @field_validator(*_SHARED)
+    @classmethod
+    def _check_repeated(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        return refuse_repeated(secret, info)
+
+    @field_validator("signing_key_next", "signing_key_previous")
+    @classmethod
+    def _check_beside(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if key is not None and info.data.get("signing_key") is None:
+            raise ValueError("stands beside NIMBUS_SIGNING_KEY only: keys of the database are rotated by themselves")
+        return key
+
+    @field_validator("key_publish_lead")
+    @classmethod
+    def _check_lead(cls, lead_s: float, info: ValidationInfo) -> float:
+        known_s = info.data.get("jwks_max_age", 0) + info.data.get("key_refresh_interval", 0)
+        if lead_s < known_s:
+            raise ValueError(f"must be {known_s:g} at least: until then a verifier may not know the new key")
+        return lead_s
+
+    @field_validator("key_rotation_interval")
+    @classmethod
+    def _check_rotation(cls, interval_s: float, info: ValidationInfo) -> float:
+        lead_s = info.data.get("key_publish_lead", 0)
+        if interval_s and interval_s < lead_s:
+            raise ValueError(f"must be 0, or {lead_s:g} at least, as long as a key is published before it signs")
+        return interval_s
+
+    @property
+    def shared_secrets(self) -> tuple[SharedSecret, ...]:
+        return tuple(read_shared(self, name) for name in ("jwt_secret", "agent_token_secret", "cache_shared_secret"))
+
+    @property
+    def jwt_secrets(self) -> tuple[str, ...]:
+        """All that are accepted; the first signs."""
+        return read_shared(self, "jwt_secret").accepted
+
+    @property
+    def agent_secrets(self) -> tuple[str, ...]:
+        return read_shared(self, "agent_token_secret").accepted
+
+    @property
+    def cache_secrets(self) -> tuple[str, ...]:
+        return read_shared(self, "cache_shared_secret").accepted
 
     @property
     def allowed_subjects(self) -> frozenset[str]:

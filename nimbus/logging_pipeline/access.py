@@ -38,7 +38,7 @@ class Access:
     """Keys of those who may come in."""
 
     machine_keys: KeySet
-    reader_key: SigningKey = field(repr=False)
+    reader_keys: tuple[SigningKey, ...] = field(repr=False)
     metrics_token: str | None = field(default=None, repr=False)
 
     async def read_machine(self) -> MachineClaims:
@@ -49,8 +49,8 @@ class Access:
     def read_reader(self) -> Reader:
         """Who wants to read."""
         token = parse_bearer(request.headers.get("Authorization"))
-        key = self.reader_key.verify_key()
-        claims = verify_token(token, [key], audience=Audience.LOGS_READ, now_s=time.time())
+        keys = [key.verify_key() for key in self.reader_keys]
+        claims = verify_token(token, keys, audience=Audience.LOGS_READ, now_s=time.time())
         return Reader(claims.subject, claims.integer("org_id"), claims.expires_at_s)
 
     def require_metrics(self) -> None:

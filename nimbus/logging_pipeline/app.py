@@ -36,7 +36,7 @@ _MIGRATE_TRIES = 8  # a server that is being started beside us gets about a minu
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """The store with its schema, the writer, the keys and the directory, for as long as the body runs."""
-    key = hmac_key(settings.jwt_secret.get_secret_value())
+    keys = tuple(map(hmac_key, settings.jwt_secrets))
     token = settings.metrics_token
     async with open_store(settings) as table, open_http() as client, trio.open_nursery() as nursery:
 
@@ -51,9 +51,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             table=table,
             writer=writer,
             hub=hub,
-            directory=Directory(client, settings.control_plane_url, key),
+            directory=Directory(client, settings.control_plane_url, keys[0]),
             access=Access(
-                KeySet(client, settings.key_set_url), key, None if token is None else token.get_secret_value()
+                KeySet(client, settings.key_set_url), keys, None if token is None else token.get_secret_value()
             ),
             metrics=metrics,
         )

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
-from nimbus.runtime.settings import RoomSettings, SigningSecret, TrustedProxies
+from nimbus.runtime.settings import RoomSettings, SigningSecret, TrustedProxies, read_shared, refuse_repeated
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -41,10 +41,22 @@ class Settings(StoreSettings):
 
     control_plane_url: str
     jwt_secret: SigningSecret
+    jwt_secret_next: SigningSecret | None = None
+    jwt_secret_previous: SigningSecret | None = None
     jwks_url: str | None = None  # none: the control plane's own
     logging_bind: str = "127.0.0.1:8002"
     metrics_token: SecretStr | None = None
     trusted_proxies: TrustedProxies = ""  # comma-separated networks; empty: no proxy is believed
+
+    @field_validator("jwt_secret", "jwt_secret_next", "jwt_secret_previous")
+    @classmethod
+    def _check_repeated(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        return refuse_repeated(secret, info)
+
+    @property
+    def jwt_secrets(self) -> tuple[str, ...]:
+        """All that are accepted; the first signs."""
+        return read_shared(self, "jwt_secret").accepted
 
     @property
     def key_set_url(self) -> str:

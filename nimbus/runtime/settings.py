@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, NoReturn, TypeVar
 
-from pydantic import AfterValidator, SecretStr, ValidationError
+from pydantic import AfterValidator, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nimbus.runtime.proxies import parse_networks
@@ -49,6 +50,9 @@ _DOCUMENTED = """
     SIM_RUNNER_LOST_AFTER_S SIM_RUNNER_RETURN_WITHIN_S SIM_STATE_DIR SIM_URL SIM_WEBHOOK_SECRET SIM_WEBHOOK_URL
     SNAPSHOT_BOOT STATE_DIR TAP_PREFIX TRUSTED_PROXIES VMM VM_IO_BPS VM_IO_IOPS VM_SHUTDOWN_GRACE VM_SLOTS VM_SUBNET
     SIM_DELIVERY_WINDOW_S SIM_FAULTS SIM_RUNNER_IDLE_S WEBHOOK_TIMESTAMP_REQUIRED WEBHOOK_TIMESTAMP_TOLERANCE
+    JWT_SECRET_NEXT JWT_SECRET_PREVIOUS AGENT_TOKEN_SECRET_NEXT AGENT_TOKEN_SECRET_PREVIOUS CACHE_SHARED_SECRET_NEXT
+    CACHE_SHARED_SECRET_PREVIOUS SIGNING_KEY_NEXT SIGNING_KEY_PREVIOUS JWKS_MAX_AGE KEY_PUBLISH_LEAD
+    KEY_REFRESH_INTERVAL KEY_ROTATION_INTERVAL
 """
 DOCUMENTED_VARIABLES = frozenset(f"{PREFIX}{name}" for name in _DOCUMENTED.split())
 _PREFIXES_OF_ROOMS = ("NIMBUS_SIM_", "NIMBUS_LOGGING_", "NIMBUS_AGENT_")
@@ -77,6 +81,37 @@ def _check_signing_secret(secret: SecretStr) -> SecretStr:
 
 PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]  # secret: it holds a password
 SigningSecret = Annotated[SecretStr, AfterValidator(_check_signing_secret)]
+
+
+@dataclass(frozen=True)
+class SharedSecret:
+    """A secret that several parties hold, while it changes: one signs, the others are accepted beside it."""
+
+    variable: str
+    current: str = field(repr=False)
+    next: str | None = field(default=None, repr=False)
+    previous: str | None = field(default=None, repr=False)
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """All that are set; the first signs."""
+        return tuple(secret for secret in (self.current, self.next, self.previous) if secret is not None)
+
+
+def read_shared(room: RoomSettings, name: str) -> SharedSecret:
+    """The secret of this field and the two beside it."""
+    values = [getattr(room, f"{name}{suffix}") for suffix in ("", "_next", "_previous")]
+    current, coming, gone = (None if value is None else value.get_secret_value() for value in values)
+    return SharedSecret(f"{PREFIX}{name}".upper(), current or "", coming, gone)
+
+
+def refuse_repeated(secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    """A validator of shared secrets: each is one of its own, or whoever holds one would hold two."""
+    for name, other in info.data.items():
+        is_secret = name.removesuffix("_next").removesuffix("_previous").endswith("_secret")
+        if is_secret and secret is not None and secret == other:
+            raise ValueError(f"is the same as {PREFIX}{name.upper()}: openssl rand -hex 32 makes another")
+    return secret
 
 
 def _check_networks(text: str) -> str:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NoReturn, cast
 
 import jwt
 from cryptography.hazmat.primitives import hashes, serialization
@@ -48,7 +48,7 @@ class Audience(enum.StrEnum):
 
 
 class UnknownKey(Unauthorized):
-    """The token names a key that is not in the set: the one case where fetching the key set anew may help."""
+    """The token names a key that is not in the set, and is good but for that: fetching the key set anew may help."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,17 @@ def render_private_pem(key: SigningKey) -> str:
     return key.material.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
 
 
+def render_public_key(key: VerifyKey) -> str:
+    """The public half as the text that a key set holds."""
+    assert isinstance(key.material, Ed25519PublicKey)  # noqa: S101 - a bug of ours, not bad luck
+    return _okp(key.material)["x"]
+
+
+def parse_public_key(kid: str, text: str) -> VerifyKey:
+    """The key of that text; ValueError where it is none."""
+    return VerifyKey(kid, "EdDSA", Ed25519PublicKey.from_public_bytes(_unb64(text)))
+
+
 def _ed25519(private: Ed25519PrivateKey) -> SigningKey:
     # RFC 7638 thumbprint: the id follows from the key, so that nobody has to hand out ids
     thumbprint = json.dumps(_okp(private.public_key()), sort_keys=True, separators=(",", ":")).encode()
@@ -184,8 +195,7 @@ def _is_ours(entry: object) -> bool:
 
 
 def _parse_jwk(entry: Mapping[str, object]) -> VerifyKey:
-    public = Ed25519PublicKey.from_public_bytes(_unb64(str(entry["x"])))
-    return VerifyKey(str(entry["kid"]), "EdDSA", public)
+    return parse_public_key(str(entry["kid"]), str(entry["x"]))
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------
@@ -209,40 +219,45 @@ def render_token(
 
 def verify_token(token: str, keys: Iterable[VerifyKey], *, audience: Audience, now_s: float) -> Claims:
     """What a valid token says; Unauthorized otherwise, without telling the sender which byte was wrong."""
-    header = _parse_header(token)
-    payload = _verify_signature(token, header, tuple(keys))
-    return _check_claims(payload, audience, now_s)
-
-
-def _verify_signature(token: str, header: Mapping[str, object], keys: Sequence[VerifyKey]) -> Mapping[str, object]:
+    header, known = _parse_header(token), tuple(keys)
+    if all(header.get("alg") != key.algorithm for key in known):
+        raise Unauthorized("the token's algorithm is none that is used here")
     kid = header.get("kid")
     if kid is None:
-        return _try_secrets(token, header, keys)
+        return _check_claims(_try_secrets(token, header, known), audience, now_s)
     if not isinstance(kid, str) or not _KID.fullmatch(kid):
         raise Unauthorized("the token's key id is malformed")
-    key = {each.kid: each for each in keys}.get(kid)
+    key = {each.kid: each for each in known}.get(kid)
     if key is None:
+        _check_claims(_peek_payload(token), audience, now_s)  # of what no key could make good, no key is looked for
         raise UnknownKey("the token was signed with a key that is not known here")
     if header.get("alg") != key.algorithm:
         raise Unauthorized("the token's algorithm is not that of its key")
-    payload = _open_payload(token, key)
-    if payload is None:
+    return _check_claims(_open_payload(token, key) or _refuse_signature(), audience, now_s)
+
+
+def _peek_payload(token: str) -> Mapping[str, object]:
+    """What the token claims, unverified: good for nothing but to refuse it."""
+    try:
+        payload = json.loads(_unb64(token.split(".")[1]))
+    except (ValueError, RecursionError) as error:
+        raise Unauthorized("the token is not valid") from error
+    if not isinstance(payload, dict):
         raise Unauthorized("the token is not valid")
-    return payload
+    return cast("Mapping[str, object]", payload)
 
 
 def _try_secrets(token: str, header: Mapping[str, object], keys: Sequence[VerifyKey]) -> Mapping[str, object]:
     """Another program signs with the shared secret and knows no id of ours: each is tried, whichever fits."""
     secrets = [key for key in keys if isinstance(key.material, bytes)]
-    if not secrets:
-        raise Unauthorized("the token names no key")
     if all(header.get("alg") != key.algorithm for key in secrets):
-        raise Unauthorized("the token's algorithm is not that of its key")
+        raise Unauthorized("the token names no key")
     opened = [_open_payload(token, key) for key in secrets]  # all of them: the time says nothing of which one it was
-    payload = next((each for each in opened if each is not None), None)
-    if payload is None:
-        raise Unauthorized("the token is not valid")
-    return payload
+    return next((each for each in opened if each is not None), None) or _refuse_signature()
+
+
+def _refuse_signature() -> NoReturn:
+    raise Unauthorized("the token is not valid")
 
 
 def _open_payload(token: str, key: VerifyKey) -> Mapping[str, object] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import close
@@ -31,8 +31,19 @@ SIM_APP_ID = "1"
 # What every room may see of our environment beside NIMBUS_* variables.
 _CARRIED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "PYTHONWARNINGS")
 _GITHUB = ("NIMBUS_GITHUB_APP_ID", "NIMBUS_GITHUB_APP_PRIVATE_KEY", "NIMBUS_GITHUB_WEBHOOK_SECRET")
+# While a key changes there are up to three of it, each in a variable; what is set is passed to whoever holds the first.
+_JWT_BESIDE = ("NIMBUS_JWT_SECRET_NEXT", "NIMBUS_JWT_SECRET_PREVIOUS")
+_KEYS_BESIDE = (
+    *_JWT_BESIDE,
+    *(
+        f"{name}{way}"
+        for name in ("NIMBUS_AGENT_TOKEN_SECRET", "NIMBUS_CACHE_SHARED_SECRET")
+        for way in ("_NEXT", "_PREVIOUS")
+    ),
+    *(f"NIMBUS_SIGNING_KEY{way}" for way in ("", "_NEXT", "_PREVIOUS")),
+)
 _SECRET_VARIABLES = frozenset(
-    {*NAMES, *_GITHUB, "NIMBUS_DATABASE_URL", "NIMBUS_REDIS_URL", "NIMBUS_CONTROL_PLANE_TOKEN"}
+    {*NAMES, *_GITHUB, *_KEYS_BESIDE, "NIMBUS_DATABASE_URL", "NIMBUS_REDIS_URL", "NIMBUS_CONTROL_PLANE_TOKEN"}
     | {"NIMBUS_CLICKHOUSE_PASSWORD", "NIMBUS_AGENT_STATE_DATABASE_URL", "NIMBUS_AGENT_REDIS_URL"}
 )
 
@@ -137,6 +148,7 @@ def _control_plane(plan: StackPlan, own: Mapping[str, str]) -> Service:
         "NIMBUS_CONTROL_PLANE_BIND": f"{LOOPBACK}:{plan.ports.control_plane}",
         "NIMBUS_LOG_PUBLIC_URL": plan.logs_url,
         "NIMBUS_DEFAULT_IMAGE": IMAGE,
+        **_pick(plan.environ, _KEYS_BESIDE),
     }
     return _room(plan, "control-plane", "nimbus.control_plane.main", env, plan.ports.control_plane, "/readyz")
 
@@ -149,6 +161,7 @@ def _logging_pipeline(plan: StackPlan) -> Service:
         "NIMBUS_JWKS_URL": f"{plan.control_plane_url}/.well-known/jwks.json",
         "NIMBUS_LOGGING_BIND": f"{LOOPBACK}:{plan.ports.logging}",
         "NIMBUS_STATE_DIR": str(plan.state),
+        **_pick(plan.environ, _JWT_BESIDE),
     }
     if "NIMBUS_CLICKHOUSE_PASSWORD" in plan.environ:
         env["NIMBUS_CLICKHOUSE_PASSWORD"] = plan.environ["NIMBUS_CLICKHOUSE_PASSWORD"]
@@ -195,6 +208,10 @@ def _agent(plan: StackPlan) -> Service:
         stop_s=AGENT_STOP_S,
         ports={"agent-metrics": plan.ports.agent_metrics},
     )
+
+
+def _pick(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    return {name: environ[name] for name in names if environ.get(name)}
 
 
 def _sim_github(plan: StackPlan) -> dict[str, str]:

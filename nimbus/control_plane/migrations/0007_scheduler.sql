@@ -84,11 +84,15 @@ CREATE TABLE revoked_tokens (
 );
 
 -- A key is published before it signs, signs until the next one does, and is accepted while tokens of it may live.
+-- Its private half is deleted when it signs no more; the public one is all that is needed from then on.
 ALTER TABLE signing_keys
     ADD COLUMN purpose text NOT NULL DEFAULT 'agent' CHECK (purpose IN ('agent', 'machine')),
     ADD COLUMN signs_from timestamptz NOT NULL DEFAULT clock_timestamp(),
     ADD COLUMN accepted_until timestamptz,  -- null: until a successor signs
-    ADD COLUMN revoked_at timestamptz;      -- at once, whatever it signed
+    ADD COLUMN revoked_at timestamptz,      -- at once, whatever it signed
+    ADD COLUMN public_x text,               -- null: still to be taken from the private half
+    ALTER COLUMN private_pem DROP NOT NULL,
+    ADD CHECK (private_pem IS NOT NULL OR public_x IS NOT NULL);
 
 -- What a host last told of itself, and what its operator wants of it.
 ALTER TABLE agents

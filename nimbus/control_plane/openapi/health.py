@@ -1,4 +1,4 @@
-"""What the routes of health, keys, metrics and this document answer. Called by app.py and route.py."""
+"""What the routes of health, metrics and this document answer. Called by app.py and route.py."""
 
 from __future__ import annotations
 
@@ -25,39 +25,12 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class PublicKey:
-    """One Ed25519 key."""
-
-    kty: Literal["OKP"]
-    crv: Literal["Ed25519"]
-    x: str
-    use: Literal["sig"]
-    alg: Literal["EdDSA"]
-    kid: str
-
-
-@dataclass(frozen=True)
-class PublicKeys:
-    """The keys that agent and machine tokens are signed with, as RFC 7517 writes them."""
-
-    keys: list[PublicKey]
-
-
-@dataclass(frozen=True)
 class DocumentHeaders:
     """What a client knows already."""
 
     if_none_match: Annotated[str | None, said("the ETag of the last answer")] = None
 
 
-_KEY: JsonObject = {
-    "kty": "OKP",
-    "crv": "Ed25519",
-    "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
-    "use": "sig",
-    "alg": "EdDSA",
-    "kid": "k1",
-}
 GET_HEALTH = Operation(
     "getHealth",
     "Whether the process answers",
@@ -70,13 +43,6 @@ GET_READINESS = Operation(
     "Whether it can work",
     Access.PUBLIC,
     {200: Answer("it can", Ready, {"status": "ready", "bell": "redis"})},
-)
-GET_PUBLIC_KEYS = Operation(
-    "getPublicKeys",
-    "The public keys of agent and machine tokens",
-    Access.PUBLIC,
-    {200: Answer("the keys", PublicKeys, {"keys": [_KEY]}, headers={"Cache-Control": "how long they may be kept"})},
-    away=False,
 )
 GET_METRICS = Operation(
     "getMetrics",

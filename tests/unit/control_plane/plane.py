@@ -14,10 +14,11 @@ import trio
 
 from nimbus.control_plane.app import build_control_plane
 from nimbus.control_plane.cachetokens import CacheTerms
+from nimbus.control_plane.keys.ring import KeyTerms
+from nimbus.control_plane.keys.rotation import open_keychain
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.services import AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
 from nimbus.control_plane.silence import expire_leases
-from nimbus.control_plane.tokens import open_keyring
 from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.runtime.http import open_http
 from nimbus.runtime.limiter import WithoutRedis, open_limiter
@@ -46,7 +47,7 @@ class Plane:
     def admin(self, **claims: object) -> dict[str, str]:
         return bearer(
             render_token(
-                self.services.access.admin_key,
+                self.services.access.admin_keys[0],
                 subject="tester",
                 audience=Audience.ADMIN,
                 now_s=time.time(),
@@ -56,13 +57,13 @@ class Plane:
         )
 
     def service(self) -> dict[str, str]:
-        key = self.services.access.admin_key
+        key = self.services.access.admin_keys[0]
         return bearer(
             render_token(key, subject="service:logs", audience=Audience.INTERNAL, now_s=time.time(), ttl_s=60)
         )
 
     async def enrol(self, agent_id: str = "agent-1", **body: object) -> dict[str, str]:
-        key = self.services.access.enrolment_key
+        key = self.services.access.enrolment_keys[0]
         token = render_token(key, subject=agent_id, audience=Audience.AGENT_ENROLMENT, now_s=time.time(), ttl_s=60)
         asked = {"version": "0.1.0", "boot_id": "b", "cpus": 8, "mem_mib": 8192} | body
         reply = await self.http.post("/api/agents/enrol", json=asked, headers=bearer(token))
@@ -141,9 +142,9 @@ async def open_services(
     without_redis: WithoutRedis = WithoutRedis.LOCAL,
 ) -> AsyncIterator[Services]:
     """The control plane's services on a test's own database and bell."""
-    access = AccessPolicy(hmac_key(ADMIN_SECRET), hmac_key(AGENT_SECRET), agent_token_rate_limit=100)
+    access = AccessPolicy((hmac_key(ADMIN_SECRET),), (hmac_key(AGENT_SECRET),), agent_token_rate_limit=100)
     async with open_database(dsn, pool_size=4) as database:
-        keys = await open_keyring(database)
+        keys = await open_keychain(database, KeyTerms())
         prefix = prefix or f"test:{uuid.uuid4()}:"
         async with (
             open_bell(redis_url, database.bridge, prefix=prefix) as bell,

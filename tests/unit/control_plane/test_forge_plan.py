@@ -21,12 +21,12 @@ from tests.unit.control_plane.github_server import Reply, open_github_server
 REQUIRED = {
     "NIMBUS_DATABASE_URL": "postgresql://nimbus@127.0.0.1/nimbus",
     "NIMBUS_GITHUB_APP_ID": APP_ID,
-    "NIMBUS_GITHUB_WEBHOOK_SECRET": "s" * 32,
+    "NIMBUS_GITHUB_WEBHOOK_SECRET": "w" * 32,
     "NIMBUS_REDIS_URL": "redis://127.0.0.1:1/0",
-    "NIMBUS_JWT_SECRET": "s" * 32,
+    "NIMBUS_JWT_SECRET": "j" * 32,
     "NIMBUS_PUBLIC_BASE_URL": "http://127.0.0.1:8000",
-    "NIMBUS_CACHE_SHARED_SECRET": "s" * 32,
-    "NIMBUS_AGENT_TOKEN_SECRET": "s" * 32,
+    "NIMBUS_CACHE_SHARED_SECRET": "c" * 32,
+    "NIMBUS_AGENT_TOKEN_SECRET": "a" * 32,
 }
 
 

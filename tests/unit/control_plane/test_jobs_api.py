@@ -10,6 +10,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
+from nimbus.control_plane.keys.ring import Purpose
 from nimbus.control_plane.services import JobRules
 from nimbus.control_plane.submission import parse_submission
 from nimbus.model.errors import Refused
@@ -148,7 +149,7 @@ ROUTES = [
 async def test_no_route_of_the_api_answers_without_its_own_kind_of_token(database_dsn: str, redis_url: str) -> None:
     async with open_plane(database_dsn, redis_url) as plane:
         access, keys = plane.services.access, plane.services.keys
-        signers: list[SigningKey] = [access.admin_key, access.enrolment_key, keys.signing]
+        signers: list[SigningKey] = [*access.admin_keys, *access.enrolment_keys, *map(keys.current.signing, Purpose)]
         made = [
             bearer(render_token(key, subject="service:x", audience=audience, now_s=time.time(), ttl_s=60))
             for key in signers
@@ -282,7 +283,7 @@ async def test_an_agent_that_enrols_too_often_is_told_to_wait(database_dsn: str,
     async with open_plane(database_dsn, redis_url) as plane:
         for _ in range(100):
             await plane.enrol("busy")
-        key = plane.services.access.enrolment_key
+        key = plane.services.access.enrolment_keys[0]
         token = render_token(key, subject="busy", audience=Audience.AGENT_ENROLMENT, now_s=time.time(), ttl_s=60)
         asked = {"version": "1", "boot_id": "b", "cpus": 1, "mem_mib": 512}
         refused = await plane.http.post("/api/agents/enrol", json=asked, headers=bearer(token))

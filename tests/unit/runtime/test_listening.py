@@ -73,10 +73,10 @@ def test_the_control_plane_says_whose_port_it_wants(port: int, database_dsn: str
         "NIMBUS_REDIS_URL": redis_url,
         "NIMBUS_GITHUB_APP_ID": "1",
         "NIMBUS_GITHUB_APP_PRIVATE_KEY": private,
-        "NIMBUS_GITHUB_WEBHOOK_SECRET": SECRET,
+        "NIMBUS_GITHUB_WEBHOOK_SECRET": f"w{SECRET}",
         "NIMBUS_JWT_SECRET": SECRET,
-        "NIMBUS_AGENT_TOKEN_SECRET": SECRET,
-        "NIMBUS_CACHE_SHARED_SECRET": SECRET,
+        "NIMBUS_AGENT_TOKEN_SECRET": f"a{SECRET}",
+        "NIMBUS_CACHE_SHARED_SECRET": f"c{SECRET}",
         "NIMBUS_PUBLIC_BASE_URL": "http://127.0.0.1:9",
     }
     check(start("nimbus.control_plane.main", port, env), port, "NIMBUS_CONTROL_PLANE_BIND")
