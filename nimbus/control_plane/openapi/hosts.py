@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from nimbus.control_plane.openapi.fields import CLOSED, Count, Id, JsonObject, said, storable, within
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
@@ -143,7 +143,9 @@ class RecordTold:
 
 @dataclass(frozen=True)
 class HeartbeatTold:
-    """A host at one moment. No org: whose work a machine is, is not the host's to say."""
+    """A host at one moment. No org: whose work a machine is, is not the host's to say. Unknown fields are ignored."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="allow")
 
     version: Annotated[str, storable(64)]
     boot_id: Annotated[str, storable(64, "as at the enrolment")]
