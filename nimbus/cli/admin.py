@@ -13,6 +13,7 @@ from nimbus.cli.command import LazyGroup
 
 ADMIN_COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("nimbus.cli.keys:keys", "The keys that sign tokens: list, rotate, revoke."),
+    "token": ("nimbus.cli.tokens:token", "Tokens of people and programs: mint, revoke."),
 }
 
 

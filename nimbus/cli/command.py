@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pool": ("nimbus.cli.pool:pool", "The machines that wait for jobs on this host."),
     "agent": ("nimbus.cli.agent:agent", "Run this host's agent, look at it, drain it."),
     "auth": ("nimbus.cli.auth:auth", "Mint the token with which an agent enrols."),
+    "cache": ("nimbus.cli.cache:cache", "Mint a token for the cache and the registry."),
     "admin": ("nimbus.cli.admin:admin", "What the operator of the whole service does."),
 }
 

@@ -99,7 +99,7 @@ def plan_access(settings: Settings) -> AccessPolicy:
 
 def plan_cache(settings: Settings) -> CacheTerms:
     """Pure: what signs the tokens with which jobs reach their org's stored things."""
-    return CacheTerms(derive_cache_key(settings.cache_shared_secret.get_secret_value()), settings.cache_token_ttl)
+    return CacheTerms(derive_cache_key(settings.cache_secrets[0]), settings.cache_token_ttl)
 
 
 def plan_keys(settings: Settings) -> KeyTerms:

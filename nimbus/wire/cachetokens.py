@@ -93,11 +93,12 @@ def plan_claims(
     now_s: float,
     ttl_s: float,
     actions: Iterable[Action] = tuple(Action),
+    repo_id: int | None = None,
     lease: BoundLease | None = None,
 ) -> CacheClaims:
-    """What a token for an org's storage says, from now on."""
+    """What a token for an org's storage says, or for that of one of its repositories, from now on."""
     begin = int(now_s)
-    scopes = tuple(Scope(action, org_id) for action in sorted(set(actions)))
+    scopes = tuple(Scope(action, org_id, repo_id) for action in sorted(set(actions)))
     return CacheClaims(org_id, scopes, STORES, begin, begin + max(1, int(ttl_s)), lease)
 
 
