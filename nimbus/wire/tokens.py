@@ -263,7 +263,8 @@ def _refuse_signature() -> NoReturn:
 def _open_payload(token: str, key: VerifyKey) -> Mapping[str, object] | None:
     """What the token holds where this key signed it. The claims are checked against the caller's clock, later."""
     try:
-        payload = jwt.decode(token, key.material, algorithms=[key.algorithm], options=_SIGNATURE_ONLY)
+        jwt.decode(token, key.material, algorithms=[key.algorithm], options=_SIGNATURE_ONLY)
+        payload = _read_object(token.split(".")[1])
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
         return None
     return cast("Mapping[str, object]", payload)
@@ -280,12 +281,23 @@ def _parse_header(token: str) -> Mapping[str, object]:
     if len(segments) != 3 or not all(_SEGMENT.fullmatch(segment) for segment in segments):
         raise Unauthorized("a signed token (three dotted parts) is needed; a secret itself is never a token")
     try:
-        header = json.loads(_unb64(segments[0]))
+        header = _read_object(segments[0])
     except (ValueError, RecursionError) as error:
         raise Unauthorized("the token's header cannot be read") from error
     if not isinstance(header, dict) or not set(header) <= _HEADER_FIELDS:
         raise Unauthorized("the token's header holds fields that are not accepted")
     return cast("Mapping[str, object]", header)
+
+
+def _read_object(segment: str) -> object:
+    """A segment's JSON. A name that stands there twice is an error: another reader might believe the other one."""
+
+    def read_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name stands there twice")
+        return dict(pairs)
+
+    return json.loads(_unb64(segment), object_pairs_hook=read_pairs)
 
 
 def _check_claims(payload: Mapping[str, object], audience: Audience, now_s: float) -> Claims:

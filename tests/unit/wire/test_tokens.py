@@ -272,3 +272,44 @@ def test_a_machine_token_names_the_whole_machine(missing: str) -> None:
     claims = verify_token(token, BOTH, audience=Audience.LOGS, now_s=NOW)
     with pytest.raises(Unauthorized):
         parse_machine_claims(claims)
+
+
+def sign(header: str, payload: str) -> str:
+    """A token of these very texts, rightly signed with the shared secret."""
+    signed = f"{b64(header.encode())}.{b64(payload.encode())}"
+    return f"{signed}.{b64(hmac.new(SECRET.encode(), signed.encode(), hashlib.sha256).digest())}"
+
+
+def test_a_name_that_stands_twice_in_a_token_is_refused_because_two_readers_may_read_two_tokens() -> None:
+    good = json.dumps(good_payload(org_id=7))
+    check(sign('{"alg": "HS256"}', good))
+    for header in ('{"alg": "none", "alg": "HS256"}', '{"alg": "HS256", "alg": "HS256"}'):
+        with pytest.raises(Unauthorized):
+            check(sign(header, good))
+    for twice in ('"org_id": 8, ', '"aud": "nimbus-logs", ', '"exp": 1, '):
+        with pytest.raises(Unauthorized):
+            check(sign('{"alg": "HS256"}', "{" + twice + good[1:]))
+
+
+@pytest.mark.parametrize("key", [SHARED, PRIVATE])
+def test_a_token_has_one_spelling(key: SigningKey) -> None:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    token = render_token(key, subject="x", audience=Audience.ADMIN, now_s=NOW, ttl_s=60)
+    check(token)
+    # the last letter of a signature holds bits that no byte needs: with any other of them it decodes to the same bytes
+    twin = token[:-1] + letters[letters.index(token[-1]) ^ 1]
+    assert base64.urlsafe_b64decode(twin.rpartition(".")[2] + "==") == base64.urlsafe_b64decode(
+        token.rpartition(".")[2] + "=="
+    )
+    for other in (twin, token + "=", token + "==", token.replace(".", "=."), token + "\n", token.replace(".", ". ")):
+        with pytest.raises(Unauthorized):
+            check(other)
+
+
+def test_a_token_within_a_token_is_no_token() -> None:
+    inner = render_token(SHARED, subject="x", audience=Audience.ADMIN, now_s=NOW, ttl_s=60)
+    with pytest.raises(Unauthorized):
+        check(hs256({"alg": "HS256", "cty": "JWT"}, good_payload()))
+    for payload in (inner, json.dumps(inner), json.dumps([inner]), "null", "[]", "7"):
+        with pytest.raises(Unauthorized):
+            check(sign('{"alg": "HS256"}', payload))
