@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("nimbus.cli.up:up", "Start the whole stack on this machine; Ctrl-C stops it."),
     "jobs": ("nimbus.cli.jobs:jobs", "List, submit and cancel jobs."),
     "orgs": ("nimbus.cli.orgs:orgs", "Organisations: what they hold, their limits, their own labels."),
+    "hosts": ("nimbus.cli.hosts:hosts", "Hosts: what they do and have left; cordon, drain, forget."),
     "logs": ("nimbus.cli.logs:logs", "Read or follow the output of a job."),
     "doctor": ("nimbus.cli.doctor:doctor", "Whether this host can run microVMs, and what mends it."),
     "vms": ("nimbus.cli.vms:vms", "This host's microVMs: list, inspect, console; purge what a crash left."),
