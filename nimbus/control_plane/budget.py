@@ -1,7 +1,7 @@
 """Budgets: the jobs that an org may ask for in an interval, and the tokens that an agent may mint.
 
-Whatever asks for a job takes it from the same budget of its org: our own API here, GitHub's events in turns.py. Never
-called inside a transaction. Called by jobs.py, turns.py and agents_api.py.
+Whatever asks for a job takes it from the same budget of its org: our own API here, GitHub's events in admission.py.
+Never called inside a transaction. Called by jobs.py, admission.py and agents_api.py.
 """
 
 from __future__ import annotations

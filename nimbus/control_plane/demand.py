@@ -3,8 +3,8 @@
 A runner is not bound to a job, so demand is counted for each label set: as many machines without a job as
 there are queued jobs. Too few: more are queued. Too many: those that GitHub does not know yet are cancelled
 here, registered idle ones by runners.py, after GitHub let them go. Events come late, twice and in any order
-(model/job.py ranks them), by webhook or by repair. Called by inbox.py, polling.py, orgs.py and its own
-sweeper; never talks to GitHub.
+(model/job.py ranks them), by webhook or by repair. A new job asks for nothing until its org's budget had room for it
+(admission.py). Called by inbox.py, polling.py, orgs.py and admission.py; never talks to GitHub.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-import structlog
-import trio
-
 from nimbus.control_plane.aliases import judge, load_aliases, refusal_of
 from nimbus.control_plane.installations import keep_account, see_installation, serving_installation
 from nimbus.control_plane.machines import MachineRequest, cancel_machine, queue_machine
-from nimbus.control_plane.services import MACHINES, RUNNERS, Services
-from nimbus.model.errors import Refused, Unavailable
+from nimbus.model.errors import Refused
 from nimbus.model.job import REPAIRS, JobState, Learned, merge
 from nimbus.model.labels import LabelRules, Wanted, is_too_long, judge_labels, may_own
 from nimbus.runtime.postgres import Row, Transaction, load_queries
@@ -29,10 +25,10 @@ from nimbus.wire.github import WorkflowJobEvent
 from nimbus.wire.leaseapi import MachineKind
 from nimbus.wire.vmjson import render_shape
 
-log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "demand.sql")
 
 STOLEN_LIMIT = 3
+_NOT_BEGUN = frozenset({JobState.WAITING, JobState.QUEUED})
 GIVEN_UP_AFTER = timedelta(days=1)  # GitHub fails a job that was queued for so long
 
 
@@ -72,13 +68,20 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What an event changed; `queued` machines are worth a ring. `drift`: the repair without which we'd not know."""
+    """What an event changed; `queued` machines are worth a ring. `drift`: the repair without which we'd not know.
 
+    `asks`: a job is kept that may be admitted now.
+    """
+
+    org_id: int
     job_id: int
     state: JobState
     queued: int
     cancelled: int
     drift: Learned | None = None
+    asks: bool = False
+    installation_id: int | None = None
+    webhook_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,13 @@ class _Told:
 
 @dataclass(frozen=True)
 class _Step:
-    """What an event did to its job."""
+    """What an event did to its job. `kept`: it is queued and not admitted yet; `unpaid`: it began before it was."""
 
     job_id: int
     state: JobState
     moved: bool
+    kept: bool
+    unpaid: bool
 
 
 async def record_event(
@@ -130,7 +135,8 @@ async def record_event(
         _SQL["keep_repo"], org_id, repo.forge_id, repo.name, repo.private, installation_id
     )
     step = await _keep_job(transaction, _Told(event, told, received_at, learned), (org_id, repo_id), rules)
-    touched = {LabelSet(org_id, _level(repo_id, rules), event.labels)}
+    touched = {level_of(org_id, repo_id, event.labels, rules)}
+    asks = step.kept and step.moved
     if event.runner_name is not None:
         linked = await transaction.fetchrow(
             _SQL["link_machine"], org_id, event.runner_name, step.job_id, list(event.labels), repo_id
@@ -138,12 +144,20 @@ async def record_event(
         if linked is not None:
             # the machine may have been made for another label set: that one lacks a machine now
             touched.add(LabelSet(org_id, linked["repo_id"], tuple(linked["labels"])))
+            if step.unpaid:  # it stands in for the job that the machine was made for: that one is to be admitted anew
+                asks = await _take_back(transaction, org_id, linked) or asks
     queued = cancelled = 0
     for label_set in sorted(touched, key=lambda each: each.labels):
         more, fewer = await balance(transaction, label_set, rules, installation_id, received_at)
         queued, cancelled = queued + more, cancelled + fewer
     drift = learned if step.moved and learned in REPAIRS else None
-    return Recorded(step.job_id, step.state, queued, cancelled, drift)
+    return Recorded(org_id, step.job_id, step.state, queued, cancelled, drift, asks, installation_id, received_at)
+
+
+async def _take_back(transaction: Transaction, org_id: int, machine: Row) -> bool:
+    """Keep the newest job of the machine's label set again that was admitted and still waits; whether there is one."""
+    key = (org_id, machine["repo_id"], machine["labels"])
+    return bool(await transaction.fetchval(_SQL["take_back"], *key))
 
 
 async def _is_known(transaction: Transaction, event: WorkflowJobEvent) -> bool:
@@ -184,7 +198,8 @@ async def _keep_job(transaction: Transaction, heard: _Told, owner: tuple[int, in
             event.name, event.workflow_name, list(event.labels), event.html_url, told, event.conclusion,
             event.runner_name, heard.queued_at, started_at, event.completed_at, learned, refusal_of(judged),
         )  # fmt: skip
-        return _Step(job_id, told, moved=True)
+        kept = told is JobState.QUEUED and refusal_of(judged) is None
+        return _Step(job_id, told, moved=True, kept=kept, unpaid=told not in _NOT_BEGUN)
     if known["org_id"] != org_id:
         raise Refused(f"GitHub's job {event.forge_job_id} belongs to another org here: it is left alone")
     state = merge(JobState(known["state"]), told)
@@ -194,21 +209,14 @@ async def _keep_job(transaction: Transaction, heard: _Told, owner: tuple[int, in
         event.created_at, started_at, event.completed_at, learned if moved and learned in REPAIRS else None,
         heard.received_at, learned,
     )  # fmt: skip
-    return _Step(known["job_id"], state, moved)
+    limited = known["limited_until"] is not None
+    kept = limited and state is JobState.QUEUED and known["refusal"] is None
+    return _Step(known["job_id"], state, moved, kept, unpaid=limited and state not in _NOT_BEGUN)
 
 
-def _level(repo_id: int | None, rules: DemandRules) -> int | None:
-    return repo_id if rules.level is RunnerLevel.REPO else None
-
-
-async def announce(services: Services, recorded: Recorded) -> None:
-    """After the commit: wake whom it concerns, and count what only a repair told us."""
-    if recorded.drift is not None:
-        services.metrics.drift.labels(recorded.drift).inc()
-        log.warning("demand.drift", job=recorded.job_id, state=str(recorded.state), learned=str(recorded.drift))
-    if recorded.queued:
-        await services.bell.ring(MACHINES)
-    await services.bell.ring(RUNNERS)
+def level_of(org_id: int, repo_id: int | None, labels: Sequence[str], rules: DemandRules) -> LabelSet:
+    """The label set that a repository's job counts for."""
+    return LabelSet(org_id, repo_id if rules.level is RunnerLevel.REPO else None, tuple(labels))
 
 
 async def rejudge_org(transaction: Transaction, org_id: int, rules: DemandRules) -> int:
@@ -227,7 +235,7 @@ async def rejudge_org(transaction: Transaction, org_id: int, rules: DemandRules)
             what = (render_shape(judged.shape), judged.arch, judged.image, list(judged.host_labels), judged.alias)
             turn = (judged.priority, judged.priority * rules.aging_s)
             await transaction.execute(_SQL["refit_machines"], org_id, list(labels), *what, *turn)
-    sets = {LabelSet(org_id, _level(row["repo_id"], rules), tuple(row["labels"])) for row in rows if not row["rests"]}
+    sets = {level_of(org_id, row["repo_id"], row["labels"], rules) for row in rows if not row["rests"]}
     for label_set in sorted(sets, key=lambda each: (each.repo_id or 0, each.labels)):
         more, _ = await balance(transaction, label_set, rules, None, None)
         queued += more
@@ -319,26 +327,6 @@ async def _count(transaction: Transaction, label_set: LabelSet, rules: DemandRul
     return count
 
 
-async def meet_demand(services: Services, rules: DemandRules) -> int:
-    """Queue machines for queued jobs that have none: one failed too often, or an event was lost. How many."""
-    queued = 0
-    for org_id in await services.database.run(_waiting_orgs):
-        queued += await services.database.run(rejudge_org, org_id, rules)
-    if queued:
-        log.info("demand.met_late", machines=queued)
-        await services.bell.ring(MACHINES)
-    return queued
-
-
-async def _waiting_orgs(transaction: Transaction) -> list[int]:
+async def waiting_orgs(transaction: Transaction) -> list[int]:
+    """The orgs with queued jobs of GitHub's."""
     return [row["org_id"] for row in await transaction.fetch(_SQL["waiting_orgs"])]
-
-
-async def sweep_demand(services: Services, rules: DemandRules) -> None:
-    """Meet demand until cancelled; a database that is away is tried again, anything else is a bug and escapes."""
-    while True:
-        try:
-            await meet_demand(services, rules)
-        except Unavailable as error:
-            log.warning("demand.postponed", reason=str(error))
-        await trio.sleep(rules.sweep_s)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nimbus.control_plane.demand import DemandRules, RunnerLevel, sweep_demand
+from nimbus.control_plane.admission import serve_admission, sweep_demand
+from nimbus.control_plane.demand import DemandRules, RunnerLevel
 from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.github.limits import LimitTerms
 from nimbus.control_plane.github.transport import Observer
@@ -57,6 +58,7 @@ class Forge:
             nursery.start_soon(serve_inbox, services, self.demand, self.inbox)
             nursery.start_soon(sweep_inbox, services, self.inbox)
             nursery.start_soon(sweep_demand, services, self.demand)
+            nursery.start_soon(serve_admission, services, self.demand)
             nursery.start_soon(sweep_registrations, self.registrar(services))
             nursery.start_soon(sweep_rosters, self.registrar(services))
             nursery.start_soon(sweep_repair, services, self.github, self.demand, self.repair)

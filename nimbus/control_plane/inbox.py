@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
 
-from nimbus.control_plane.demand import DemandRules, Recorded, announce, find_foreign, record_event
+from nimbus.control_plane.admission import announce
+from nimbus.control_plane.demand import DemandRules, Recorded, find_foreign, record_event
 from nimbus.control_plane.installation_events import take_installation
 from nimbus.control_plane.intake import SETTLED, DeliveryState
 from nimbus.control_plane.services import DELIVERIES, Services
@@ -186,20 +187,20 @@ async def process_delivery(services: Services, guid: str, rules: DemandRules, in
         raise problem
     if not outcome.again:
         services.metrics.deliveries.labels(outcome.state).inc()
-        await _announce(services, guid, outcome)
+        return replace(outcome, recorded=await _announce(services, guid, outcome, rules))
     return outcome
 
 
-async def _announce(services: Services, guid: str, outcome: Outcome) -> None:
-    recorded = outcome.recorded
-    if recorded is None:
+async def _announce(services: Services, guid: str, outcome: Outcome, rules: DemandRules) -> Recorded | None:
+    if outcome.recorded is None:
         log.info("webhook.processed", guid=guid, state=str(outcome.state))
-        return
+        return None
+    recorded = await announce(services, outcome.recorded, rules)
     log.info(
         "webhook.processed", guid=guid, job=recorded.job_id, state=str(recorded.state), queued=recorded.queued,
         cancelled=recorded.cancelled,
     )  # fmt: skip
-    await announce(services, recorded)
+    return recorded
 
 
 async def _process(transaction: Transaction, guid: str, rules: DemandRules) -> Outcome:

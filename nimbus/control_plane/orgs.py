@@ -15,7 +15,7 @@ import structlog
 from nimbus.control_plane.access import Caller
 from nimbus.control_plane.aliases import CappedAlias, keep_alias, list_aliases, load_aliases, remove_alias
 from nimbus.control_plane.demand import DemandRules, lock_org, rejudge_org
-from nimbus.control_plane.services import MACHINES, RUNNERS, Services
+from nimbus.control_plane.services import ADMISSION, MACHINES, RUNNERS, Services
 from nimbus.control_plane.submission import check_image
 from nimbus.control_plane.waiting import explain_problem
 from nimbus.model.errors import Forbidden, NotFound
@@ -228,5 +228,6 @@ async def _drop_label(
 
 
 async def _ring(services: Services) -> None:
+    services.bell.ring_nowait(ADMISSION)  # jobs that were refused may be asked for now
     await services.bell.ring(MACHINES)
     await services.bell.ring(RUNNERS)

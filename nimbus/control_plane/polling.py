@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 import structlog
 import trio
 
-from nimbus.control_plane.demand import DemandRules, Recorded, announce, record_event
+from nimbus.control_plane.admission import announce
+from nimbus.control_plane.demand import DemandRules, Recorded, record_event
 from nimbus.control_plane.duties import Duty, DutyLost
 from nimbus.control_plane.github.client import GithubClient
 from nimbus.control_plane.poll_rules import PollRules, choose_due, idle_room, is_news, pace, plan_looks
@@ -246,7 +247,7 @@ class Poller:
         if recorded is None:
             self._memory.foreign.add(memo)
             return 0
-        await announce(self._services, recorded)
+        await announce(self._services, recorded, self._demand)
         return 1
 
 

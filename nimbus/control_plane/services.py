@@ -26,6 +26,7 @@ from nimbus.wire.tokens import SigningKey
 MACHINES = "machines"  # the bell's channel: there may be something to lease
 DELIVERIES = "deliveries"  # and this one: the inbox holds more than one process can work on at once
 DENIALS = "denials"  # and this one: a token was revoked
+ADMISSION = "admission"  # and this one: jobs are kept until their org's budget has room
 RUNNERS = "runners"  # and this one: a runner's registration may have become superfluous
 
 

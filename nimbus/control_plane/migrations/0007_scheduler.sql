@@ -7,7 +7,7 @@ ALTER TABLE orgs ADD COLUMN weight integer NOT NULL DEFAULT 100 CHECK (weight BE
 ALTER TABLE label_aliases ADD COLUMN priority smallint NOT NULL DEFAULT 0 CHECK (priority BETWEEN -100 AND 100);
 ALTER TABLE jobs
     ADD COLUMN priority smallint NOT NULL DEFAULT 0 CHECK (priority BETWEEN -100 AND 100),
-    ADD COLUMN limited_until timestamptz,  -- its org asks too often: no machine is made for it before that
+    ADD COLUMN limited_until timestamptz,  -- kept: no machine is made before its org's budget has room, about then
     ADD COLUMN told_by text;  -- who made its last step known: user:NAME, github:WAY, or agent, clock, enrolment with :HOST
 ALTER TABLE machines
     ADD COLUMN priority smallint NOT NULL DEFAULT 0,
@@ -64,6 +64,7 @@ CREATE TRIGGER jobs_noted AFTER UPDATE OF state, conclusion ON jobs FOR EACH ROW
 -- What lists of jobs ask for, however long the history: what is everyday (a job that succeeded, told by a webhook) is
 -- found by walking back from the newest, what is rare by an index of its own.
 DROP INDEX jobs_open;
+CREATE INDEX jobs_kept ON jobs (org_id, job_id) WHERE limited_until IS NOT NULL;
 CREATE INDEX jobs_not_completed ON jobs (state, job_id DESC) WHERE state <> 'completed';
 CREATE INDEX jobs_of_repo ON jobs (repo_id, job_id DESC) WHERE repo_id IS NOT NULL;
 CREATE INDEX jobs_not_successful ON jobs (conclusion, job_id DESC) WHERE conclusion <> 'success';

@@ -34,13 +34,16 @@ WHERE EXISTS (SELECT FROM jobs WHERE source = 'github' AND jobs.forge_job_id = t
                 AND (m.repo_id IS NULL OR r.forge_id = told.forge_repo_id))
 
 -- name: lock_job
-SELECT job_id, org_id, state FROM jobs WHERE source = 'github' AND forge_job_id = $1 FOR UPDATE
+SELECT job_id, org_id, state, refusal, limited_until FROM jobs WHERE source = 'github' AND forge_job_id = $1 FOR UPDATE
 
 -- name: insert_job
+-- One that has not begun is kept until its org's budget has room for it.
 INSERT INTO jobs (org_id, repo_id, source, forge_job_id, run_id, run_attempt, name, workflow_name, labels, html_url,
-                  state, conclusion, runner_name, queued_at, started_at, completed_at, learned_by, refusal, told_by)
+                  state, conclusion, runner_name, queued_at, started_at, completed_at, learned_by, refusal, told_by,
+                  limited_until)
 VALUES ($1, $2, 'github', $3, $4, $5, $6, $7, $8, $9,
-        $10, $11, $12, $13, $14, $15, $16, $17, 'github:' || $16)
+        $10, $11, $12, $13, $14, $15, $16, $17, 'github:' || $16,
+        CASE WHEN $10 IN ('waiting', 'queued') THEN clock_timestamp() END)
 RETURNING job_id
 
 -- name: update_job
@@ -56,7 +59,8 @@ SET state = $2,
     started_at = coalesce(started_at, $6),
     completed_at = coalesce($7, completed_at),
     repaired_by = coalesce($8, repaired_by),
-    told_by = 'github:' || $10::text
+    told_by = 'github:' || $10::text,
+    limited_until = CASE WHEN $2 IN ('waiting', 'queued') THEN limited_until END
 WHERE job_id = $1
 
 -- name: link_machine
@@ -70,13 +74,24 @@ WHERE org_id = $1 AND runner_name = $2 AND runner_fence = fence AND kind = 'runn
   AND state <> 'queued' AND (repo_id IS NULL OR repo_id = $5)
 RETURNING machine_id, repo_id, labels
 
+-- name: take_back
+UPDATE jobs SET limited_until = clock_timestamp()
+WHERE job_id = (
+    SELECT job_id FROM jobs
+    WHERE org_id = $1 AND ($2::bigint IS NULL OR repo_id = $2) AND labels = $3::text[] AND source = 'github'
+      AND state = 'queued' AND refusal IS NULL AND limited_until IS NULL
+    ORDER BY job_id DESC LIMIT 1)
+RETURNING true
+
 -- name: count_demand
--- GitHub gives up a job that was queued for a day; one that is refused asks for nothing. `untold`: registered machines
+-- GitHub gives up a job that was queued for a day; one that is refused, or not admitted yet, asks for nothing.
+-- `untold`: registered machines
 -- that ended well and of whose job GitHub has told nothing yet. It is one of those that seem to be queued; a poll of the
 -- repository since then, or the time in which one was due, has shown that it is not.
 SELECT (SELECT count(*) FROM jobs
         WHERE org_id = $1 AND ($2::bigint IS NULL OR repo_id = $2) AND source = 'github' AND state = 'queued'
-          AND labels = $3::text[] AND refusal IS NULL AND queued_at > statement_timestamp() - interval '1 day') AS wanted,
+          AND labels = $3::text[] AND refusal IS NULL AND limited_until IS NULL
+          AND queued_at > statement_timestamp() - interval '1 day') AS wanted,
        (SELECT count(*) FROM machines
         WHERE org_id = $1 AND repo_id IS NOT DISTINCT FROM $2 AND kind = 'runner' AND labels = $3::text[]
           AND state IN ('queued', 'leased', 'running') AND job_id IS NULL AND NOT cancel_requested) AS present,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nimbus.control_plane.demand import DemandRules, Recorded, announce, meet_demand, record_event
+from nimbus.control_plane.admission import announce, meet_demand
+from nimbus.control_plane.demand import DemandRules, Recorded, record_event
 from nimbus.model.job import Learned
 from nimbus.runtime.postgres import Transaction
 from nimbus.wire.github import parse_workflow_job
@@ -107,8 +108,7 @@ async def learn(github: GithubPlane, learned: Learned, action: str, **job: Any) 
 
     recorded = await github.plane.services.database.run(record)
     assert recorded is not None
-    await announce(github.plane.services, recorded)
-    return recorded
+    return await announce(github.plane.services, recorded, github.forge.demand)
 
 
 def drift(github: GithubPlane, source: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nimbus.control_plane.demand import meet_demand
+from nimbus.control_plane.admission import meet_demand
 from nimbus.control_plane.installations import keep_installation
 from nimbus.control_plane.problems import Task, note_problem
 from nimbus.model.forge import Problem, ProblemKind

@@ -15,7 +15,8 @@ from functools import partial
 import pytest
 import trio
 
-from nimbus.control_plane.demand import DemandRules, meet_demand
+from nimbus.control_plane.admission import meet_demand
+from nimbus.control_plane.demand import DemandRules
 from nimbus.control_plane.duties import hold_duty
 from nimbus.control_plane.github.client import AppCredentials, open_github
 from nimbus.control_plane.github.limits import LimitTerms
