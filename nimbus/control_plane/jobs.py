@@ -18,7 +18,7 @@ from nimbus.control_plane.endings import Teller
 from nimbus.control_plane.machines import MachineRequest, cancel_machine, queue_machine
 from nimbus.control_plane.services import MACHINES, JobRules, Services
 from nimbus.control_plane.submission import Submission, check_priority
-from nimbus.control_plane.waiting import explain_waiting
+from nimbus.control_plane.waiting import Wait, explain_waiting
 from nimbus.model.errors import Conflict, NotFound, RateLimited, Refused
 from nimbus.model.job import JobSource, JobState
 from nimbus.model.lease import TERMINAL, MachineState
@@ -131,13 +131,17 @@ async def describe_jobs(transaction: Transaction, jobs: Iterable[Row], rules: Jo
     """The jobs with their machines, and what those wait for that wait."""
     rows = list(jobs)
     waiting = [row["job_id"] for row in rows if row["state"] in _NOT_BEGUN]
-    reasons = await explain_waiting(transaction, waiting, rules.stolen_limit)
+    waits = await explain_waiting(transaction, waiting, rules)
     machines: dict[int, list[Json]] = {row["job_id"]: [] for row in rows}
     for machine in await transaction.fetch(_SQL["machines_of_jobs"], list(machines)):
         machines[machine["job_id"]].append(_render_machine(machine))
     return [
-        {**_plain(row), "waits_for": reasons.get(row["job_id"]), "machines": machines[row["job_id"]]} for row in rows
+        {**_plain(row), **_render_wait(waits.get(row["job_id"])), "machines": machines[row["job_id"]]} for row in rows
     ]
+
+
+def _render_wait(wait: Wait | None) -> Json:
+    return {"waits_for": None if wait is None else wait.words}
 
 
 def _render_machine(row: Row) -> Json:

@@ -9,6 +9,7 @@ from nimbus.control_plane.hosts import list_seen
 from nimbus.control_plane.jobevents import list_events, parse_asked_events
 from nimbus.control_plane.joblist import Asked, JobFilter, list_jobs, parse_asked, parse_limit
 from nimbus.control_plane.jobs import cancel_job, count_queue, find_job, find_output, submit_job
+from nimbus.control_plane.jobwait import explain_job
 from nimbus.control_plane.openapi.jobs import (
     CANCEL_JOB,
     GET_JOB,
@@ -17,7 +18,7 @@ from nimbus.control_plane.openapi.jobs import (
     LIST_RECENT_JOBS,
     SUBMIT_JOB,
 )
-from nimbus.control_plane.openapi.listings import LIST_JOB_EVENTS, LIST_JOBS
+from nimbus.control_plane.openapi.listings import EXPLAIN_JOB, LIST_JOB_EVENTS, LIST_JOBS
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.submission import parse_submission
@@ -61,6 +62,12 @@ def build_jobs_api(services: Services) -> Blueprint:
     async def find(job_id: int) -> Response:
         caller = read_caller(access)
         return json_response(await find_job(services, job_id, caller.org_id))
+
+    @blueprint.get("/api/jobs/<int:job_id>/wait")
+    @declare(EXPLAIN_JOB)
+    async def wait(job_id: int) -> Response:
+        caller = read_caller(access)
+        return json_response(await explain_job(services, job_id, caller.org_id))
 
     @blueprint.get("/api/jobs/<int:job_id>/events")
     @declare(LIST_JOB_EVENTS)

@@ -12,6 +12,7 @@ from nimbus.control_plane.joblist import MAX_LIMIT, MAX_NAME
 from nimbus.control_plane.openapi.fields import Count, Id, JsonObject, said, storable, within
 from nimbus.control_plane.openapi.jobs import JOB, JOB_EXAMPLE, JobView
 from nimbus.control_plane.openapi.operation import Access, Answer, Operation
+from nimbus.control_plane.waiting import WaitCode
 from nimbus.model.job import JobSource, JobState, Learned
 
 _STATE = "|".join(JobState)
@@ -88,6 +89,21 @@ class EventPage:
     next: Annotated[str | None, said("the cursor of the next page; null where this is the last so far")]
 
 
+@dataclass(frozen=True)
+class JobWait:
+    """What keeps a job from running, and when its turn comes. Places are those of this moment."""
+
+    job_id: Id
+    waits: bool
+    code: Annotated[WaitCode | Literal["running", "ended"], said("for programs")]
+    reason: Annotated[str, said("for people: who must act, and what would help")]
+    place: Annotated[Count | None, said("in its organisation's queue, from 1; null where its machine stands in none")]
+    length: Annotated[Count | None, said("of that queue")]
+    ahead: Annotated[Count | None, said("machines of the whole queue that go before it")]
+    estimate_s: Annotated[float | None, Field(ge=0, description="seconds; null where nobody can tell")]
+    basis: Annotated[str | None, said("what the estimate is made by, or why there is none")]
+
+
 _EVENT: JsonObject = {
     "at": "2026-11-21T20:00:00+00:00",
     "about": "job",
@@ -119,5 +135,28 @@ LIST_JOB_EVENTS = Operation(
     Access.ADMIN,
     {200: Answer("one page, the oldest first", EventPage, {"job_id": 12, "events": [_EVENT], "next": None})},
     query=EventsQuery,
+    paths={"job_id": JOB},
+)
+EXPLAIN_JOB = Operation(
+    "explainJob",
+    "Why a job waits, its place in the queue and an estimate",
+    Access.ADMIN,
+    {
+        200: Answer(
+            "what it waits for",
+            JobWait,
+            {
+                "job_id": 12,
+                "waits": True,
+                "code": "turn",
+                "reason": "a free host: place 3 of 7 in the queue of octo-org, and 2 of other organisations go first",
+                "place": 3,
+                "length": 7,
+                "ahead": 4,
+                "estimate_s": 41.5,
+                "basis": "of hosts that fit a machine ends every 8.3 s, measured over the last 15 minutes",
+            },
+        )
+    },
     paths={"job_id": JOB},
 )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from nimbus.control_plane.waiting import Host, judge_wait
+from nimbus.control_plane.services import JobRules
+from nimbus.control_plane.waiting import Host, WaitCode, judge_wait
 from nimbus.model.forge import ProblemKind
 from tests.unit.control_plane.github_plane import GithubPlane, job_event, open_github_plane
 
 SMALL = Host("x64", frozenset({"nimbus"}), 4, 8192)
 FACTS: dict[str, Any] = {
-    "state": "queued", "refusal": None, "given_up": False, "login": "octo-org",
+    "state": "queued", "limited_until": None, "paused_until": None, "held_back": False, "reserved_for": None,
+    "ahead": 2, "refusal": None, "given_up": False, "login": "octo-org",
     "unserved": False, "problem": None, "problem_scope": None, "retry_at": None, "max_machines": None, "max_cpus": None,
     "held_machines": 0, "held_cpus": 0, "alias": None, "alias_max": None, "alias_held": None,
     "machine_state": "queued", "machine_kind": "runner", "arch": "x64", "host_labels": ["nimbus"],
@@ -24,7 +27,7 @@ NO_MACHINE = {"machine_state": None, "shape": None}
 
 
 def judged(hosts: tuple[Host, ...] = (SMALL,), **facts: Any) -> str:
-    return judge_wait(FACTS | facts, hosts, stolen_limit=3)
+    return judge_wait(FACTS | facts, hosts, JobRules(stolen_limit=3)).words
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,51 @@ def judged(hosts: tuple[Host, ...] = (SMALL,), **facts: Any) -> str:
 )
 def test_the_sentence_names_who_must_act(facts: dict[str, Any], told: str) -> None:
     assert told in judged(**facts)
+
+
+AT = datetime(2026, 11, 21, 13, 5, 9, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "told"),
+    [
+        (
+            {**NO_MACHINE, "limited_until": AT},
+            WaitCode.RATE_LIMIT,
+            "octo-org asks for more than 100 jobs in 60 s: its turn comes at 13:05:09 UTC",
+        ),
+        ({"paused_until": AT}, WaitCode.PAUSED, "nobody: nothing is granted until 13:05:09 UTC, because"),
+        ({"ahead": 14}, WaitCode.TURN, "place 3 of 7 in the queue of octo-org, and 12 of other organisations go first"),
+        ({"ahead": 1}, WaitCode.TURN, "a free host: place 3 of 7 in the queue of octo-org"),
+        ({"reserved_for": "host-3"}, WaitCode.MAKING_ROOM, "room on host host-3, which takes nothing else until"),
+        (
+            {"held_back": True, "max_machines": 5, "held_machines": 3},
+            WaitCode.CAP,
+            "octo-org will hold all that it may before its turn: place 3 of 7 in the queue of octo-org; it goes on",
+        ),
+        ({"max_machines": 0, "paused_until": AT}, WaitCode.BARRED, "the operator"),
+    ],
+)
+def test_what_the_scheduler_does_has_a_code_and_its_words(facts: dict[str, Any], code: WaitCode, told: str) -> None:
+    wait = judge_wait(FACTS | facts, [SMALL], JobRules())
+    assert (wait.code, told in wait.words) == (code, True), wait.words
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        ((True, False), "every host that may take it is cordoned or drains: one must be given back"),
+        ((False, True), "every host that may take it runs a release that is too old (NIMBUS_AGENT_MIN_VERSION)"),
+    ],
+)
+def test_hosts_that_would_do_and_are_granted_nothing_are_told_of(held: tuple[bool, bool], told: str) -> None:
+    host = replace(SMALL, held=held[0], barred=held[1])
+    small = Host("x64", frozenset({"nimbus"}), 1, 512)  # works, and is no help
+    wait = judge_wait(FACTS, [host, small], JobRules())
+    assert (wait.code, told in wait.words) == (WaitCode.HOSTS_HELD, True), wait.words
+    both = judge_wait(FACTS, [replace(SMALL, held=True), replace(SMALL, barred=True)], JobRules())
+    assert "is cordoned or drains or runs a release that is too old" in both.words
+    assert judge_wait(FACTS, [host, SMALL], JobRules()).code is WaitCode.TURN
 
 
 def test_without_any_host_the_operator_must_start_one() -> None:
@@ -174,7 +222,8 @@ async def test_a_command_of_our_api_says_what_it_waits_for_and_a_machine_of_anot
     await offer(github, "nimbus")
     await github.tell("queued", 1)
     job = await github.plane.submit()
-    assert (await github.plane.job(job["job_id"]))["waits_for"] == "a free host: place 1 of 1 in the queue of local"
+    told = (await github.plane.job(job["job_id"]))["waits_for"]
+    assert told == "a free host: place 1 of 1 in the queue of local, and 1 of other organisations go first"
     await github.plane.sql("UPDATE orgs SET max_cpus = 0 WHERE login = 'local'")
     told = (await github.plane.job(job["job_id"]))["waits_for"]
     assert told.startswith("its author or the operator: it needs 1 CPUs and local may use 0 in all")
