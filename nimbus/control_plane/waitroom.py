@@ -104,6 +104,7 @@ async def _look_on(services: Services) -> None:
         await room.wait_taken()  # else nobody could be woken; what rings meanwhile is told to who comes next
         with trio.move_on_at(next_s):
             await room.ear.wait()
+        room.ear.forget()
         began_s = trio.current_time()
         try:
             queued = await _attend(services)

@@ -42,6 +42,10 @@ class Ringing:
     async def wait(self) -> None:
         """Return at the next ring, or at once where one came since the last wait."""
         await self._rung.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Whoever looks now needs no ring that came before."""
         self._rung = trio.Event()
 
 
