@@ -145,7 +145,7 @@ class Keychain:
         self._clock = clock
         self._read = _Read(ring, clock())
         self._reading = trio.Lock()
-        self._looks = 0  # begun so far
+        self.looks = 0  # begun so far
 
     @property
     def current(self) -> KeyRing:
@@ -162,14 +162,14 @@ class Keychain:
 
         Waits for that moment rather than refuse in it. Unavailable where the database is away: nobody knows better.
         """
-        seen = self._looks
+        seen = self.looks
         await trio.sleep(max(self._read.at_s + UNKNOWN_EVERY_S - self._clock(), 0.0))
         async with self._reading:
-            if self._looks == seen:  # else somebody has looked while we waited
+            if self.looks == seen:  # else somebody has looked while we waited
                 await self._refresh()
 
     async def _refresh(self) -> None:
-        self._looks += 1
+        self.looks += 1
         if not self.given:
             rows = await self._database.fetch(_SQL["read_keys"])
             self._read = _Read(parse_ring(rows), self._clock())

@@ -18,7 +18,7 @@ VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
 
 -- name: end_signing
 -- What signs now does so for $2 seconds more, and is accepted for $3 more after that.
-UPDATE signing_keys SET accepted_until = clock_timestamp() + make_interval(secs => $2 + $3)
+UPDATE signing_keys SET accepted_until = clock_timestamp() + make_interval(secs => $2::double precision + $3::double precision)
 WHERE purpose = $1 AND accepted_until IS NULL AND revoked_at IS NULL AND signs_from <= clock_timestamp()
 
 -- name: go_on_signing
