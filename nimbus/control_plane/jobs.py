@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
+import trio
 
 from nimbus.control_plane.access import Caller
+from nimbus.control_plane.budget import give_back, take_job
 from nimbus.control_plane.endings import Teller
 from nimbus.control_plane.machines import MachineRequest, cancel_machine, queue_machine
 from nimbus.control_plane.services import MACHINES, JobRules, Services
 from nimbus.control_plane.submission import Submission, check_priority
 from nimbus.control_plane.waiting import Wait, explain_waiting
-from nimbus.model.errors import Conflict, NotFound, RateLimited, Refused
+from nimbus.model.errors import Conflict, NotFound, Refused
 from nimbus.model.job import JobSource, JobState
 from nimbus.model.lease import TERMINAL, MachineState
 from nimbus.runtime.postgres import Row, Transaction, load_queries
@@ -30,6 +32,7 @@ log = structlog.get_logger()
 
 _SQL = load_queries("nimbus.control_plane", "queries", "jobs.sql")
 _NOT_BEGUN = frozenset({JobState.WAITING, JobState.QUEUED})
+GIVE_BACK_S = 2.0
 _ENDED = frozenset({JobState.COMPLETED, JobState.LOST})
 
 
@@ -49,35 +52,43 @@ async def submit_job(services: Services, submission: Submission, caller: Caller)
         raise NotFound(f"there is no org {submission.org_id}")
     check_priority(submission, caller.org_id)
     org_id = caller.org_id if caller.org_id is not None else submission.org_id
-    try:
-        submitted = await services.database.run(_submit, submission, org_id, caller.subject, services.job_rules)
-    except RateLimited:
-        services.metrics.org_rate_limits_hit.inc()
-        raise
+    found = await services.database.fetch(_SQL["look_up"], org_id, submission.idempotency_key)
+    if not found:
+        raise NotFound(f"there is no org {org_id}")
+    submitted = await _submit_within_budget(services, submission, found[0], caller.subject)
     if submitted.created:
         log.info("job.submitted", job=submitted.job_id, machine_id=submitted.machine_id)
         await services.bell.ring(MACHINES)
     return submitted
 
 
+async def _submit_within_budget(services: Services, submission: Submission, found: Row, subject: str) -> Submitted:
+    """A repeat takes nothing of the org's budget, a refused one leaves nothing; what is not sure counts as used."""
+    org_id: int = found["org_id"]
+    taken = None if found["known"] else await take_job(services, org_id, found["line_s"])
+    used = True
+    try:
+        submitted = await services.database.run(_submit, submission, org_id, subject, services.job_rules)
+        used = submitted.created
+    except Conflict:
+        used = False
+        raise
+    finally:
+        if taken is not None and not used:  # two of one key came at once
+            with trio.move_on_after(GIVE_BACK_S, shield=True):
+                await give_back(services, org_id, taken)
+    return submitted
+
+
 async def _submit(
-    transaction: Transaction, submission: Submission, org_id: int | None, subject: str, rules: JobRules
+    transaction: Transaction, submission: Submission, org_id: int, subject: str, rules: JobRules
 ) -> Submitted:
-    if org_id is None:
-        org_id = await transaction.fetchval(_SQL["default_org"])
-    elif not await transaction.fetchval(_SQL["org_exists"], org_id):
-        raise NotFound(f"there is no org {org_id}")
-    await transaction.execute(_SQL["lock_org"], org_id)
     command = render_command(submission.command)
     if submission.idempotency_key is not None:
+        await transaction.execute(_SQL["lock_keys"], org_id)
         known = await transaction.fetchrow(_SQL["job_by_key"], org_id, submission.idempotency_key)
         if known is not None:
             return await _replay(transaction, known, submission)
-    if await transaction.fetchval(_SQL["count_recent"], org_id, rules.rate_interval_s) >= rules.rate_limit:
-        raise RateLimited(
-            f"org {org_id} submits more than {rules.rate_limit} jobs in {rules.rate_interval_s:g} seconds",
-            rules.rate_interval_s,
-        )
     told = (submission.idempotency_key, submission.priority, tell_user(subject))
     job_id = await transaction.fetchval(_SQL["insert_job"], org_id, submission.name, command, *told)
     machine_id = await queue_machine(

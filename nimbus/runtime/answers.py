@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import structlog
 
@@ -48,7 +49,7 @@ def _headers_of(error: Exception) -> dict[str, str]:
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, Unavailable):
-        return {"Retry-After": str(max(1, round(error.retry_after_s)))}
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}  # sooner would be too soon
     return {}
 
 

@@ -1,11 +1,16 @@
--- name: default_org
-SELECT org_id FROM orgs WHERE forge = 'local' AND forge_id = 0
+-- name: look_up
+-- The org that submits, the local one where none is named; whether it used this key before; and for how long others of
+-- its jobs are kept that came first (admission.sql).
+SELECT o.org_id,
+       EXISTS (SELECT FROM jobs WHERE jobs.org_id = o.org_id AND idempotency_key = $2) AS known,
+       (SELECT extract(epoch FROM max(limited_until) - statement_timestamp())::double precision FROM jobs
+        WHERE jobs.org_id = o.org_id AND limited_until > statement_timestamp() AND state = 'queued'
+          AND refusal IS NULL AND queued_at > statement_timestamp() - interval '1 day') AS line_s
+FROM orgs o
+WHERE o.org_id = $1 OR $1::bigint IS NULL AND o.forge = 'local' AND o.forge_id = 0
 
--- name: org_exists
-SELECT EXISTS (SELECT FROM orgs WHERE org_id = $1)
-
--- name: lock_org
--- Submissions of one org take turns, so that a limit is a limit and a key is looked up once.
+-- name: lock_keys
+-- Submissions with a key of one org wait for each other, so that a key is looked up once.
 SELECT pg_advisory_xact_lock(hashtextextended('nimbus.jobs', $1))
 
 -- name: job_by_key
@@ -13,10 +18,6 @@ SELECT job_id, state, command, priority FROM jobs WHERE org_id = $1 AND idempote
 
 -- name: machine_of_job
 SELECT machine_id, image, shape, arch FROM machines WHERE job_id = $1 ORDER BY machine_id DESC LIMIT 1
-
--- name: count_recent
-SELECT count(*) FROM jobs
-WHERE org_id = $1 AND source = 'api' AND queued_at > clock_timestamp() - make_interval(secs => $2::double precision)
 
 -- name: insert_job
 INSERT INTO jobs (org_id, source, name, state, queued_at, learned_by, command, idempotency_key, priority, told_by)

@@ -168,11 +168,14 @@ async def open_plane(
     hosts: HostTerms | None = None,
     prefix: str | None = None,
     trusted_proxies: str = "",
+    without_redis: WithoutRedis = WithoutRedis.LOCAL,
 ) -> AsyncIterator[Plane]:
     """A control plane that listens on a free port, without sweepers: tests sweep when they mean to."""
     with trio.fail_after(60):
         async with (
-            open_services(dsn, redis_url, terms=terms, rules=rules, hosts=hosts, prefix=prefix) as services,
+            open_services(
+                dsn, redis_url, terms=terms, rules=rules, hosts=hosts, prefix=prefix, without_redis=without_redis
+            ) as services,
             trio.open_nursery() as nursery,
         ):
             app = build_control_plane(services, parse_networks(trusted_proxies))

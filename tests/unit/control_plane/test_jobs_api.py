@@ -84,7 +84,7 @@ async def test_an_org_that_submits_too_often_is_told_to_wait(database_dsn: str, 
         metrics = await plane.http.get("/metrics")
 
     assert third.status_code == 429
-    assert int(third.headers["retry-after"]) == 60
+    assert 1 <= int(third.headers["retry-after"]) <= 60
     assert "nimbus_control_plane_org_rate_limits_hit 1.0" in metrics.text
 
 

@@ -14,6 +14,7 @@ from quart import request
 
 from nimbus.model.errors import Fenced, NotFound, RateLimited, Refused, Unauthorized, Unavailable
 from nimbus.runtime import serving
+from nimbus.runtime.answers import judge_error
 from nimbus.runtime.serving import App, LazyApp, Response, build_app, json_response, read_body, serve_app
 
 CHUNK = b"x" * 65536
@@ -228,6 +229,11 @@ async def test_each_error_has_its_status_and_never_a_foreign_text(error: Excepti
     assert b"secret detail" not in heard
     assert (b"retry-after" in head) == isinstance(error, Unavailable)
     assert (b"www-authenticate" in head) == isinstance(error, Unauthorized)
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(0.0, "1"), (0.2, "1"), (1.2, "2"), (7.0, "7"), (59.001, "60")])
+def test_nobody_is_told_to_come_again_too_soon(wait_s: float, told: str) -> None:
+    assert judge_error(RateLimited("l", wait_s))[3] == {"Retry-After": told}
 
 
 async def test_a_request_in_flight_is_finished_after_the_stop() -> None:
