@@ -25,7 +25,7 @@ from nimbus.wire.fields import MAX_BIGINT
 from nimbus.wire.vmjson import Json
 
 _SQL = load_queries("nimbus.control_plane", "queries", "jobs.sql")
-_CURSOR = re.compile(r"([0-9]{1,17})\.(job|machine)\.([1-9][0-9]{0,18})", re.ASCII)
+_CURSOR = re.compile(r"([0-9]{1,18})\.(job|machine)\.([1-9][0-9]{0,18})", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MOST_US = 221_845_392_000_000_000  # the year 9000
 DEFAULT_EVENTS = 200

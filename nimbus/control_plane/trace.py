@@ -9,8 +9,9 @@ protocol (tests/model) and for operators. One line for each event:
 `event` is one of model/lease.py's MachineEvent, where (state_from, event) leads to state_to by its table, or one of
 two that are no step of it: `queue` (the first; state_from null, fence 0) and `ask_cancel` (state_from = state_to; the
 holder is asked to stop). Renewals leave no event. `told_by` says who made the step known: `agent` (the holder), `clock`
-(its deadline passed), `enrolment` (its agent, started anew, no longer had it), null for people, demand and what was
-written before it was noted. `id` grows in the order of events for one machine request; `at_ms` is the database's clock.
+(its deadline passed), `enrolment` (its agent, started anew, no longer had it), `user` (a cancel through our API), null
+for demand and what was written before it was noted. `id` grows in the order of events for one machine request; `at_ms`
+is the database's clock.
 """
 
 from __future__ import annotations
