@@ -146,7 +146,7 @@ WITH queued AS (
                     ROWS UNBOUNDED PRECEDING)
 ), turns AS (
     SELECT l.*, (l.cpus_then - l.cpus)::double precision / o.weight AS share,
-           row_number() OVER line > 1 AS later, lag((l.cpus_then - l.cpus)::double precision / o.weight) OVER line AS before,
+           row_number() OVER line > 1 AS later, first_value(l.turn_at) OVER line AS since, lag((l.cpus_then - l.cpus)::double precision / o.weight) OVER line AS before,
            coalesce(extract(epoch FROM statement_timestamp() - s.served_at) * o.weight, 'infinity') AS unserved,
            coalesce(l.alias_full OR l.machines_then > o.max_machines OR l.cpus_then > o.max_cpus, false) AS held_back
     FROM lines l JOIN orgs o USING (org_id)
@@ -154,8 +154,8 @@ WITH queued AS (
     WINDOW line AS (PARTITION BY l.org_id, l.alias_full ORDER BY l.turn_at, l.machine_id)
 )
 SELECT t.machine_id, t.org_id, t.place, t.length,
-       row_number() OVER (ORDER BY t.held_back, t.share, t.later, t.before, t.unserved DESC, t.turn_at, t.machine_id) - 1
-           AS ahead,
+       row_number() OVER (ORDER BY t.held_back, t.share, t.later, t.before, t.unserved DESC, t.since, t.turn_at,
+                                   t.machine_id) - 1 AS ahead,
        t.held_back, r.agent_id AS reserved_for
 FROM turns t
 LEFT JOIN agents r ON r.agent_id = t.reserved_for AND r.wanted = 'working' AND r.barred IS NULL

@@ -91,8 +91,8 @@ WITH RECURSIVE asker AS MATERIALIZED (
                coalesce(sum((m.shape->>'disk_mib')::bigint), 0) AS disk_mib
         FROM machines m WHERE m.agent_id = $1 AND m.state IN ('leased', 'running')
     ) held
-), widest AS MATERIALIZED (
-    SELECT max(cpus) AS cpus, max(mem_mib) AS mem_mib FROM agents
+), hosts AS MATERIALIZED (
+    SELECT DISTINCT cpus, mem_mib FROM agents
     WHERE arch = $7 AND wanted = 'working' AND barred IS NULL
       AND last_seen > statement_timestamp() - interval '2 minutes'
 ), turns AS (
@@ -107,32 +107,32 @@ WITH RECURSIVE asker AS MATERIALIZED (
     SELECT next.machine_id, next.fits
     FROM (SELECT * FROM turns ORDER BY turn) t
     CROSS JOIN LATERAL (
-        -- Over the cap: what has waited long and would fit below the cap of its org's CPUs, were it not for the org's
-        -- smaller machines. Those wait for it then, or it would wait for ever.
-        SELECT m.machine_id, f.fits, f.over_cap
+        -- Holds up: what has waited long, and some host and its org's cap could hold, is not passed by within a capped
+        -- org. Its smaller machines would fill the cap on this host or another, and it would wait for ever.
+        SELECT m.machine_id, f.fits, g.goes
         FROM machines m
         CROSS JOIN LATERAL (
             SELECT (m.shape->>'cpus')::integer <= $2 AND (m.shape->>'mem_mib')::integer <= $3
                    AND ($6::bigint IS NULL OR (m.shape->>'disk_mib')::bigint <= $6) AS fits,
-                   coalesce((m.shape->>'cpus')::integer > t.max_cpus - t.cpus, false) AS over_cap,
+                   coalesce((m.shape->>'cpus')::integer <= t.max_cpus - t.cpus, true) AS below_cap,
                    $10 > 0 AND m.created_at < (SELECT starves_before FROM asker) AS starves
         ) f
+        CROSS JOIN LATERAL (
+            SELECT f.below_cap AND (f.fits OR (
+                       (t.reserved IS NOT NULL OR (f.starves AND NOT EXISTS (SELECT FROM reservations)))
+                       AND (m.shape->>'cpus')::integer <= (SELECT cpus FROM capacity)
+                       AND (m.shape->>'mem_mib')::integer <= (SELECT mem_mib FROM capacity)
+                       AND ($6 IS NULL OR (m.shape->>'disk_mib')::bigint <= (SELECT disk_mib FROM capacity)))) AS goes
+        ) g
         WHERE m.org_id = t.org_id AND m.state = 'queued'
           AND NOT m.cancel_requested
           AND m.arch = $7
           AND (t.reserved IS NULL OR m.machine_id = t.reserved)
-          AND CASE
-              WHEN f.over_cap THEN
-                  f.starves AND t.reserved IS NULL AND (m.shape->>'cpus')::integer <= t.max_cpus
-                  AND (m.shape->>'cpus')::integer <= (SELECT cpus FROM widest)
-                  AND (m.shape->>'mem_mib')::integer <= (SELECT mem_mib FROM widest)
-              ELSE
-                  f.fits OR (
-                      (t.reserved IS NOT NULL OR (f.starves AND NOT EXISTS (SELECT FROM reservations)))
-                      AND (m.shape->>'cpus')::integer <= (SELECT cpus FROM capacity)
-                      AND (m.shape->>'mem_mib')::integer <= (SELECT mem_mib FROM capacity)
-                      AND ($6 IS NULL OR (m.shape->>'disk_mib')::bigint <= (SELECT disk_mib FROM capacity)))
-          END
+          AND (g.goes OR (
+              t.capped AND f.starves AND t.reserved IS NULL
+              AND coalesce((m.shape->>'cpus')::integer <= t.max_cpus, true)
+              AND EXISTS (SELECT FROM hosts h WHERE h.cpus >= (m.shape->>'cpus')::integer
+                                                AND h.mem_mib >= (m.shape->>'mem_mib')::integer)))
           AND (m.kind = 'command' OR cardinality($4::text[]) = 0 OR m.host_labels <@ $4::text[])
           AND (m.alias IS NULL OR NOT EXISTS (
               SELECT FROM full_alias f WHERE f.org_id = m.org_id AND f.alias = m.alias))
@@ -144,7 +144,7 @@ WITH RECURSIVE asker AS MATERIALIZED (
         LIMIT 1
         FOR UPDATE OF m SKIP LOCKED
     ) next
-    WHERE NOT next.over_cap
+    WHERE next.goes
     LIMIT 1
 ), taken AS (
     UPDATE machines

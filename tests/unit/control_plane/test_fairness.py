@@ -49,7 +49,8 @@ async def queue(services: Services, org_id: int, count: int = 1, cpus: int = 1, 
     rows = await sql(
         services,
         "INSERT INTO machines (org_id, kind, host_labels, shape, image, priority, created_at, turn_at) "
-        "SELECT $1, 'runner', '{nimbus}', $3, 'base', $4::smallint, at, at - make_interval(secs => $4::smallint * 60.0) "
+        "SELECT $1, 'runner', '{nimbus}', $3, 'base', $4::smallint, at, "
+        "at - make_interval(secs => $4::smallint * 60.0) "
         "FROM generate_series(1, $2), "
         "LATERAL (SELECT clock_timestamp() - make_interval(secs => $5::double precision) AS at) t RETURNING machine_id",
         org_id,
@@ -209,15 +210,16 @@ async def test_what_no_host_could_ever_hold_keeps_no_host_waiting(services: Serv
     assert await reserved(services) == {}
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        "last_seen = clock_timestamp() - interval '3 minutes'",
-        "wanted = 'cordoned'",
-        "wanted = 'drained'",
-        "barred = 'too old'",
-    ],
-)
+CORDONED = [
+    "UPDATE agents SET wanted = 'cordoned' WHERE agent_id = 'host-1'",
+    "UPDATE agents SET wanted = 'drained' WHERE agent_id = 'host-1'",
+    "UPDATE agents SET barred = 'too old' WHERE agent_id = 'host-1'",
+    "DELETE FROM agents WHERE agent_id = 'host-1'",
+]
+SILENT = "UPDATE agents SET last_seen = clock_timestamp() - interval '3 minutes' WHERE agent_id = 'host-1'"
+
+
+@pytest.mark.parametrize("loss", [SILENT, *CORDONED])
 async def test_of_a_host_that_is_lost_or_cordoned_another_takes_the_reservation_over(
     services: Services, loss: str
 ) -> None:
@@ -226,7 +228,7 @@ async def test_of_a_host_that_is_lost_or_cordoned_another_takes_the_reservation_
     other = await make_org(services, 2)
     await queue(services, other, cpus=4)
     assert await take(services, "host-2", room=HALF) is not None
-    await sql(services, f"UPDATE agents SET {loss} WHERE agent_id = 'host-1'")
+    await sql(services, loss)
     assert await reserved(services) == {}
     await queue(services, other, 3)
     await sql(services, "UPDATE machines SET state = 'cancelled' WHERE state = 'queued' AND machine_id <> $1", large)
@@ -281,11 +283,9 @@ async def test_small_machines_of_an_org_wait_below_its_cap_for_a_large_one_that_
 # --- hosts that are granted nothing --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "loss", ["wanted = 'cordoned'", "wanted = 'drained'", "barred = 'too old'", "agent_id = 'gone'"]
-)
+@pytest.mark.parametrize("loss", CORDONED)
 async def test_a_host_that_is_cordoned_barred_or_forgotten_is_granted_nothing(services: Services, loss: str) -> None:
     await queue(services, await make_org(services, 1))
-    await sql(services, f"UPDATE agents SET {loss} WHERE agent_id = 'host-1'")
+    await sql(services, loss)
     assert await take(services) is None
     assert await take(services, "host-2") is not None
