@@ -18,8 +18,10 @@ from nimbus.control_plane.forge import Forge
 from nimbus.control_plane.github.client import AppCredentials, open_github
 from nimbus.control_plane.inbox import drain_inbox
 from nimbus.control_plane.registrations import RunnerRules
+from nimbus.control_plane.services import JobRules
 from nimbus.control_plane.webhooks import WebhookRules
 from nimbus.runtime.http import open_http
+from nimbus.runtime.limiter import WithoutRedis
 from nimbus.runtime.postgres import Row
 from nimbus.runtime.serving import serve_app
 from nimbus.sim.deliveries import WebhookTarget
@@ -122,12 +124,15 @@ async def open_github_plane(
     demand: DemandRules | None = None,
     webhooks: WebhookRules | None = None,
     runners: RunnerRules | None = None,
+    rules: JobRules | None = None,
+    prefix: str | None = None,
+    without_redis: WithoutRedis = WithoutRedis.LOCAL,
 ) -> AsyncIterator[GithubPlane]:
     """A control plane and a sim, each on a free port; the sim's webhooks reach the control plane."""
     address = f"127.0.0.1:{free_port()}"  # the sim is told of it before the control plane has a client for the sim
     with trio.fail_after(120):
         async with (
-            open_services(dsn, redis_url) as services,
+            open_services(dsn, redis_url, rules=rules, prefix=prefix, without_redis=without_redis) as services,
             open_sim(WebhookTarget(f"http://{address}/webhooks/github", SECRET)) as sim,
             open_github(sim.url, AppCredentials(APP_ID, app_key().private_pem)) as github,
             trio.open_nursery() as nursery,
