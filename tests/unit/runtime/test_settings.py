@@ -90,6 +90,37 @@ def test_each_missing_or_wrong_variable_is_named_and_no_value_printed(
     assert "too-short-secret" not in told
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"NIMBUS_AGENT_TOKEN_SECRET": "j" * 32}, "NIMBUS_AGENT_TOKEN_SECRET: is the same as NIMBUS_"),
+        ({"NIMBUS_JWT_SECRET_NEXT": "j" * 32}, "NIMBUS_JWT_SECRET_NEXT: is the same as NIMBUS_JWT_SECRET"),
+        ({"NIMBUS_CACHE_SHARED_SECRET_PREVIOUS": "j" * 32}, "NIMBUS_CACHE_SHARED_SECRET_PREVIOUS: is the same as"),
+        ({"NIMBUS_JWT_SECRET_PREVIOUS": "short"}, "NIMBUS_JWT_SECRET_PREVIOUS: needs at least 32 bytes"),
+        ({"NIMBUS_KEY_PUBLISH_LEAD": "329"}, "NIMBUS_KEY_PUBLISH_LEAD: must be 330 at least"),
+        ({"NIMBUS_KEY_ROTATION_INTERVAL": "599"}, "NIMBUS_KEY_ROTATION_INTERVAL: must be 0, or 600 at least"),
+        ({"NIMBUS_SIGNING_KEY_NEXT": "pem"}, "NIMBUS_SIGNING_KEY_NEXT: stands beside NIMBUS_SIGNING_KEY only"),
+    ],
+)
+def test_keys_that_could_not_do_their_work_are_refused_at_start(
+    environ: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: dict[str, str], why: str
+) -> None:
+    for name, value in settings.items():
+        environ.setenv(name, value)
+    with pytest.raises(SystemExit):
+        read_settings(Settings)
+    assert why in capsys.readouterr().err
+
+
+def test_a_secret_that_changes_signs_first_and_is_accepted_with_those_beside_it(environ: pytest.MonkeyPatch) -> None:
+    environ.setenv("NIMBUS_JWT_SECRET_NEXT", "n" * 32)
+    environ.setenv("NIMBUS_JWT_SECRET_PREVIOUS", "p" * 32)
+    settings = read_settings(Settings)
+    assert settings.jwt_secrets == ("j" * 32, "n" * 32, "p" * 32)
+    assert (settings.agent_secrets, settings.cache_secrets) == (("a" * 32,), ("c" * 32,))
+    assert not any(letter * 32 in repr(settings.shared_secrets) for letter in "jnpac")
+
+
 def test_a_misspelt_variable_is_reported_and_another_rooms_is_not() -> None:
     environ = {**GOOD, "NIMBUS_JWT_SECRTE": "x", "NIMBUS_CACHE_MAX_BYTES": "1", "NIMBUS_SIM_BIND": "x", "HOME": "/"}
     assert unknown_variables([Settings], environ) == ["NIMBUS_JWT_SECRTE"]

@@ -64,6 +64,20 @@ def test_a_user_s_variables_reach_every_room_but_her_secrets_do_not(tmp_path: Pa
     assert all("AWS_SECRET_ACCESS_KEY" not in service.env for service in planned.values())
 
 
+def test_keys_that_change_reach_those_who_hold_them_and_nobody_else(tmp_path: Path) -> None:
+    ways = ("_NEXT", "_PREVIOUS")
+    jwt = {f"NIMBUS_JWT_SECRET{way}" for way in ways}
+    control = {
+        f"NIMBUS_{name}{way}" for name in ("AGENT_TOKEN_SECRET", "CACHE_SHARED_SECRET", "SIGNING_KEY") for way in ways
+    }
+    control.add("NIMBUS_SIGNING_KEY")
+    planned = rooms(tmp_path, {name: f"{name.lower()}-{'x' * 40}" for name in jwt | control})
+    held = {room: {name for name in service.env if name in jwt | control} for room, service in planned.items()}
+    assert held == {
+        "migrate": set(), "control-plane": jwt | control, "logging-pipeline": jwt, "sim": set(), "host-agent": set()
+    }  # fmt: skip
+
+
 def test_the_agent_gets_a_token_that_enrols_it_and_a_door_to_the_sim(tmp_path: Path) -> None:
     agent = rooms(tmp_path)["host-agent"]
     key = hmac_key(ensure_secrets(tmp_path, {})["NIMBUS_AGENT_TOKEN_SECRET"]).verify_key()
