@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from nimbus.control_plane.admission import admit_due, meet_demand, serve_admission
+from nimbus.control_plane.admission import admit, admit_due, meet_demand, serve_admission
 from nimbus.control_plane.demand import DemandRules
 from nimbus.control_plane.inbox import serve_inbox
 from nimbus.control_plane.services import JobRules
@@ -34,6 +35,12 @@ OVERTAKEN = """
 SELECT coalesce(max(job_id) FILTER (WHERE limited_until IS NULL)
                 > min(job_id) FILTER (WHERE limited_until IS NOT NULL), false) AS overtaken
 FROM jobs
+"""
+# so many jobs as the first, as if they had been heard of while no process admitted any
+KEEP = """
+INSERT INTO jobs (org_id, repo_id, source, forge_job_id, name, labels, state, limited_until, queued_at)
+SELECT org_id, repo_id, source, 1000 + n, name, labels, 'queued', clock_timestamp(), clock_timestamp()
+FROM jobs, generate_series(1, $2) n WHERE org_id = $1 AND forge_job_id = 1
 """
 KEPT = "SELECT count(*) AS kept FROM jobs WHERE limited_until IS NOT NULL"
 
@@ -110,6 +117,27 @@ async def test_two_planes_share_the_budget_of_github_s_jobs(database_dsn: str, r
         await until(has(one, 80))
         assert await count(one, MOST, 1.0) <= 15
         assert await count(one) == 80
+
+
+async def test_what_is_admitted_late_does_not_meet_the_next_interval_s(database_dsn: str, redis_url: str) -> None:
+    prefix, rules = f"test:{secrets.token_hex(8)}:", few(3, 0.5)
+    async with (
+        open_github_plane(database_dsn, redis_url, rules=rules, prefix=prefix) as slow,
+        open_github_plane(database_dsn, redis_url, rules=rules, prefix=prefix) as quick,
+    ):
+        for job_id in range(1, 4):
+            await slow.tell("queued", job_id)
+        [org] = await slow.plane.sql("SELECT org_id FROM orgs WHERE login = 'octo-org'")
+        await slow.plane.sql(KEEP, org["org_id"], 12)
+        await trio.sleep(0.6)
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):  # all connections of its pool
+                nursery.start_soon(slow.plane.sql, "SELECT pg_sleep(1.5)")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(admit, slow.plane.services, SLOW, org["org_id"], 3)
+            async with working(quick):
+                await until(has(quick, 12))
+        assert await count(quick, MOST, 0.5) <= 3
 
 
 async def test_without_redis_one_plane_keeps_to_the_limit_by_itself(
