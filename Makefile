@@ -17,7 +17,7 @@ ROUNDS ?=
 AT_ONCE ?=
 LINTED := nimbus tests bench native docs
 
-.PHONY: help setup setup-run build check format test test-pythons test-controllers test-storms demo up run soak-run faults model storm storm-qemu lock clean
+.PHONY: help setup setup-run build check format test test-pythons test-controllers test-storms fuzz-api demo up run soak-run faults model storm storm-qemu lock clean
 
 help: ## show this list
 	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
@@ -63,6 +63,9 @@ test-controllers: ## the host's tests as root in a Debian guest that has every c
 
 test-storms: build ## 500 jobs of three organisations through each of GitHub's four bad days (some ten minutes)
 	@NIMBUS_TEST_STORM_JOBS=500 $(BIN)/pytest tests/acceptance/test_github_storm.py -rP $(ARGS)
+
+fuzz-api: setup ## call all that the API's document describes, rightly and wrongly (FUZZ_SECONDS=600 is the default)
+	@$(BIN)/python -m tests.acceptance.apifuzz --seconds $(or $(FUZZ_SECONDS),600) $(ARGS)
 
 demo: setup-run ## from nothing to a GitHub-style job in a microVM, with a fake GitHub (WORKFLOW=file takes yours)
 	@$(BIN)/nimbus demo $(if $(WORKFLOW),--workflow '$(WORKFLOW)') $(ARGS)

@@ -125,7 +125,7 @@ def build_document(app: App) -> JsonObject:
             "version": version("nimbus"),
             "summary": "Self-hosted CI: one throw-away microVM per job",
             "description": "Errors have one form. Fields may be added to answers in any release: pass over what you do "
-            "not know. Ids are 64-bit numbers.",
+            "not know. Ids are 64-bit numbers; whole numbers are written without a fraction.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -238,7 +238,10 @@ def _render_operation(route: Declared, schemas: Schemas) -> JsonObject:
 def _render_places(route: Declared) -> Iterator[JsonObject]:
     for name, is_number in route.places:
         number = {"type": "integer", "format": "int64", "minimum": 0, "maximum": MAX_BIGINT}
-        schema: JsonObject = number if is_number else {"type": "string", "minLength": 1}
+        text = {"type": "string", "minLength": 1}
+        if name in route.operation.patterns:
+            text["pattern"] = route.operation.patterns[name]
+        schema: JsonObject = number if is_number else text
         told = route.operation.paths.get(name)
         rendered = {"name": name, "in": "path", "required": True, "schema": schema}
         yield rendered if told is None else {**rendered, "description": told}

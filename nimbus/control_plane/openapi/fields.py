@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from nimbus.model.labels import MIB_PER_GB
 from nimbus.wire.fields import MAX_BIGINT, MAX_TEXT
 
 Id = Annotated[int, Field(ge=1, le=MAX_BIGINT, json_schema_extra={"format": "int64"})]
@@ -19,6 +20,11 @@ Digest = Annotated[str, Field(description="sha256", pattern=r"^[0-9a-f]{64}$")]
 # what check_image of the parsers takes: begins and ends with a letter or digit, never two dots in a row
 ImageName = Annotated[str, Field(max_length=255, pattern=r"^[A-Za-z0-9](?:(?:\.?[_/:@-])*\.?[A-Za-z0-9])*$")]
 Uuid = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+
+# what NIMBUS_LABEL_MAX_MEMORY_GB and NIMBUS_LABEL_MAX_DISK_GB may be at most: an operator's own limits are mostly lower
+MOST_MEM_MIB = 16384 * MIB_PER_GB
+MOST_DISK_MIB = 65536 * MIB_PER_GB
+MIN_DISK_MIB = 16  # as model/vm.py's Shape demands
 
 CLOSED = ConfigDict(extra="forbid")  # a body whose parser refuses fields that it does not know
 

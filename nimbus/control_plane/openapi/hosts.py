@@ -157,7 +157,7 @@ class HeartbeatTold:
     labels: Annotated[list[Annotated[str, storable(256, empty=True)]], Field(max_length=64)]
     total: RoomTold
     free: RoomTold
-    pool: Annotated[dict[str, Annotated[float, within(0, 65536)]], Field(max_length=16)] | None = None
+    pool: Annotated[dict[str, Annotated[float, within(0, 1e15)]], Field(max_length=16)] | None = None
     records: Annotated[
         Annotated[list[RecordTold], Field(max_length=MAX_RECORDS)] | None,
         said("null: the ledger could not be read"),

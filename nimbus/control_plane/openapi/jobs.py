@@ -8,7 +8,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from nimbus.control_plane.openapi.fields import Count, Digest, Id, ImageName, JsonObject, UnixMs, said, storable, within
+from nimbus.control_plane.openapi.fields import (
+    MIN_DISK_MIB,
+    MOST_DISK_MIB,
+    MOST_MEM_MIB,
+    Count,
+    Digest,
+    Id,
+    ImageName,
+    JsonObject,
+    UnixMs,
+    said,
+    storable,
+    within,
+)
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
 from nimbus.control_plane.submission import MAX_PRIORITY, MAX_TIMEOUT_S, MAX_WORD_BYTES
 from nimbus.model.job import JobSource, JobState, Learned
@@ -16,9 +29,10 @@ from nimbus.model.labels import Arch
 from nimbus.model.lease import MachineState
 from nimbus.model.vm import MAX_CPUS, MIN_MEM_MIB, Ending
 
-_MOST_MIB = 2**30
-_MIN_DISK_MIB = 16
 _WORD = storable(MAX_WORD_BYTES, empty=True)
+_FIRST_WORD: JsonObject = {  # the program: the one word that may not be empty
+    "prefixItems": [{"type": "string", "minLength": 1, "maxLength": MAX_WORD_BYTES, "pattern": r"^[^\u0000]*$"}]
+}
 
 
 def _one_of(*names: str) -> JsonObject:
@@ -32,7 +46,10 @@ class JobSubmission:
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", json_schema_extra=_one_of("argv", "cmd"))
 
-    argv: Annotated[list[Annotated[str, _WORD]] | None, Field(min_length=1, max_length=4096)] = None
+    argv: (
+        Annotated[list[Annotated[str, _WORD]], Field(min_length=1, max_length=4096, json_schema_extra=_FIRST_WORD)]
+        | None
+    ) = None
     cmd: Annotated[str, storable(MAX_WORD_BYTES, "run by /bin/sh -c")] | None = None
     image: Annotated[ImageName | None, said("left out: NIMBUS_DEFAULT_IMAGE")] = None
     name: Annotated[str, storable(256)] | None = None
@@ -47,8 +64,8 @@ class JobSubmission:
     user: Annotated[str, storable(256)] | None = None
     timeout_s: Annotated[float, within(0.001, MAX_TIMEOUT_S)] | None = None
     cpus: Annotated[int, within(1, MAX_CPUS)] | None = None
-    mem_mib: Annotated[int, within(MIN_MEM_MIB, _MOST_MIB)] | None = None
-    disk_mib: Annotated[int, within(_MIN_DISK_MIB, _MOST_MIB)] | None = None
+    mem_mib: Annotated[int, within(MIN_MEM_MIB, MOST_MEM_MIB)] | None = None
+    disk_mib: Annotated[int, within(MIN_DISK_MIB, MOST_DISK_MIB)] | None = None
     arch: Arch | None = None
     size: (
         Annotated[

@@ -67,6 +67,7 @@ class Operation:
     errors: frozenset[int] = frozenset()
     details: str = ""
     paths: Mapping[str, str] = field(default_factory=dict)  # path parameter: what it names
+    patterns: Mapping[str, str] = field(default_factory=dict)  # path parameter: what it must match
     away: bool = True  # 503 while a service that it needs is away
 
 

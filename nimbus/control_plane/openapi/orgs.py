@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, ClassVar
 
-from nimbus.control_plane.openapi.fields import CLOSED, Count, Id, ImageName, JsonObject, said, within
+from nimbus.control_plane.openapi.fields import (
+    CLOSED,
+    MIN_DISK_MIB,
+    MOST_DISK_MIB,
+    MOST_MEM_MIB,
+    Count,
+    Id,
+    ImageName,
+    JsonObject,
+    said,
+    within,
+)
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
 from nimbus.model.labels import Arch
 from nimbus.model.vm import MAX_CPUS, MIN_MEM_MIB
@@ -112,8 +123,8 @@ class LabelSetting:
     __pydantic_config__: ClassVar = CLOSED
 
     cpus: Annotated[int, within(1, MAX_CPUS)]
-    mem_mib: Annotated[int, within(MIN_MEM_MIB, 2**30)]
-    disk_mib: Annotated[int, within(16, 2**30)] | None = None
+    mem_mib: Annotated[int, within(MIN_MEM_MIB, MOST_MEM_MIB)]
+    disk_mib: Annotated[int, within(MIN_DISK_MIB, MOST_DISK_MIB)] | None = None
     arch: Arch | None = None
     image: ImageName | None = None
     max_machines: Annotated[int, within(0, _MOST)] | None = None
@@ -185,6 +196,7 @@ SET_LABEL = Operation(
     Access.WRITE,
     {200: Answer("the label", LabelView, _LABEL_EXAMPLE)},
     body=Body(LabelSetting, {"cpus": 8, "mem_mib": 16384, "max_machines": 4}),
+    patterns={"alias": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"},
     errors=frozenset({409}),
     paths=_LABEL,
     details="The org's queued jobs are judged anew.",
