@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "jobs": ("nimbus.cli.jobs:jobs", "List, submit and cancel jobs."),
     "orgs": ("nimbus.cli.orgs:orgs", "Organisations: what they hold, their limits, their own labels."),
     "hosts": ("nimbus.cli.hosts:hosts", "Hosts: what they do and have left; cordon, drain, forget."),
+    "report": ("nimbus.cli.report:report", "Snapshots across services: jobs, a job's output, each service's health."),
     "logs": ("nimbus.cli.logs:logs", "Read or follow the output of a job."),
     "doctor": ("nimbus.cli.doctor:doctor", "Whether this host can run microVMs, and what mends it."),
     "vms": ("nimbus.cli.vms:vms", "This host's microVMs: list, inspect, console; purge what a crash left."),

@@ -1,4 +1,4 @@
-"""`nimbus jobs`: list, submit, watch and cancel jobs over the control plane's API. Holds no rule of the business.
+"""`nimbus jobs`: submit, show, watch and cancel jobs over the control plane's API. Holds no rule of the business.
 
 Output for people is an aligned table; `--json` gives the API's own objects. Errors say the next command.
 """
@@ -16,8 +16,10 @@ import httpx2
 import trio
 
 from nimbus.cli.access import choose_token
-from nimbus.cli.plane import Reply, call, connection_options, parse_mib, print_json, run_with
-from nimbus.cli.tables import cell, render_table, sentence, since, terminal_width
+from nimbus.cli.joblist import events, list_jobs, why
+from nimbus.cli.jobpage import HEAD, Job, describe_attestation, describe_job, describe_usage, exit_status, row
+from nimbus.cli.plane import call, connection_options, parse_mib, print_json, run_with
+from nimbus.cli.tables import cell, render_table, sentence, terminal_width
 from nimbus.model.errors import NotFound, Refused
 from nimbus.model.labels import Arch
 from nimbus.runtime.retry import Backoff, retry_unavailable
@@ -25,8 +27,6 @@ from nimbus.wire.tokens import Audience
 
 POLL_S = 0.5
 ENDED = frozenset({"completed", "lost"})
-_SHORT_DIGEST = 12
-Job = Reply
 
 
 @click.group()
@@ -37,9 +37,17 @@ def jobs() -> None:
     Examples:
       nimbus jobs submit --image base --cmd 'echo hello' --wait
       nimbus jobs recent --limit 5
+      nimbus jobs list --state queued,in_progress --org octo-org
       nimbus jobs show 12
+      nimbus jobs why 12
+      nimbus jobs events 12
       nimbus jobs cancel 12
     """
+
+
+jobs.add_command(list_jobs)
+jobs.add_command(why)
+jobs.add_command(events)
 
 
 @jobs.command()
@@ -57,8 +65,7 @@ def recent(base_url: str, token: str | None, as_json: bool, limit: int) -> None:
     elif not reply["jobs"]:
         click.echo("no job yet; try: nimbus jobs submit --cmd 'uname -a' --wait")
     else:
-        head = ("JOB", "STATE", "SOURCE", "NAME", "QUEUED", "TOOK", "WHY")
-        click.echo(render_table(head, map(row, reply["jobs"]), terminal_width()))
+        click.echo(render_table(HEAD, map(row, reply["jobs"]), terminal_width()))
 
 
 @jobs.command()
@@ -113,11 +120,14 @@ def show(base_url: str, token: str | None, as_json: bool, job_id: int) -> None:
 @click.option("--cmd", "line", default=None, help="A shell line; or give the words after --.")
 @click.option("--env", "-e", "pairs", multiple=True, metavar="K=V", help="Environment of the command; repeatable.")
 @click.option("--timeout", "timeout_s", type=float, default=None, metavar="S", help="Seconds until it is stopped.")
+@click.option("--size", default=None, help="A machine as labels name it: 4cpu-8gb, 4cpu-8gb-20gb-disk-arm64.")
 @click.option("--cpus", type=click.IntRange(1), default=None, help="vCPUs.")
 @click.option("--memory", default=None, help="Guest memory, like 512M or 2G.")
+@click.option("--disk", default=None, help="Guest disk, like 20G.")
 @click.option("--arch", type=click.Choice([arch.value for arch in Arch]), default=None, help="x64 when left out.")
 @click.option("--org-id", type=click.IntRange(1), default=None, help="The org it belongs to, for a token of all orgs.")
 @click.option("--name", default=None, help="What lists call it.")
+@click.option("--priority", type=click.IntRange(-100, 100), default=None, help="Within its org; above 0: operators.")
 @click.option("--idempotency-key", default=None, help="The same key gives the same job; a fresh one when left out.")
 @click.option("--wait", is_flag=True, help="Wait for the end; the command's exit status is ours.")
 @click.argument("argv", nargs=-1)
@@ -128,6 +138,7 @@ def submit(base_url: str, token: str | None, as_json: bool, argv: tuple[str, ...
     Examples:
       nimbus jobs submit --image base --cmd 'echo $WHO' --env WHO=you --wait
       nimbus jobs submit --memory 1G --timeout 600 -- make -C /src test
+      nimbus jobs submit --size 4cpu-8gb --priority -10 -- make nightly
     """
     body = render_submission(argv, options)
 
@@ -160,7 +171,8 @@ def cancel(base_url: str, token: str | None, as_json: bool, job_id: int) -> None
     if as_json:
         print_json(reply)
     else:
-        click.echo(f"job {job_id} {reply['state']}{': ' + reply['conclusion'] if reply['conclusion'] else ''}")
+        state = f"{reply['state']}{': ' + cell(reply['conclusion']) if reply['conclusion'] else ''}"
+        click.echo(f"job {job_id} {state}; {sentence(reply['happens'])}")
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -197,7 +209,9 @@ def render_submission(argv: Sequence[str], options: dict[str, Any]) -> Job:
         body["env"] = dict(parse_pair(pair) for pair in options["pairs"])
     if options["memory"] is not None:
         body["mem_mib"] = parse_mib(options["memory"])
-    for name in ("image", "timeout_s", "cpus", "arch", "org_id"):
+    if options["disk"] is not None:
+        body["disk_mib"] = parse_mib(options["disk"], "--disk")
+    for name in ("image", "timeout_s", "cpus", "arch", "org_id", "size", "priority"):
         if options[name] is not None:
             body[name] = options[name]
     return body
@@ -208,63 +222,6 @@ def parse_pair(text: str) -> tuple[str, str]:
     if not name or not separator:
         raise Refused(f"--env takes NAME=VALUE, not {name!r}")
     return name, value
-
-
-def exit_status(job: Job) -> int:
-    """The command's own status where it has one, else 125 for a host's fault and 1 for the rest."""
-    last = job["machines"][-1] if job["machines"] else {}
-    if job["conclusion"] == "success":
-        return 0
-    if last.get("ending") == "timed_out":
-        return 124
-    if last.get("exit_code"):
-        return int(last["exit_code"])
-    if last.get("signal"):
-        return 128 + int(last["signal"])
-    return 125 if last.get("ending") == "host_fault" else 1
-
-
-def describe_job(job: Job) -> list[tuple[str, str]]:
-    """The page of one job, but for its machines; what it waits for is told in full."""
-    shown = ("state", "conclusion", "source", "name", "queued_at", "started_at", "completed_at", "cause")
-    lines = [(name, cell(job[name])) for name in shown]
-    if job.get("waits_for"):
-        lines.insert(1, ("waits for", sentence(job["waits_for"])))
-    if job.get("source") == "github":
-        asked = (("labels", ", ".join(job["labels"])), ("runner", job["runner_name"]), ("on GitHub", job["html_url"]))
-        lines += [(name, sentence(value)) for name, value in asked if value]
-    lines.append(("learned by", cell(job["learned_by"])))
-    if job.get("repaired_by"):
-        lines.append(("repaired by", cell(job["repaired_by"])))
-    return lines
-
-
-def describe_usage(usage: Job | None) -> str:
-    """What a machine's VM used, as far as its host can count it."""
-    used = usage or {}
-    cpu = [f"{used['cpu_ms'] / 1000:.1f} s CPU"] if "cpu_ms" in used else []
-    counted = [name for name in ("memory", "disk", "received", "sent") if f"{name}_bytes" in used]
-    return ", ".join([*cpu, *(f"{used[f'{name}_bytes'] / 2**20:.1f} MiB {name}" for name in counted)])
-
-
-def describe_attestation(attested: Job | None) -> str:
-    """What a machine was booted from, as its host told it; whole digests are in the JSON."""
-    if not attested:
-        return ""
-    files = [f"{role} {attested[role][:_SHORT_DIGEST]}" for role in ("kernel", "initramfs", "rootfs")]
-    if attested["template"]:
-        files.append(f"template {attested['template'][:_SHORT_DIGEST]}")
-    own = f" ({' and '.join(attested['overridden'])} of the host's own)" if attested["overridden"] else ""
-    return f"image {attested['image']}: {', '.join(files)}{own}"
-
-
-def row(job: Job) -> tuple[str, ...]:
-    """One line of the list."""
-    state = job["conclusion"] if job["state"] == "completed" and job["conclusion"] else job["state"]
-    queued = cell(job["queued_at"])[:19].replace("T", " ")
-    took = since(job["started_at"], job["completed_at"])
-    why = sentence(job["cause"] or job.get("waits_for"))
-    return (str(job["job_id"]), str(state), job["source"], cell(job["name"]), queued, took, why)
 
 
 if __name__ == "__main__":

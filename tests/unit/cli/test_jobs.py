@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import trio
 
-from nimbus.cli.jobs import describe_attestation, describe_job, describe_usage, exit_status, render_submission, row
+from nimbus.cli.jobpage import describe_attestation, describe_job, describe_usage, exit_status, row
+from nimbus.cli.jobs import render_submission
 from nimbus.cli.plane import parse_mib
 from nimbus.model.errors import Refused
 from nimbus.wire.tokens import Audience, hmac_key, render_token, verify_token
@@ -23,7 +24,7 @@ from tests.unit.control_plane.plane import ADMIN_SECRET, Plane, open_plane
 ROOT = Path(__file__).parents[3]
 OPTIONS: dict[str, object] = {
     "line": None, "idempotency_key": None, "name": None, "pairs": (), "memory": None, "image": None,
-    "timeout_s": None, "cpus": None, "arch": None, "org_id": None,
+    "timeout_s": None, "cpus": None, "arch": None, "org_id": None, "size": None, "disk": None, "priority": None,
 }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ async def test_a_job_is_submitted_cancelled_and_a_wrong_number_told(database_dsn
         refused = await jobs(plane, "recent", secret="w" * 40)
 
     assert "hunter2" not in listed.out
-    assert cancelled.out == f"job {number} completed: cancelled\n"
+    assert cancelled.out == f"job {number} completed: cancelled; it is cancelled: no host had begun it\n"
     assert (unknown.status, "nimbus jobs recent" in unknown.err) == (2, True)
     assert (refused.status, refused.out) == (2, "")
 
