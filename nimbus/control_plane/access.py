@@ -90,8 +90,15 @@ def read_service(policy: AccessPolicy) -> str:
 
 
 async def read_agent(services: Services) -> str:
-    """The id of the calling agent. A key that is not known may have been made a moment ago, by another process."""
-    token = parse_bearer(request.headers.get("Authorization"))
+    """The id of the calling agent."""
+    return await check_agent(services, request.headers.get("Authorization"))
+
+
+async def check_agent(services: Services, authorization: str | None) -> str:
+    """The id of the agent that sent this header. A key that is not known may have been made a moment ago, by another
+    process.
+    """
+    token = parse_bearer(authorization)
     try:
         return _verify_agent(services, token)
     except UnknownKey:

@@ -13,7 +13,7 @@ from quart import Blueprint
 
 from nimbus.control_plane.access import require_metrics_access
 from nimbus.control_plane.agents import judge_agents
-from nimbus.control_plane.agents_api import build_agents_api
+from nimbus.control_plane.agents_api import build_agents_api, hear_directly
 from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.duties import note_duties
 from nimbus.control_plane.forge import open_forge, plan_demand
@@ -178,6 +178,7 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     """Every route of the control plane, on these services."""
     app = build_app("nimbus.control_plane", max_body_bytes=MAX_BODY_BYTES, trusted_proxies=trusted_proxies)
     app.register_blueprint(build_agents_api(services))
+    hear_directly(app, services)
     app.register_blueprint(build_hosts_api(services))
     app.register_blueprint(build_jobs_api(services))
     app.register_blueprint(build_revocation_api(services))
@@ -211,12 +212,9 @@ def build_health_api(services: Services) -> Blueprint:
         for state, count in dict(counts["machines"]).items():  # type: ignore[call-overload]
             services.metrics.machines.labels(state).set(count)
         await measure_inbox(services)
-        states = await count_states(services)
-        for state, count in states.items():
-            services.metrics.agents.labels(state).set(count)
+        services.metrics.hosts.note(await count_states(services), SILENT)
         services.metrics.bell_connected.set(services.bell.connected)
         services.metrics.agents_waiting.set(len(services.room))
-        services.metrics.agents_seen.set(sum(states.values()) - states[SILENT])
         await count_problems(services)
         services.metrics.limiter_without_redis.set(services.limiter.away)
         await note_duties(services)

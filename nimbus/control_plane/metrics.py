@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from nimbus.control_plane.github.metrics import GithubMetrics
+from nimbus.control_plane.hostmetrics import HostMetrics
 from nimbus.control_plane.keys.metrics import KeyMetrics
 
 
@@ -65,13 +66,7 @@ class Metrics:
         self.machines = Gauge(
             "nimbus_control_plane_machines", "Machine requests by state", ["state"], registry=self.registry
         )
-        self.agents_seen = self._gauge("nimbus_control_plane_agents_seen", "Agents heard of in the last minute")
-        self.agents = Gauge(
-            "nimbus_control_plane_agents", "Hosts by where they stand", ["state"], registry=self.registry
-        )
-        self.mirror_connected = self._gauge(
-            "nimbus_control_plane_mirror_connected", "1 while the copy of the hosts' ledgers can be written"
-        )
+        self.hosts = HostMetrics(self.registry)
         self.github = GithubMetrics(self.registry)
         self.keys = KeyMetrics(self.registry)
         self.forge_problems = Gauge(

@@ -165,7 +165,7 @@ class _Outlook:
 
     def _note(self, *, away: bool) -> None:
         self.is_away = away
-        self.services.metrics.mirror_connected.set(not away)
+        self.services.metrics.hosts.mirror_connected.set(not away)
         if not self.is_started:
             self.is_started = True
             self.task_status.started()
