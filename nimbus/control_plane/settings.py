@@ -98,8 +98,8 @@ class Settings(DatabaseSettings):
     )
     agent_state_database_url: PostgresDsn | None = Field(
         default=None,
-        description="PostgreSQL for the copy of the hosts' ledgers that `nimbus hosts` shows; unset: NIMBUS_DATABASE_URL. "
-        "Nothing is recovered from it, and work goes on while it is away",
+        description="PostgreSQL for the copy of the hosts' ledgers that `nimbus hosts` shows; unset: "
+        "NIMBUS_DATABASE_URL. Nothing is recovered from it, and work goes on while it is away",
     )
     admin_allowed_subjects: Annotated[str, NoDecode] = ""  # comma-separated; empty: all
     control_plane_bind: str = "127.0.0.1:8000"
