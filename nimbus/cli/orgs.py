@@ -75,7 +75,7 @@ def show(base_url: str, token: str | None, as_json: bool, org: str) -> None:
 @click.option("--max-machines", metavar="N", help="Machines at once; none: no limit but the hosts'.")
 @click.option("--max-cpus", metavar="N", help="CPUs at once, of all its machines together; or none.")
 @click.option("--runner-group", "runner_group_id", metavar="ID", help="GitHub's id of the runner group; or none.")
-@click.option("--weight", metavar="N", help="Its share against the other organisations'; 100 where nobody said.")
+@click.option("--weight", metavar="N", help="Its share against the others'; none: 100.")
 def limit(base_url: str, token: str | None, as_json: bool, org: str, **limits: str | None) -> None:
     """Set what it may hold at once, beyond which jobs wait, and its share of the hosts.
 
@@ -166,9 +166,8 @@ def render_limits(limits: dict[str, str | None]) -> Reply:
     body: Reply = {}
     for name, text in limits.items():
         if text is not None:
-            or_none = "" if name == "weight" else f", or {NONE}"
-            if not (text.isascii() and text.isdigit()) and not (text == NONE and or_none):
-                raise Refused(f"--{name.removesuffix('_id').replace('_', '-')} {text!r}: give a number{or_none}")
+            if text != NONE and not (text.isascii() and text.isdigit()):
+                raise Refused(f"--{name.removesuffix('_id').replace('_', '-')} {text!r}: give a number, or {NONE}")
             body[name] = None if text == NONE else int(text)
     if not body:
         raise Refused("give a limit: --max-machines, --max-cpus, --runner-group or --weight")

@@ -68,20 +68,20 @@ async def look_for_work(services: Services, agent_id: str, request: LeaseRequest
     terms = services.lease_terms
     asked = _plan_look(agent_id, request, terms)
     [row] = await services.database.fetch(_SQL["grant_lease"], *asked.args(None))
-    whole = True
-    if row["uncounted"] or not row["same"]:
-        row, whole = await services.database.run(_grant_with_care, asked, terms)
-    if row is None:
-        return Look(None, whole)
+    if not row["same"] or row["uncounted"]:
+        with_care = await services.database.run(_grant_with_care, asked, terms)
+        if with_care is None:
+            return Look(None, whole=True)
+        row = with_care
     if row["reserved"] is not None:
         services.metrics.hosts_reserved.inc()
         log.info("lease.reserved", machine=row["reserved"], agent=agent_id)
     if row["machine_id"] is None:
-        return Look(None, whole)
+        return Look(None, whole=not row["left_out"])
     grant = _parse_granted(row, services)
     services.metrics.leases_granted.inc()
     log.info("lease.granted", machine=grant.key.machine_id, fence=grant.key.fence, agent=agent_id, org=grant.org_id)
-    return Look(grant, whole)
+    return Look(grant, whole=True)
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,13 @@ def _plan_look(agent_id: str, request: LeaseRequest, terms: LeaseTerms) -> _Aske
     return _Asked(agent_id, room, request.arch, terms.starvation_s)
 
 
-async def _grant_with_care(transaction: Transaction, asked: _Asked, terms: LeaseTerms) -> tuple[Row | None, bool]:
+async def _grant_with_care(transaction: Transaction, asked: _Asked, terms: LeaseTerms) -> Row | None:
     """The same look where the database may be another one, or where what capped orgs hold must be counted."""
     if not await may_grant(transaction, terms.watch):
-        return None, True
+        return None
     # a statement of its own: the next one then sees what whoever counted last has committed
     counting = await transaction.fetchval(_SQL["lock_caps"])
-    return await transaction.fetchrow(_SQL["grant_lease"], *asked.args(counting)), counting
+    return await transaction.fetchrow(_SQL["grant_lease"], *asked.args(counting))
 
 
 def _parse_granted(row: Row, services: Services) -> Grant:

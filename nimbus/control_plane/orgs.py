@@ -16,7 +16,7 @@ from nimbus.control_plane.access import Caller
 from nimbus.control_plane.aliases import CappedAlias, keep_alias, list_aliases, load_aliases, remove_alias
 from nimbus.control_plane.demand import DemandRules, lock_org, rejudge_org
 from nimbus.control_plane.services import ADMISSION, MACHINES, RUNNERS, Services
-from nimbus.control_plane.submission import check_image
+from nimbus.control_plane.submission import MAX_PRIORITY, check_image
 from nimbus.control_plane.waiting import explain_problem
 from nimbus.model.errors import Forbidden, NotFound
 from nimbus.model.labels import Alias, Arch, LabelRules, check_alias
@@ -31,8 +31,8 @@ CAPS = ("max_machines", "max_cpus")
 _LIMITS = (*CAPS, "runner_group_id", "weight")
 _OPERATORS = (*CAPS, "weight")  # what only an operator may raise
 _ALIAS_FIELDS = frozenset({"cpus", "mem_mib", "disk_mib", "arch", "image", "max_machines", "priority"})
-WEIGHTS = (1, 10_000)  # 100 is what an org has that nobody gave another
-PRIORITIES = (-100, 100)
+WEIGHTS = (1, 10_000)
+DEFAULT_WEIGHT = 100
 _MOST = 1_000_000  # machines or CPUs of one org: a larger number is a slip
 
 
@@ -53,7 +53,7 @@ def parse_change(body: bytes) -> OrgChange:
 
 def _limit(fields: Fields, name: str) -> int | None:
     if name == "weight":
-        return fields.integer(name, *WEIGHTS)
+        return fields.integer(name, *WEIGHTS) if fields.has(name) else DEFAULT_WEIGHT
     if not fields.has(name):
         return None
     return fields.integer(name, 0, _MOST) if name in CAPS else fields.integer(name, 1)
@@ -73,7 +73,7 @@ def parse_alias(body: bytes, alias: str, rules: LabelRules) -> CappedAlias:
     )
     arch = fields.choice("arch", Arch) if fields.has("arch") else Arch.X64
     most = fields.integer("max_machines", 0, _MOST) if fields.has("max_machines") else None
-    priority = fields.integer("priority", *PRIORITIES) if fields.has("priority") else 0
+    priority = fields.integer("priority", -MAX_PRIORITY, MAX_PRIORITY) if fields.has("priority") else 0
     parsed = CappedAlias(Alias(alias.lower(), shape, arch, image, priority), most)
     check_alias(parsed.alias, rules)
     return parsed

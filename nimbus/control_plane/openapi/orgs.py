@@ -19,6 +19,8 @@ from nimbus.control_plane.openapi.fields import (
     within,
 )
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
+from nimbus.control_plane.orgs import WEIGHTS
+from nimbus.control_plane.submission import MAX_PRIORITY
 from nimbus.model.labels import Arch
 from nimbus.model.vm import MAX_CPUS, MIN_MEM_MIB
 
@@ -67,6 +69,7 @@ class LabelView:
     arch: Arch
     image: str | None
     max_machines: Count | None
+    priority: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class OrgView:
     max_machines: Annotated[Count | None, said("null: no limit but the hosts'")]
     max_cpus: Count | None
     runner_group_id: Annotated[Id | None, said("null: NIMBUS_RUNNER_GROUP_ID")]
+    weight: Annotated[int, said("its share of CPUs against other orgs; 100 where nobody said")]
     holds: OrgHolds
     installations: list[Installation]
     problems: list[ForgeProblem]
@@ -114,6 +118,7 @@ class OrgLimits:
     max_machines: Annotated[int, within(0, _MOST)] | None = None
     max_cpus: Annotated[int, within(0, _MOST)] | None = None
     runner_group_id: Id | None = None
+    weight: Annotated[int, within(*WEIGHTS, "its share of CPUs against other orgs; null: 100")] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class LabelSetting:
     arch: Arch | None = None
     image: ImageName | None = None
     max_machines: Annotated[int, within(0, _MOST)] | None = None
+    priority: Annotated[int, within(-MAX_PRIORITY, MAX_PRIORITY, "among the org's own machines; null: 0")] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,7 @@ _LABEL_EXAMPLE: JsonObject = {
     "arch": "x64",
     "image": None,
     "max_machines": 4,
+    "priority": 0,
 }
 _ORG_EXAMPLE: JsonObject = {
     "org_id": 1,
@@ -156,6 +163,7 @@ _ORG_EXAMPLE: JsonObject = {
     "max_machines": None,
     "max_cpus": 16,
     "runner_group_id": None,
+    "weight": 100,
     "holds": {"machines": 1, "cpus": 2, "queued": 0},
     "installations": [],
     "problems": [],

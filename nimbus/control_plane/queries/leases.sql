@@ -42,7 +42,7 @@ WITH RECURSIVE asker AS MATERIALIZED (
     WHERE reserved_for = $1 AND machine_id = (SELECT min(machine_id) FROM reservations)
 ), look AS MATERIALIZED (
     -- Not open: another database, a pause, or somebody must count first what a capped org holds.
-    SELECT seen.same, seen.uncounted, seen.same AND NOT (seen.paused OR seen.uncounted) AS open
+    SELECT seen.same, seen.uncounted, seen.left_out, seen.same AND NOT (seen.paused OR seen.uncounted) AS open
     FROM (
         SELECT w.identity IS NOT DISTINCT FROM database_identity() AS same,
                coalesce(w.grants_paused_until > clock_timestamp(), false) AS paused,
@@ -50,7 +50,9 @@ WITH RECURSIVE asker AS MATERIALIZED (
                    SELECT FROM waiting q
                    WHERE (q.capped OR EXISTS (SELECT FROM capped_alias a WHERE a.org_id = q.org_id))
                      AND ($8::boolean IS NULL OR (NOT $8 AND q.org_id IN (SELECT org_id FROM mine)))
-               ) AS uncounted
+               ) AS uncounted,
+               coalesce(NOT $8, false) AND (EXISTS (SELECT FROM waiting WHERE capped) OR EXISTS (SELECT FROM capped_alias))
+                   AS left_out
         FROM database_watch w
     ) seen
 ), allowed AS MATERIALIZED (
@@ -187,7 +189,7 @@ WITH RECURSIVE asker AS MATERIALIZED (
     WHERE t.kind = 'runner' AND p.installation_id = t.installation_id AND p.task <> 'read'
       AND p.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = t.repo_id))
 )
-SELECT look.same, look.uncounted, reserved.machine_id AS reserved, t.*
+SELECT look.same, look.uncounted, look.left_out, reserved.machine_id AS reserved, t.*
 FROM look LEFT JOIN reserved ON true LEFT JOIN taken t ON true
 
 -- name: lock_held

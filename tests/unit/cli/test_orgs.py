@@ -64,8 +64,6 @@ def test_limits_are_numbers_or_none_and_at_least_one_is_given() -> None:
     for wrong in ("many", "-1", None):
         with pytest.raises(Refused):
             render_limits({"max_cpus": wrong})
-    with pytest.raises(Refused, match=r"--weight 'none': give a number$"):
-        render_limits({"weight": "none"})
 
 
 def test_a_labels_machine_leaves_out_what_was_not_said() -> None:

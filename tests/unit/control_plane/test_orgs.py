@@ -148,3 +148,35 @@ async def test_an_org_shows_what_it_holds_and_what_github_refuses_it(github: Git
     [problem] = org["problems"]
     assert (problem["kind"], problem["said"], problem["repo"]) == ("ip_allow_list", "their words", None)
     assert "an owner of octo-org must add this control plane's address" in problem["means"]
+
+
+async def test_a_weight_is_set_by_the_operator_and_lowered_by_the_org(github: GithubPlane) -> None:
+    own = await id_of(github, "octo-org")
+    assert (await ask(github, "GET", "/api/orgs/octo-org")).json()["weight"] == 100
+    assert (await ask(github, "PATCH", "/api/orgs/octo-org", {"weight": 200})).json()["weight"] == 200
+    assert (await ask(github, "PATCH", "/api/orgs/octo-org", {"max_cpus": 9})).json()["weight"] == 200
+    raised = await ask(github, "PATCH", "/api/orgs/octo-org", {"weight": 201}, org_id=own)
+    assert (raised.status_code, "only the operator may raise it" in raised.text) == (403, True)
+    assert (await ask(github, "PATCH", "/api/orgs/octo-org", {"weight": 50}, org_id=own)).json()["weight"] == 50
+    assert (await ask(github, "PATCH", "/api/orgs/octo-org", {"weight": None}, org_id=own)).status_code == 403
+    assert (await ask(github, "PATCH", "/api/orgs/octo-org", {"weight": None})).json()["weight"] == 100
+    for wrong in (0, 10_001, "100", 1.5):
+        answer = await ask(github, "PATCH", "/api/orgs/octo-org", {"weight": wrong})
+        assert (answer.status_code, "weight" in answer.text) == (400, True)
+
+
+async def test_a_labels_priority_reaches_its_machines_also_those_that_wait(github: GithubPlane) -> None:
+    own = await id_of(github, "octo-org")
+    first = await ask(github, "PUT", "/api/orgs/octo-org/labels/big", PLAIN | {"priority": -2}, org_id=own)
+    assert first.json()["priority"] == -2
+    await github.tell("queued", 3, labels=["big"])
+    shown = "SELECT priority, extract(epoch FROM created_at - turn_at)::integer AS head_start_s FROM machines"
+    assert list(map(dict, await github.plane.sql(shown))) == [{"priority": -2, "head_start_s": -120}]
+    raised = await ask(github, "PUT", "/api/orgs/octo-org/labels/big", PLAIN | {"priority": 1}, org_id=own)
+    assert (raised.status_code, "only the operator" in raised.text) == (403, True)
+    await ask(github, "PUT", "/api/orgs/octo-org/labels/big", PLAIN | {"priority": 5})
+    assert list(map(dict, await github.plane.sql(shown))) == [{"priority": 5, "head_start_s": 300}]
+    kept = await ask(github, "PUT", "/api/orgs/octo-org/labels/big", PLAIN | {"priority": 5}, org_id=own)
+    assert kept.status_code == 200
+    wrong = await ask(github, "PUT", "/api/orgs/octo-org/labels/big", PLAIN | {"priority": 101})
+    assert (wrong.status_code, "priority" in wrong.text) == (400, True)
