@@ -67,18 +67,19 @@ async def open_webhook_host(folder: Path) -> AsyncIterator[WebhookHost]:
     dsn = postgres.render_dsn(PASSWORD, ports["postgres"])
     async with AsyncExitStack() as running:
         running.callback(os.close, cluster.folder_fd)
-        await _start(running, postgres.plan_server(cluster, ports["postgres"]), folder)
-        await _start(running, redis.plan_server(ports["redis"], PASSWORD), folder)
+        await start_service(running, postgres.plan_server(cluster, ports["postgres"]), folder)
+        await start_service(running, redis.plan_server(ports["redis"], PASSWORD), folder)
         environment = {"NIMBUS_DATABASE_URL": dsn, "PATH": os.environ["PATH"]}
         migrate = [sys.executable, "-m", "nimbus.control_plane.migrate"]
         await trio.run_process(migrate, env=environment, stdout=subprocess.DEVNULL)
         plane = plan_plane(ports["plane"], dsn, redis.render_url(PASSWORD, ports["redis"]), ensure_app_key(folder))
-        pid = await _start(running, plane, folder)
+        pid = await start_service(running, plane, folder)
         database = await running.enter_async_context(open_database(dsn, 1))
         yield WebhookHost(ports["plane"], dsn, database, pid)
 
 
-async def _start(running: AsyncExitStack, service: Service, folder: Path) -> int:
+async def start_service(running: AsyncExitStack, service: Service, folder: Path) -> int:
+    """Its process, once it answers."""
     child = await running.enter_async_context(open_child(service, folder))
     with trio.move_on_after(READY_S):
         while service.ready is not None and not await service.ready():  # noqa: ASYNC110 - nothing but a look tells it

@@ -107,8 +107,13 @@ async def check_agent(services: Services, authorization: str | None) -> str:
 
 
 def _verify_agent(services: Services, token: str) -> str:
-    keys = services.keys.current.accepted(Purpose.AGENT)
-    return verify_token(token, keys, audience=Audience.AGENT, now_s=time.time()).subject
+    keys, now_s = services.keys.current.accepted(Purpose.AGENT), time.time()
+    known = services.verified.find(token, keys, now_s)
+    if known is not None:
+        return known
+    claims = verify_token(token, keys, audience=Audience.AGENT, now_s=now_s)
+    services.verified.keep(token, claims)
+    return claims.subject
 
 
 async def read_enrolment(services: Services) -> str:

@@ -14,6 +14,7 @@ from nimbus.control_plane.keys.shared import SharedKey
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.mirror import Mirror
 from nimbus.control_plane.seats import Room
+from nimbus.control_plane.verified import VerifiedTokens
 from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
 from nimbus.model.labels import LabelRules
 from nimbus.model.lease import LeasePolicy
@@ -108,3 +109,4 @@ class Services:
     log_url: str | None = None
     stopping: trio.Event = field(default_factory=trio.Event)  # long polls end when it is set
     room: Room = field(default_factory=Room)  # agents that wait in this process
+    verified: VerifiedTokens = field(default_factory=VerifiedTokens)  # of agents, a moment ago

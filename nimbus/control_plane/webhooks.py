@@ -21,6 +21,7 @@ from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.openapi.webhooks import TAKE_DELIVERY
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import Refused, Unauthorized
+from nimbus.runtime.direct import DirectRoute
 from nimbus.runtime.serving import App, json_response, read_body
 from nimbus.wire.github import (
     WebhookHeaders,
@@ -75,7 +76,7 @@ def register_webhooks(app: App, services: Services, rules: WebhookRules, intake:
 
     for path in PATHS:
         blueprint.post(path)(take_delivery)
-        app.direct[path] = take_direct
+        app.direct[path] = DirectRoute(take_direct)
     app.register_blueprint(blueprint)
 
 

@@ -1,6 +1,6 @@
-"""Routes without the framework, for the one kind of request that comes by the hundred a second: webhooks.
+"""Routes without the framework, for what comes by the hundred a second: webhooks, and hosts that ask for work.
 
-Quart takes longer for a request than all that a webhook needs. So an application may name handlers by path, and what
+Quart takes longer for a request than all that these need. So an application may name handlers by path, and what
 is plain enough for them (a POST of known, moderate length) goes there; everything else takes the framework's route of
 the same address. Answers and errors are the same on both. Called by serving.py.
 """
@@ -8,6 +8,7 @@ the same address. Answers and errors are the same on both. Called by serving.py.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
@@ -18,7 +19,15 @@ DIRECT_BYTES = 256 * 1024  # of a body that is read without the framework: GitHu
 REQUEST_S = 60.0  # from a request's head to the end of its answer; a handler's own limits are far below it
 LATE_S = 10.0  # to say that it took too long
 
-DirectHandler = Callable[[Mapping[str, str], bytes], Awaitable[tuple[int, object]]]
+DirectHandler = Callable[[Mapping[str, str], bytes], Awaitable[tuple[int, object]]]  # answer None: no body
+
+
+@dataclass(frozen=True)
+class DirectRoute:
+    """A handler by its path. One that `waits` is cancelled where its client goes away meanwhile."""
+
+    handler: DirectHandler
+    waits: bool = False
 
 
 def fits_direct(scope: HTTPScope) -> bool:
@@ -35,7 +44,7 @@ def fits_direct(scope: HTTPScope) -> bool:
 
 
 async def serve_direct(
-    handler: DirectHandler, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    route: DirectRoute, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
 ) -> None:
     """One request without the framework; errors are answered as everywhere."""
     with trio.move_on_after(REQUEST_S) as limit:
@@ -47,12 +56,34 @@ async def serve_direct(
                 return  # the client went away
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        status, answer, headers = await _answer(handler, scope, bytes(body))
-        await _send(send, status, answer, headers)
+        if route.waits:
+            answered = await _answer_while_there(route.handler, scope, bytes(body), receive)
+        else:
+            answered = await _answer(route.handler, scope, bytes(body))
+        if answered is not None:
+            await _send(send, *answered)
     if limit.cancelled_caught and more:
         text = {"error": "request_timeout", "message": f"the body did not come in {REQUEST_S:g} s"}
         with trio.move_on_after(LATE_S):
             await _send(send, 408, text, {"Connection": "close"})
+
+
+async def _answer_while_there(
+    handler: DirectHandler, scope: HTTPScope, body: bytes, receive: ASGIReceiveCallable
+) -> tuple[int, object, dict[str, str]] | None:
+    """None where the client went away first. It is not watched while the answer is sent: the end of one looks alike."""
+    answered = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_client, receive, nursery.cancel_scope)
+        answered = await _answer(handler, scope, body)
+        nursery.cancel_scope.cancel()
+    return answered
+
+
+async def _watch_client(receive: ASGIReceiveCallable, scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 async def _answer(handler: DirectHandler, scope: HTTPScope, body: bytes) -> tuple[int, object, dict[str, str]]:
@@ -66,8 +97,9 @@ async def _answer(handler: DirectHandler, scope: HTTPScope, body: bytes) -> tupl
 
 
 async def _send(send: ASGISendCallable, status: int, answer: object, headers: dict[str, str]) -> None:
-    raw = render_json(answer).encode()
+    raw = b"" if answer is None else render_json(answer).encode()
     told = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-    told += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
+    if answer is not None:
+        told += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
     await send({"type": "http.response.start", "status": status, "headers": told, "trailers": False})
     await send({"type": "http.response.body", "body": raw, "more_body": False})

@@ -30,7 +30,7 @@ from werkzeug.routing import IntegerConverter, ValidationError
 
 from nimbus.model.errors import NimbusError
 from nimbus.runtime.answers import judge_error, render_json
-from nimbus.runtime.direct import DirectHandler, fits_direct, serve_direct
+from nimbus.runtime.direct import DirectRoute, fits_direct, serve_direct
 from nimbus.runtime.listening import start_hypercorn
 from nimbus.runtime.proxies import FOR, HOST, PROTO, Networks, find_origin
 from nimbus.wire.fields import MAX_BIGINT
@@ -170,13 +170,13 @@ class App(QuartTrio):
 
     def __init__(self, name: str) -> None:
         super().__init__(name, static_folder=None)
-        self.direct: dict[str, DirectHandler] = {}  # by path
+        self.direct: dict[str, DirectRoute] = {}  # by path
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] == "http":
-            handler = self.direct.get(scope["path"])
-            if handler is not None and fits_direct(scope):
-                await serve_direct(handler, scope, receive, send)
+            route = self.direct.get(scope["path"])
+            if route is not None and fits_direct(scope):
+                await serve_direct(route, scope, receive, send)
                 return
             if self.trusted_proxies:
                 scope = tell_origin(scope, self.trusted_proxies)

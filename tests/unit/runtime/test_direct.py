@@ -35,7 +35,7 @@ def hook_app() -> App:
     async def framework() -> Response:
         return json_response({"by": "framework", "length": len(await read_body())})
 
-    app.direct["/hook"] = take
+    app.direct["/hook"] = direct.DirectRoute(take)
     return app
 
 
@@ -109,3 +109,46 @@ async def test_a_client_that_goes_before_its_body_is_forgotten() -> None:
         await stream.aclose()
         heard = await talk(port, HEAD + b"Content-Length: 2\r\n\r\nhi")
     assert heard.startswith(b"HTTP/1.1 202")
+
+
+class Bench:
+    """A handler that waits until it is told."""
+
+    def __init__(self) -> None:
+        self.came, self.go, self.left = trio.Event(), trio.Event(), trio.Event()
+
+    async def wait(self, _headers: Mapping[str, str], body: bytes) -> tuple[int, object]:
+        self.came.set()
+        try:
+            await self.go.wait()
+        except trio.Cancelled:
+            self.left.set()
+            raise
+        return (204, None) if body == b"nothing" else (200, {"by": "direct"})
+
+    def app(self) -> App:
+        app = build_app("bench")
+        app.direct["/hook"] = direct.DirectRoute(self.wait, waits=True)
+        return app
+
+
+async def test_who_goes_away_while_it_waits_is_waited_for_no_longer() -> None:
+    bench = Bench()
+    async with served(bench.app()) as port:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(HEAD + b"Content-Length: 2\r\n\r\nhi")
+        await bench.came.wait()
+        await stream.aclose()
+        await bench.left.wait()
+
+
+async def test_who_stays_is_answered_with_or_without_a_body_and_asks_on() -> None:
+    bench = Bench()
+    bench.go.set()
+    ask = b"POST /hook HTTP/1.1\r\nHost: x\r\nContent-Length: "
+    async with served(bench.app()) as port:
+        heard = await talk(port, ask + b"7\r\n\r\nnothing", ask + b"2\r\n\r\nhi", HEAD + b"Content-Length: 2\r\n\r\nhi")
+    answers = heard.split(b"HTTP/1.1 ")
+    assert [each[:3] for each in answers[1:]] == [b"204", b"200", b"200"]
+    assert b"content-" not in answers[1]
+    assert heard.count(b'{"by":"direct"}') == 2
