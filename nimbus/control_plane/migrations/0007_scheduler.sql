@@ -20,7 +20,6 @@ UPDATE machines SET turn_at = created_at WHERE state IN ('queued', 'leased', 'ru
 CREATE INDEX machines_turn ON machines (org_id, turn_at, machine_id) WHERE state = 'queued';
 DROP INDEX machines_queued_of_org;
 CREATE INDEX machines_served ON machines (org_id, leased_at) WHERE leased_at IS NOT NULL;
-CREATE INDEX machines_held_by_agent ON machines (agent_id) WHERE state IN ('leased', 'running');
 CREATE INDEX machines_reserved ON machines (arch) WHERE state = 'queued' AND reserved_for IS NOT NULL;
 
 -- For which request a waiting agent was woken and how long it has to lease it. A table of its own, without a key to

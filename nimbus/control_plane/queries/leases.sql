@@ -126,22 +126,23 @@ WITH RECURSIVE asker AS MATERIALIZED (
                        AND (m.shape->>'mem_mib')::integer <= (SELECT mem_mib FROM capacity)
                        AND ($6 IS NULL OR (m.shape->>'disk_mib')::bigint <= (SELECT disk_mib FROM capacity)))) AS goes
         ) g
-        WHERE m.org_id = t.org_id AND m.state = 'queued'
-          AND NOT m.cancel_requested
-          AND m.arch = $7
-          AND (t.reserved IS NULL OR m.machine_id = t.reserved)
-          AND (g.goes OR (
-              t.capped AND f.starves AND t.reserved IS NULL
-              AND coalesce((m.shape->>'cpus')::integer <= t.max_cpus, true)
-              AND EXISTS (SELECT FROM hosts h WHERE h.cpus >= (m.shape->>'cpus')::integer
-                                                AND h.mem_mib >= (m.shape->>'mem_mib')::integer)))
-          AND (m.kind = 'command' OR cardinality($4::text[]) = 0 OR m.host_labels <@ $4::text[])
-          AND (m.alias IS NULL OR NOT EXISTS (
-              SELECT FROM full_alias f WHERE f.org_id = m.org_id AND f.alias = m.alias))
-          AND (m.kind = 'command' OR NOT EXISTS (
-              SELECT FROM blocked b
-              WHERE b.installation_id = m.installation_id
-                AND b.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = m.repo_id))))
+        -- One CASE and not a list of conditions: for each of these the planner expects fewer rows, and for the one row
+        -- that it expects in the end it would sort the whole queue instead of reading the index in its order.
+        WHERE m.org_id = t.org_id AND m.state = 'queued' AND CASE
+            WHEN m.cancel_requested OR m.arch <> $7 OR m.machine_id <> t.reserved THEN false
+            WHEN m.kind <> 'command' AND cardinality($4::text[]) > 0 AND NOT m.host_labels <@ $4::text[] THEN false
+            WHEN NOT (g.goes OR (
+                t.capped AND f.starves AND t.reserved IS NULL
+                AND coalesce((m.shape->>'cpus')::integer <= t.max_cpus, true)
+                AND EXISTS (SELECT FROM hosts h WHERE h.cpus >= (m.shape->>'cpus')::integer
+                                                  AND h.mem_mib >= (m.shape->>'mem_mib')::integer))) THEN false
+            WHEN m.alias IS NOT NULL AND EXISTS (
+                SELECT FROM full_alias a WHERE a.org_id = m.org_id AND a.alias = m.alias) THEN false
+            ELSE m.kind = 'command' OR NOT EXISTS (
+                SELECT FROM blocked b
+                WHERE b.installation_id = m.installation_id
+                  AND b.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = m.repo_id)))
+        END
         ORDER BY m.turn_at, m.machine_id
         LIMIT 1
         FOR UPDATE OF m SKIP LOCKED
