@@ -20,6 +20,7 @@ from nimbus.control_plane.forge import open_forge, plan_demand
 from nimbus.control_plane.hosts import SILENT, count_states
 from nimbus.control_plane.hosts_api import build_hosts_api
 from nimbus.control_plane.inbox import measure_inbox
+from nimbus.control_plane.joblist_api import build_joblist_api
 from nimbus.control_plane.jobs import count_queue
 from nimbus.control_plane.jobs_api import build_jobs_api
 from nimbus.control_plane.keys.api import build_keys_api
@@ -181,6 +182,7 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     hear_directly(app, services)
     app.register_blueprint(build_hosts_api(services))
     app.register_blueprint(build_jobs_api(services))
+    app.register_blueprint(build_joblist_api(services))
     app.register_blueprint(build_revocation_api(services))
     app.register_blueprint(build_keys_api(services))
     app.register_blueprint(build_health_api(services))

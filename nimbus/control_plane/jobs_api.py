@@ -1,24 +1,21 @@
-"""The routes of people and services: jobs, status. Thin: reads the token and the query, calls jobs.py, renders."""
+"""The routes of people and services: submit, find and cancel a job, status. Thin: reads the token and the body, calls
+jobs.py, renders. Lists stand in joblist_api.py.
+"""
 
 from __future__ import annotations
 
-from quart import Blueprint, request
+from quart import Blueprint
 
 from nimbus.control_plane.access import read_caller, read_service, read_writer
 from nimbus.control_plane.hosts import list_seen
-from nimbus.control_plane.jobevents import list_events, parse_asked_events
-from nimbus.control_plane.joblist import Asked, JobFilter, list_jobs, parse_asked, parse_limit
 from nimbus.control_plane.jobs import cancel_job, count_queue, find_job, find_output, submit_job
-from nimbus.control_plane.jobwait import explain_job
 from nimbus.control_plane.openapi.jobs import (
     CANCEL_JOB,
     GET_JOB,
     GET_STATUS,
     LIST_JOB_LEASES,
-    LIST_RECENT_JOBS,
     SUBMIT_JOB,
 )
-from nimbus.control_plane.openapi.listings import EXPLAIN_JOB, LIST_JOB_EVENTS, LIST_JOBS
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.submission import parse_submission
@@ -44,36 +41,11 @@ def build_jobs_api(services: Services) -> Blueprint:
         }
         return json_response(body, 201 if submitted.created else 200)
 
-    @blueprint.get("/api/jobs")
-    @declare(LIST_JOBS)
-    async def index() -> Response:
-        caller = read_caller(access)
-        return json_response(await list_jobs(services, parse_asked(_read_query()), caller.org_id))
-
-    @blueprint.get("/api/jobs/recent")
-    @declare(LIST_RECENT_JOBS)
-    async def recent() -> Response:
-        caller = read_caller(access)
-        newest = Asked(JobFilter(), parse_limit(request.args.get("limit")))
-        return json_response({"jobs": (await list_jobs(services, newest, caller.org_id))["jobs"]})
-
     @blueprint.get("/api/jobs/<int:job_id>")
     @declare(GET_JOB)
     async def find(job_id: int) -> Response:
         caller = read_caller(access)
         return json_response(await find_job(services, job_id, caller.org_id))
-
-    @blueprint.get("/api/jobs/<int:job_id>/wait")
-    @declare(EXPLAIN_JOB)
-    async def wait(job_id: int) -> Response:
-        caller = read_caller(access)
-        return json_response(await explain_job(services, job_id, caller.org_id))
-
-    @blueprint.get("/api/jobs/<int:job_id>/events")
-    @declare(LIST_JOB_EVENTS)
-    async def events(job_id: int) -> Response:
-        caller = read_caller(access)
-        return json_response(await list_events(services, job_id, parse_asked_events(_read_query()), caller.org_id))
 
     @blueprint.post("/api/jobs/<int:job_id>/cancel")
     @declare(CANCEL_JOB)
@@ -97,8 +69,3 @@ def build_jobs_api(services: Services) -> Blueprint:
         return json_response(await find_output(services, job_id))
 
     return blueprint
-
-
-def _read_query() -> list[tuple[str, str]]:
-    """The query string, with every repetition."""
-    return list(request.args.items(multi=True))
