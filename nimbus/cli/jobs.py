@@ -87,9 +87,12 @@ def status(base_url: str, token: str | None, as_json: bool) -> None:
     if reply.get("bell") == "polling":
         counts.append(("bell", "Redis is away: hosts find work some seconds later"))
     click.echo(render_table(("QUEUE", ""), counts or [("empty", "")]))
-    agents = [(each["agent_id"], each["version"], f"{each['silent_s']:.0f} s ago") for each in reply["agents"]]
+    agents = [
+        (cell(each["agent_id"]), each["state"], cell(each["version"]), f"{each['silent_s']:.0f} s ago")
+        for each in reply["agents"]
+    ]
     click.echo("")
-    click.echo(render_table(("AGENT", "VERSION", "SEEN"), agents or [("none has enrolled", "", "")]))
+    click.echo(render_table(("AGENT", "STATE", "VERSION", "SEEN"), agents or [("none has enrolled", "", "", "")]))
 
 
 @jobs.command()

@@ -148,7 +148,7 @@ def _control_plane(plan: StackPlan, own: Mapping[str, str]) -> Service:
         "NIMBUS_CONTROL_PLANE_BIND": f"{LOOPBACK}:{plan.ports.control_plane}",
         "NIMBUS_LOG_PUBLIC_URL": plan.logs_url,
         "NIMBUS_DEFAULT_IMAGE": IMAGE,
-        **_pick(plan.environ, _KEYS_BESIDE),
+        **_pick(plan.environ, (*_KEYS_BESIDE, "NIMBUS_AGENT_STATE_DATABASE_URL")),
     }
     return _room(plan, "control-plane", "nimbus.control_plane.main", env, plan.ports.control_plane, "/readyz")
 

@@ -64,6 +64,12 @@ def test_a_user_s_variables_reach_every_room_but_her_secrets_do_not(tmp_path: Pa
     assert all("AWS_SECRET_ACCESS_KEY" not in service.env for service in planned.values())
 
 
+def test_the_database_of_the_hosts_ledgers_is_the_control_planes_alone(tmp_path: Path) -> None:
+    name = "NIMBUS_AGENT_STATE_DATABASE_URL"
+    planned = rooms(tmp_path, {name: "postgresql://nimbus:secret@db/mirror"})
+    assert [room for room, service in planned.items() if name in service.env] == ["control-plane"]
+
+
 def test_keys_that_change_reach_those_who_hold_them_and_nobody_else(tmp_path: Path) -> None:
     ways = ("_NEXT", "_PREVIOUS")
     jwt = {f"NIMBUS_JWT_SECRET{way}" for way in ways}
