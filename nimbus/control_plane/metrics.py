@@ -14,6 +14,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.hosts = HostMetrics(self.registry)
+        self.github = GithubMetrics(self.registry)
+        self.keys = KeyMetrics(self.registry)
+        self._add_demand()
+        self._add_leases()
+        self._add_repair()
+
+    def _add_demand(self) -> None:
         self.webhook_replays_blocked = self._gauge(
             "nimbus_control_plane_webhook_replays_blocked", "Deliveries that came again and changed nothing"
         )
@@ -41,6 +49,8 @@ class Metrics:
         self.drift = Gauge(
             "nimbus_control_plane_drift", "Steps of jobs that no webhook told", ["source"], registry=self.registry
         )
+
+    def _add_leases(self) -> None:
         self.bell_connected = self._gauge(
             "nimbus_control_plane_bell_connected", "1 while rings travel between processes; else agents wait for looks"
         )
@@ -66,9 +76,8 @@ class Metrics:
         self.machines = Gauge(
             "nimbus_control_plane_machines", "Machine requests by state", ["state"], registry=self.registry
         )
-        self.hosts = HostMetrics(self.registry)
-        self.github = GithubMetrics(self.registry)
-        self.keys = KeyMetrics(self.registry)
+
+    def _add_repair(self) -> None:
         self.forge_problems = Gauge(
             "nimbus_control_plane_forge_problems", "What GitHub refuses us now", ["kind"], registry=self.registry
         )

@@ -19,6 +19,7 @@ from nimbus.control_plane.github.client import AppCredentials, open_github
 from nimbus.control_plane.inbox import drain_inbox
 from nimbus.control_plane.registrations import RunnerRules
 from nimbus.control_plane.services import JobRules
+from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.control_plane.webhooks import WebhookRules
 from nimbus.runtime.http import open_http
 from nimbus.runtime.limiter import WithoutRedis
@@ -142,6 +143,7 @@ async def open_github_plane(
             app = build_control_plane(services)
             forge.register(app, services)
             nursery.start_soon(forge.intake.run, services)
+            nursery.start_soon(run_waitroom, services)
             urls = await nursery.start(serve_app, app, [address], services.stopping)
             async with open_http(urls[0]) as http:
                 hold(http, app)

@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from nimbus.control_plane.admission import admit_due
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 
 pytestmark = pytest.mark.services
@@ -108,6 +109,7 @@ async def test_a_label_is_set_shown_used_and_removed(github: GithubPlane) -> Non
 async def test_a_job_that_waits_for_a_label_gets_its_machine_when_that_is_set(github: GithubPlane) -> None:
     await github.tell("queued", 3, labels=["nimbus-large"])
     await ask(github, "PUT", "/api/orgs/octo-org/labels/nimbus-large", PLAIN)
+    await admit_due(github.plane.services, github.forge.demand)
     assert await github.states() == ["queued"]
 
 
