@@ -10,7 +10,7 @@ import enum
 
 from nimbus.control_plane.outcome import Held, Verdict, describe_cause
 from nimbus.model.job import JobState
-from nimbus.model.lease import MachineEvent, MachineState, advance
+from nimbus.model.lease import MachineState, advance
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.leaseapi import FinishRequest, MachineKind
 from nimbus.wire.vmjson import Json, render_attestation
@@ -63,25 +63,9 @@ async def end_lease(
         phases = dict(told.phases_ms)
         attested = None if told.attestation is None else render_attestation(told.attestation)
     silent = teller is not Teller.AGENT
-    await transaction.execute(
-        *(_SQL["end_lease"], row["machine_id"], target, *report, cause, phases, silent, int(verdict.failed), attested)
-    )
-    await note_event(transaction, row, target, verdict.event, cause, teller)
-    if verdict.job is not None and row["job_id"] is not None:
-        job_cause = None if verdict.job.conclusion == "success" else cause
-        effect = (verdict.job.state, verdict.job.conclusion, job_cause)
-        await transaction.execute(_SQL["end_job"], row["job_id"], *effect, f"{teller}:{row['agent_id']}")
+    job: tuple[object, ...] = (None, None, None)
+    if verdict.job is not None:
+        job = (verdict.job.state, verdict.job.conclusion, None if verdict.job.conclusion == "success" else cause)
+    ending = (*report, cause, phases, silent, int(verdict.failed), attested)
+    await transaction.execute(_SQL["end_lease"], row["machine_id"], target, *ending, verdict.event, *job, teller)
     return target
-
-
-async def note_event(
-    transaction: Transaction,
-    row: Row,
-    target: MachineState,
-    event: MachineEvent,
-    cause: str | None,
-    teller: Teller,
-) -> None:
-    """One step of a leased machine request, in the order in which they happen."""
-    told = (row["fence"], row["agent_id"], teller)
-    await transaction.execute(_SQL["note"], row["machine_id"], row["state"], target, event, cause, *told)

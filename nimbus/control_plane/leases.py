@@ -13,7 +13,7 @@ from datetime import datetime
 import structlog
 
 from nimbus.control_plane.cachetokens import mint_cache_token
-from nimbus.control_plane.endings import Teller, describe_held, end_lease, is_in_progress, note_event
+from nimbus.control_plane.endings import Teller, describe_held, end_lease
 from nimbus.control_plane.keys.minting import mint_machine_token
 from nimbus.control_plane.outcome import judge_finish
 from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
@@ -21,7 +21,7 @@ from nimbus.control_plane.watch import may_grant, watch_database
 from nimbus.model.errors import Fenced
 from nimbus.model.forge import PASSING
 from nimbus.model.labels import IMPLICIT
-from nimbus.model.lease import LeaseKey, MachineEvent, MachineState, advance
+from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.fields import Fields
 from nimbus.wire.leaseapi import (
@@ -145,38 +145,35 @@ def _unix_ms(moment: datetime) -> int:
 
 async def renew_lease(services: Services, agent_id: str, request: RenewRequest) -> RenewReply:
     """A new deadline for a lease that is still held."""
+    terms = services.lease_terms
+    rows = await services.database.fetch(_SQL["renew"], *_plan_renewal(agent_id, request, terms))
     try:
-        reply, org_id = await services.database.run(_renew, agent_id, request, services.lease_terms)
+        row = rows[0] if rows else await services.database.run(_renew_late, agent_id, request, terms)
     except Fenced:
         services.metrics.leases_fenced.inc()
         raise
+    job = None if row["job_id"] is None else JobLink(row["job_id"], row["repo_id"])
+    reply = RenewReply(ttl_s=row["ttl_s"], cancel=row["cancel_requested"], job=job)
     if not request.wants_cache_token:
         return reply
-    return replace(reply, cache_token=mint_cache_token(services.cache_terms, request.key, org_id))
+    return replace(reply, cache_token=mint_cache_token(services.cache_terms, request.key, row["org_id"]))
 
 
-async def _renew(
-    transaction: Transaction, agent_id: str, request: RenewRequest, terms: LeaseTerms
-) -> tuple[RenewReply, int]:
+def _plan_renewal(agent_id: str, request: RenewRequest, terms: LeaseTerms) -> tuple[object, ...]:
+    """What `renew` of leases.sql takes."""
     key = request.key
-    row = await check_lease(transaction, terms, agent_id, key)
-    await transaction.execute(_SQL["seen_agent"], agent_id)
-    state = MachineState(row["state"])
-    starts = request.state is HeldState.RUNNING and state is MachineState.LEASED
-    target = advance(state, MachineEvent.START) if starts else state
-    ttl_s = terms.in_progress_ttl_s if is_in_progress(row) else terms.policy.ttl_s
     usage = None if request.usage is None else render_usage(request.usage)
-    renewed = await transaction.fetchrow(
-        _SQL["renew"], key.machine_id, key.lease_id, key.fence, agent_id, target, ttl_s, usage
-    )
-    if renewed is None:
-        raise _fenced(key)
-    if starts:
-        await note_event(transaction, row, target, MachineEvent.START, None, Teller.AGENT)
-        if row["kind"] == MachineKind.COMMAND:
-            await transaction.execute(_SQL["start_command_job"], row["job_id"], agent_id)
-    job = None if row["job_id"] is None else JobLink(row["job_id"], row["repo_id"])
-    return RenewReply(ttl_s=ttl_s, cancel=renewed["cancel_requested"], job=job), row["org_id"]
+    runs = request.state is HeldState.RUNNING
+    return (key.machine_id, key.lease_id, key.fence, agent_id, runs, terms.policy.ttl_s, terms.in_progress_ttl_s, usage)
+
+
+async def _renew_late(transaction: Transaction, agent_id: str, request: RenewRequest, terms: LeaseTerms) -> Row:
+    """The same where the lease seems to be over: Fenced, unless it is the clock that moved."""
+    await check_lease(transaction, terms, agent_id, request.key)
+    row = await transaction.fetchrow(_SQL["renew"], *_plan_renewal(agent_id, request, terms))
+    if row is None:
+        raise _fenced(request.key)
+    return row
 
 
 async def check_lease(transaction: Transaction, terms: LeaseTerms, agent_id: str, key: LeaseKey) -> Row:
@@ -228,6 +225,6 @@ async def _finish(transaction: Transaction, agent_id: str, request: FinishReques
         return MachineState(await transaction.fetchval(_SQL["first_answer"], key.machine_id, key.fence))
     if not await _is_alive(transaction, terms, row):
         raise _fenced(key)
-    held = replace(describe_held(row), refused=await transaction.fetchval(_SQL["was_refused"], key.machine_id))
+    held = replace(describe_held(row), refused=row["refused"])
     verdict = judge_finish(held, request.ending, terms.max_attempts)
     return await end_lease(transaction, row, verdict, request, Teller.AGENT)

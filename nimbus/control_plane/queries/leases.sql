@@ -194,45 +194,63 @@ SELECT look.same, look.uncounted, look.left_out, reserved.machine_id AS reserved
 FROM look LEFT JOIN reserved ON true LEFT JOIN taken t ON true
 
 -- name: lock_held
--- The row, if the caller's lease is the last one that was granted for it.
-SELECT m.*, j.state AS job_state, coalesce(m.deadline > clock_timestamp(), false) AS alive
+-- The row, if the caller's lease is the last one that was granted for it. `refused`: under this lease the machine got no
+-- runner, in a place where GitHub refuses them.
+SELECT m.*, j.state AS job_state, coalesce(m.deadline > clock_timestamp(), false) AS alive,
+       m.kind = 'runner' AND (m.registered_at IS NULL OR m.runner_fence IS DISTINCT FROM m.fence) AND EXISTS (
+           SELECT FROM forge_problems p
+           WHERE p.installation_id = m.installation_id AND p.task <> 'read'
+             AND p.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = m.repo_id))) AS refused
 FROM machines m LEFT JOIN jobs j USING (job_id)
 WHERE m.machine_id = $1 AND m.lease_id = $2::uuid AND m.fence = $3 AND m.agent_id = $4
 FOR UPDATE OF m
 
 -- name: renew
--- The guard stands here again: a deadline is never moved for a lease that has ended, and never moved back,
--- because a holder may not have heard of the shorter one. While granting pauses, a deadline that is past tells nothing.
-UPDATE machines
-SET state = $5,
-    answered = true,
-    deadline = greatest(deadline, clock_timestamp() + make_interval(secs => $6::double precision)),
-    usage = coalesce($7::jsonb, usage),
-    usage_at = CASE WHEN $7::jsonb IS NULL THEN usage_at ELSE clock_timestamp() END
-WHERE machine_id = $1 AND lease_id = $2::uuid AND fence = $3 AND agent_id = $4
-  AND state IN ('leased', 'running')
-  AND (deadline > clock_timestamp() OR (SELECT grants_paused_until > clock_timestamp() FROM database_watch))
-RETURNING cancel_requested
-
--- name: was_refused
--- Whether the machine got no runner under this lease, in a place where GitHub refuses them.
-SELECT EXISTS (
-    SELECT FROM machines m JOIN forge_problems p USING (installation_id)
-    WHERE m.machine_id = $1 AND m.kind = 'runner' AND p.task <> 'read'
-      AND (m.registered_at IS NULL OR m.runner_fence IS DISTINCT FROM m.fence)
-      AND p.scope IN ('', (SELECT r.name FROM repos r WHERE r.repo_id = m.repo_id)))
+-- One statement: lock, look at the deadline, move it, and note that the guest runs ($5) where that is new.
+-- A deadline is never moved for a lease that has ended, and never moved back, because a holder may not have heard of
+-- the shorter one. While granting pauses, a deadline that is past tells nothing.
+WITH held AS MATERIALIZED (
+    SELECT m.machine_id, m.org_id, m.job_id, m.repo_id, m.kind, m.state, m.fence, m.agent_id,
+           CASE WHEN m.kind = 'runner' AND j.state = 'in_progress' THEN $7::double precision ELSE $6 END AS ttl_s
+    FROM machines m LEFT JOIN jobs j USING (job_id)
+    WHERE m.machine_id = $1 AND m.lease_id = $2::uuid AND m.fence = $3 AND m.agent_id = $4
+    FOR UPDATE OF m
+), renewed AS (
+    UPDATE machines m
+    SET state = CASE WHEN $5 THEN 'running' ELSE m.state END,
+        answered = true,
+        deadline = greatest(m.deadline, clock_timestamp() + make_interval(secs => held.ttl_s)),
+        usage = coalesce($8::jsonb, m.usage),
+        usage_at = CASE WHEN $8::jsonb IS NULL THEN m.usage_at ELSE clock_timestamp() END
+    FROM held
+    WHERE m.machine_id = held.machine_id AND m.state IN ('leased', 'running')
+      AND (m.deadline > clock_timestamp() OR (SELECT grants_paused_until > clock_timestamp() FROM database_watch))
+    RETURNING held.*, m.cancel_requested
+), noted AS (
+    INSERT INTO machine_events (machine_id, state_from, state_to, event, fence, agent_id, told_by)
+    SELECT machine_id, 'leased', 'running', 'start', fence, agent_id, 'agent' FROM renewed WHERE $5 AND state = 'leased'
+), started AS (
+    -- What ended the machine before stands in the events: beside a job that runs again it would be read as its own.
+    UPDATE jobs
+    SET state = 'in_progress', started_at = coalesce(started_at, clock_timestamp()), cause = NULL,
+        told_by = 'agent:' || renewed.agent_id
+    FROM renewed
+    WHERE $5 AND renewed.state = 'leased' AND renewed.kind = 'command'
+      AND jobs.job_id = renewed.job_id AND jobs.source = 'api' AND jobs.state = 'queued'
+), seen AS (
+    -- Seldom and without waiting: an agent's many leases share this row.
+    UPDATE agents SET last_seen = clock_timestamp()
+    FROM (
+        SELECT agent_id FROM agents
+        WHERE agent_id = $4 AND last_seen < statement_timestamp() - interval '5 seconds' AND EXISTS (SELECT FROM renewed)
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) holder
+    WHERE agents.agent_id = holder.agent_id
+)
+SELECT org_id, job_id, repo_id, ttl_s, cancel_requested FROM renewed
 
 -- name: first_answer
 -- What the end of this very lease came to, for a holder whose reply was lost.
 SELECT state_to FROM machine_events
 WHERE machine_id = $1 AND fence = $2
   AND state_from IN ('leased', 'running') AND state_to NOT IN ('leased', 'running')
-
--- name: start_command_job
--- What ended the machine before stands in the events: beside a job that runs again it would be read as its own.
-UPDATE jobs
-SET state = 'in_progress', started_at = coalesce(started_at, clock_timestamp()), cause = NULL, told_by = 'agent:' || $2
-WHERE job_id = $1 AND source = 'api' AND state = 'queued'
-
--- name: seen_agent
-UPDATE agents SET last_seen = clock_timestamp() WHERE agent_id = $1
