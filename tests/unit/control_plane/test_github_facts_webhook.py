@@ -233,11 +233,11 @@ async def test_an_answer_does_not_wait_for_the_work_behind_the_delivery(github: 
 
 
 async def test_a_delivery_that_could_not_be_processed_is_taken_again_under_its_guid(github: GithubPlane) -> None:
-    await github.plane.sql("ALTER TABLE machines ADD CONSTRAINT nothing_goes CHECK (state <> 'queued')")
+    await github.plane.sql("ALTER TABLE jobs ADD CONSTRAINT nothing_goes CHECK (state <> 'queued')")
     github.sim.world.forge.start_run(parse_workflow(ONE), "hello")
     await delivered(github, 1)
     assert await github.delivery_states() == ["failed"]
-    await github.plane.sql("ALTER TABLE machines DROP CONSTRAINT nothing_goes")
+    await github.plane.sql("ALTER TABLE jobs DROP CONSTRAINT nothing_goes")
     [first] = github.sim.world.deliveries.newest(10, None)
     again = github.sim.world.deliveries.redeliver(first.delivery_id)
     await delivered(github, 2)
