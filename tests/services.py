@@ -53,9 +53,23 @@ class PostgresServer:
     process: subprocess.Popen[bytes]
     bin: Path
     template: str = "nimbus_template"
+    command: list[str] = field(default_factory=list)
+    user: str | None = None
 
     def dsn(self, database: str) -> str:
         return f"postgresql://nimbus@/{database}?host={self.folder}&port=5432"
+
+    def start(self) -> None:
+        """Run it again, on what it had."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, user=self.user, cwd="/", process_group=0
+            )
+        _wait_until(lambda: _answers(self), self.process, self.folder / "log")
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT ends its sessions and writes all down; SIGQUIT is a crash, and leaves its log to recover from."""
+        _stop(self.process, how)
 
     def sql(self, text: str, database: str = "postgres") -> None:
         command = [self.bin / "psql", "-qX", "-v", "ON_ERROR_STOP=1", "-h", self.folder, "-U", "nimbus", database]
@@ -90,7 +104,7 @@ def start_postgres(folder: Path, binaries: Path) -> PostgresServer:
     command += [word for option in options for word in ("-c", option)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, user=user, cwd="/", process_group=0)
-    server = PostgresServer(folder, process, binaries)
+    server = PostgresServer(folder, process, binaries, command=command, user=user)
     _wait_until(lambda: _answers(server), process, folder / "log")
     return server
 

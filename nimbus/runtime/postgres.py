@@ -7,6 +7,7 @@ have a database; they write asyncio functions that take a `Transaction` first, a
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -17,11 +18,13 @@ from importlib import resources
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import asyncpg
+import structlog
 import trio
 import trio_asyncio
 
 from nimbus.model.errors import Unavailable
 
+log = structlog.get_logger()
 T = TypeVar("T")
 P = ParamSpec("P")
 Row = Mapping[str, Any]
@@ -124,6 +127,10 @@ class Database:
             try:
                 async with begin(connection):
                     return await function(connection, *args, **kwargs)
+            except asyncpg.InternalClientError as error:
+                # the server's last words came while nobody asked, and the end of the connection did not yet
+                connection.terminate()
+                raise ConnectionResetError from error
             except asyncpg.InterfaceError as error:
                 if _is_gone(connection):  # else it is a wrong call: a bug, to be seen as one
                     raise ConnectionResetError from error
@@ -154,10 +161,20 @@ async def open_bridge() -> AsyncIterator[Bridge]:
     """The asyncio loop of this process; open it once, around everything that uses it."""
     try:
         async with trio_asyncio.open_loop() as loop:
+            loop.set_exception_handler(_take_in)
             yield Bridge(loop)
     except BaseExceptionGroup as group:
         error = _without_layers(group)
         raise error from error.__cause__
+
+
+def _take_in(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What a driver's connection died of while nobody waited for it ends no process; all else that escapes does."""
+    error = context.get("exception")
+    if isinstance(error, (*_AWAY, asyncpg.InternalClientError)):
+        log.info("database.connection_lost", reason=type(error).__name__)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _without_layers(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import asyncpg
 import pytest
 import trio
 
 from nimbus.model.errors import Refused, Unavailable
-from nimbus.runtime.postgres import Transaction, load_queries, open_database
+from nimbus.runtime.postgres import Database, Transaction, load_queries, open_database
 
 pytestmark = pytest.mark.services
 
@@ -160,3 +161,79 @@ async def test_a_statement_that_looks_long_is_not_compiled_first(empty_database_
     async with open_database(empty_database_dsn) as database:
         plan = await database.run(cheapen)
     assert not [line for line in plan if line.startswith("JIT")]
+
+
+class _Wire:
+    """A way to the server on which a test may say what a server says that shuts down."""
+
+    MARK = b"application_name\0marked\0"
+    FATAL = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+
+    def __init__(self, socket_path: str) -> None:
+        self._socket_path = socket_path
+        self._clients: list[trio.SocketStream] = []
+
+    async def tell_the_end(self) -> None:
+        """The server's last words, without the end of the connection that follows them a moment later."""
+        for client in self._clients:
+            await client.send_all(_message(b"S", self.MARK) + _message(b"E", self.FATAL))
+        self._clients.clear()
+
+    async def carry(self, client: trio.SocketStream) -> None:
+        self._clients.append(client)
+        async with await trio.open_unix_socket(self._socket_path) as server, client, trio.open_nursery() as nursery:
+            nursery.start_soon(_copy, server, client, nursery.cancel_scope)
+            nursery.start_soon(_copy, client, server, nursery.cancel_scope)
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+async def _until_heard(database: Database) -> None:
+    """The connection has read what stands before the end, so the end as well: they came together."""
+    (holder,) = database._pool._holders
+    while holder._con.get_settings().application_name != "marked":  # noqa: ASYNC110 - asyncpg tells nobody
+        await trio.sleep(0.01)
+
+
+async def _copy(source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """Until one side ends: then both."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async for data in source:
+            await target.send_all(data)
+    scope.cancel()
+
+
+@pytest.mark.parametrize("ssl", ["disable", "prefer"])
+@pytest.mark.parametrize("way", ["a transaction", "one statement"])
+async def test_a_session_whose_end_was_told_and_not_seen_yet_is_an_absence_and_not_a_bug(
+    database_dsn: str, way: str, ssl: str
+) -> None:
+    async def ask(transaction: Transaction) -> int:
+        return int(await transaction.fetchval("SELECT 7"))
+
+    async def once(database: Database) -> int:
+        if way == "a transaction":
+            return await database.run(ask)
+        (row,) = await database.fetch("SELECT 7 AS seven")
+        return int(row["seven"])
+
+    name, _, place = database_dsn.removeprefix("postgresql://nimbus@/").partition("?host=")
+    wire = _Wire(f"{place.partition('&')[0]}/.s.PGSQL.5432")
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = listener.socket.getsockname()[1]
+            nursery.start_soon(trio.serve_listeners, wire.carry, [listener])
+            dsn = f"postgresql://nimbus@127.0.0.1:{port}/{name}?sslmode={ssl}"
+            async with open_database(dsn, pool_size=1) as database:
+                first = await once(database)
+                await wire.tell_the_end()
+                await _until_heard(database)
+                with pytest.raises(Unavailable):
+                    await once(database)
+                then = await once(database)
+            nursery.cancel_scope.cancel()
+
+    assert (first, then) == (7, 7)
