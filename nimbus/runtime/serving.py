@@ -26,14 +26,14 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioResponse
 from quart_trio.wrappers.request import TrioBody, TrioRequest
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
-from werkzeug.routing import IntegerConverter, ValidationError
+from werkzeug.routing import IntegerConverter, UnicodeConverter, ValidationError
 
 from nimbus.model.errors import NimbusError
 from nimbus.runtime.answers import judge_error, render_json
 from nimbus.runtime.direct import DirectRoute, fits_direct, serve_direct
 from nimbus.runtime.listening import start_hypercorn
 from nimbus.runtime.proxies import FOR, HOST, PROTO, Networks, find_origin
-from nimbus.wire.fields import MAX_BIGINT
+from nimbus.wire.fields import MAX_BIGINT, is_storable
 
 log = structlog.get_logger()
 
@@ -44,6 +44,7 @@ LINGER_S = 2.0  # to read on after an early answer, so that the client sees it a
 BODY_HIGH_BYTES = 256 * 1024  # buffered per request before receiving stops; four of Hypercorn's reads
 DEFAULT_MAX_BODY_BYTES = 1024 * 1024
 BODY_S = 60.0
+MAX_NAME_CHARS = 512  # of a name in an address: an org, a label, a host
 _FRAMEWORK_HEADERS = frozenset({"Allow"})  # of the errors that the framework raises: what HTTP demands with 405
 GRACEFUL_S = 30.0  # in-flight requests at shutdown; as long as the longest long poll
 
@@ -161,6 +162,15 @@ class BigintConverter(IntegerConverter):
         return number
 
 
+class NameConverter(UnicodeConverter):
+    """`<name>` in a route: text that a database stores, of bounded length; everything else is another path, so 404."""
+
+    def to_python(self, value: str) -> str:
+        if not is_storable(value, MAX_NAME_CHARS):
+            raise ValidationError
+        return value
+
+
 class App(QuartTrio):
     """The parent of every service's application."""
 
@@ -214,6 +224,7 @@ def build_app(
     app = App(name)
     app.trusted_proxies = trusted_proxies
     app.url_map.converters["int"] = BigintConverter
+    app.url_map.converters["default"] = NameConverter
     app.config.update(MAX_CONTENT_LENGTH=max_body_bytes, BODY_TIMEOUT=body_s, RESPONSE_TIMEOUT=None)
     app.register_error_handler(NimbusError, _answer_nimbus_error)
     app.register_error_handler(HTTPException, _answer_http_error)

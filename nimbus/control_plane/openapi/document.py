@@ -188,6 +188,8 @@ def plan_errors(operation: Operation, places: Iterable[tuple[str, bool]]) -> fro
         errors.add(401)
     if operation.access in {Access.ADMIN, Access.WRITE, Access.SERVICE}:
         errors.add(403)
+    if operation.access is Access.WRITE:
+        errors.add(409)  # a token that was good for one call
     if operation.query is not None or operation.body is not None:
         errors.add(400)
     if operation.body is not None:

@@ -67,6 +67,26 @@ async def test_a_client_that_asks_to_close_sees_the_connection_close() -> None:
     assert heard.endswith(b'{"hello":"you"}')
 
 
+async def test_a_name_in_an_address_that_no_database_stores_is_another_address() -> None:
+    app = build_app("names")
+
+    @app.get("/things/<name>")
+    async def find(name: str) -> Response:
+        await trio.lowlevel.checkpoint()
+        return json_response({"name": name})
+
+    async def ask(port: int, name: str) -> bytes:
+        request = f"GET /things/{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        return (await talk(port, request.encode())).partition(b"\r\n")[0]
+
+    async with served(app) as port:
+        taken = [await ask(port, name) for name in ("a", "a%20b", "%C3%BC", "n" * 512)]
+        others = [await ask(port, name) for name in ("a%00b", "%00", "n" * 513)]
+
+    assert taken == [b"HTTP/1.1 200 "] * 4
+    assert others == [b"HTTP/1.1 404 "] * 3
+
+
 async def test_one_connection_serves_many_requests() -> None:
     ask = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
