@@ -24,7 +24,7 @@ from nimbus.control_plane.keys.rotation import (
 )
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import Conflict, NotFound, Unauthorized, Unavailable
-from nimbus.runtime.postgres import Database, Row
+from nimbus.runtime.postgres import Database, Row, Transaction
 from nimbus.wire.tokens import Audience, new_ed25519_key, render_private_pem, verify_token
 from tests.unit.control_plane.keychains import TERMS, accepted, family, let_pass, roles, with_terms
 from tests.unit.control_plane.plane import open_services
@@ -65,6 +65,28 @@ async def test_a_family_accepts_nothing_of_the_other(database_dsn: str, redis_ur
         ring = services.keys.current
         assert accepted(ring, AGENT).isdisjoint(accepted(ring, MACHINE))
         assert {key.kid for key in ring.published()} == accepted(ring, AGENT) | accepted(ring, MACHINE)
+
+
+async def test_the_key_of_an_earlier_nimbus_signs_on_and_goes_like_any_other(database_dsn: str, redis_url: str) -> None:
+    old = new_ed25519_key()
+
+    async def as_it_was(transaction: Transaction) -> None:
+        await transaction.execute("DELETE FROM signing_keys")
+        await transaction.execute(
+            "INSERT INTO signing_keys (kid, private_pem) VALUES ($1, $2)", old.kid, render_private_pem(old)
+        )
+
+    async with open_services(database_dsn, redis_url) as opened:
+        await opened.database.run(as_it_was)
+        chain = await open_keychain(opened.database, TERMS)
+        services = replace(opened, keys=chain)
+        assert chain.current.signing(AGENT).kid == old.kid
+        assert chain.current.signing(MACHINE).kid != old.kid
+        await rotate_keys(services, [AGENT])
+        await let_pass(services, 601)
+        assert old.kid in accepted(chain.current, AGENT) - await private_halves(services)
+        await let_pass(services, 86_400)
+        assert roles(chain.current, AGENT)[Role.DROPPED] == old.kid
 
 
 # --- rotation ----------------------------------------------------------------------------------------------------
