@@ -76,6 +76,9 @@ def parse_asked(query: Sequence[tuple[str, str]]) -> Asked:
         if name in given and name != "state":
             raise Refused(f"{name} is given twice")
         given[name] = f"{given[name]},{text}" if name in given else text
+    since, until = _read_moment(given, "since"), _read_moment(given, "until")
+    if since is not None and until is not None and since >= until:
+        raise Refused("since must be before until: nothing lies between them")
     wanted = JobFilter(
         state=_read_states(given),
         source=_read_choice(given, "source", JobSource),
@@ -85,8 +88,8 @@ def parse_asked(query: Sequence[tuple[str, str]]) -> Asked:
         name=_read_text(given, "name", MAX_NAME),
         conclusion=_read_text(given, "conclusion", MAX_NAME),
         learned_by=_read_choice(given, "learned_by", Learned),
-        since=_read_moment(given, "since"),
-        until=_read_moment(given, "until"),
+        since=since,
+        until=until,
     )
     return Asked(wanted, parse_limit(given.get("limit")), _read_text(given, "cursor"))
 
@@ -204,6 +207,7 @@ async def _list(
         wanted.until,
         before,
         asked.limit + 1,
+        wanted.state is not None and JobState.COMPLETED not in wanted.state,
     )
     page = rows[: asked.limit]
     return await describe_jobs(transaction, page, rules), page[-1]["job_id"] if len(rows) > len(page) else None

@@ -52,7 +52,8 @@ LIMIT 1
 
 -- name: list_jobs
 -- What is not asked for falls away when it is planned. A job of our API was learned by it, and GitHub's alone have
--- labels: said here so that the indexes of what is rare serve.
+-- labels: said here so that the indexes of what is rare serve. $13: what is asked for is few by its nature, so it is
+-- sorted, and never looked for by walking back through all that has ended.
 SELECT job_id, org_id, repo_id, source, forge_job_id, run_id, run_attempt, name, workflow_name, labels, priority, state,
        conclusion, runner_name, html_url, queued_at, started_at, completed_at, cause, learned_by, repaired_by
 FROM jobs
@@ -67,7 +68,7 @@ WHERE ($1::bigint IS NULL OR org_id = $1)
   AND ($9::timestamptz IS NULL OR queued_at >= $9)
   AND ($10::timestamptz IS NULL OR queued_at < $10)
   AND ($11::bigint IS NULL OR job_id < $11)
-ORDER BY job_id DESC
+ORDER BY CASE WHEN $13 THEN -job_id END, job_id DESC
 LIMIT $12
 
 -- name: machines_of_jobs

@@ -17,7 +17,9 @@ from nimbus.control_plane.jobevents import Place, parse_asked_events, parse_plac
 from nimbus.control_plane.joblist import JobFilter, parse_asked, parse_cursor, render_cursor
 from nimbus.model.errors import Refused
 from nimbus.model.job import JobSource, JobState, Learned
+from nimbus.runtime.postgres import load_queries
 from tests.unit.control_plane.plane import Plane, open_plane
+from tests.unit.control_plane.plans import rows_read
 
 NAMES = [
     "state",
@@ -95,6 +97,7 @@ def test_a_place_among_events_is_read_as_it_was_told(place: Place) -> None:
         ([("org", "a"), ("org", "b")], "org is given twice"),
         ([("since", "yesterday")], "since must be a moment with its time zone"),
         ([("until", "2026-11-21T08:00:00")], "until must be a moment with its time zone"),
+        ([("since", "2026-11-21T08:00:00Z"), ("until", "2026-11-21T08:00:00Z")], "since must be before until"),
         ([("limit", "0")], "limit must be a whole number from 1 to 200"),
         ([("name", "")], "name must be text of 1 to 64 characters"),
         ([("label", "a\0")], "label must be text"),
@@ -249,3 +252,44 @@ async def test_pages_hold_every_job_once_while_others_come_in_and_end(plane: Pla
 async def test_the_last_page_says_that_it_is_the_last(plane: Plane) -> None:
     exact = (await plane.http.get("/api/jobs?limit=5", headers=plane.admin())).json()
     assert (len(exact["jobs"]), exact["next"]) == (5, None)
+
+
+HISTORY = """
+    INSERT INTO jobs (job_id, org_id, repo_id, source, name, labels, state, conclusion, learned_by, queued_at)
+    SELECT 1000 + n, 11 + n % 2, 21 + n % 2, 'github', CASE n WHEN 7 THEN 'rare' ELSE 'build ' || n % 30 END,
+           CASE n WHEN 9 THEN '{gpu}'::text[] ELSE '{nimbus}' END,
+           CASE n WHEN 11 THEN 'lost' ELSE 'completed' END, CASE n WHEN 13 THEN 'timed_out' ELSE 'success' END,
+           CASE n WHEN 15 THEN 'poll' ELSE 'webhook' END, '2026-01-01Z'::timestamptz + n * interval '20 s'
+    FROM generate_series(1, 30000) n
+"""
+# in the order of the statement's parameters; the first eleven are None where nothing is asked for
+RARE: dict[str, dict[int, object]] = {
+    "state": {3: ["lost", "queued"]},
+    "state and label": {3: ["queued"], 5: "nimbus"},
+    "state long ago": {3: ["lost"], 10: datetime(2026, 6, 1, tzinfo=UTC)},
+    "source": {4: "api"},
+    "label": {5: "gpu"},
+    "unknown label": {5: "nope"},
+    "name": {6: "rare%"},
+    "conclusion": {7: "timed_out"},
+    "way": {8: "poll"},
+    "since": {9: datetime(2026, 11, 1, tzinfo=UTC)},
+    "everyday": {3: ["completed"], 4: "github", 5: "nimbus", 7: "success"},
+    "org": {1: 12},
+    "repo": {2: 22, 11: 1500},
+}
+
+
+@pytest.mark.services
+async def test_what_is_rare_is_found_in_a_long_history_without_reading_it(plane: Plane) -> None:
+    await plane.sql(HISTORY)
+    await plane.sql("SELECT brin_summarize_new_values('jobs_by_time')")  # as autovacuum does
+    await plane.sql("ANALYZE")
+    text = load_queries("nimbus.control_plane", "queries", "jobs.sql")["list_jobs"]
+    read = {}
+    for name, asked in RARE.items():
+        few = 3 in asked and "completed" not in str(asked[3])
+        args = [asked.get(number) for number in range(1, 12)]
+        read[name] = await rows_read(plane, text, *args, 21, few)
+
+    assert {name: rows for name, rows in read.items() if rows > 3000} == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from nimbus.control_plane.jobwait import Pace, estimate_wait
 from nimbus.runtime.postgres import load_queries
 from tests.unit.control_plane.plane import Plane, open_plane
+from tests.unit.control_plane.plans import rows_read
 
 _WAITING = load_queries("nimbus.control_plane", "queries", "waiting.sql")
 COUNT = st.integers(0, 10**6)
@@ -136,14 +136,3 @@ async def test_any_of_five_thousand_queued_jobs_is_explained_by_reading_the_queu
     assert len({each["ahead"] for each in told}) == len(told)
     assert read["waiting_facts"] < 1.1 * len(jobs)
     assert read["pace"] < 100
-
-
-async def rows_read(plane: Plane, text: str, *args: object) -> int:
-    """Rows of machines and jobs that PostgreSQL looks at for one statement."""
-    [row] = await plane.sql(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {text}", *args)
-
-    def count(node: dict[str, Any]) -> int:
-        own = node["Actual Rows"] * node["Actual Loops"] if node.get("Relation Name") in {"machines", "jobs"} else 0
-        return int(own + sum(count(child) for child in node.get("Plans", [])))
-
-    return count(json.loads(row["QUERY PLAN"])[0]["Plan"])
