@@ -28,7 +28,6 @@ log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "revocation.sql")
 TOKEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 KEPT_LONGER_S = 3600.0  # than the token's own expiry: clocks differ, and tokens are taken for a while after it
-REFRESH_S = 30.0  # where a bell was not heard: as long as that, another process may still take a revoked token
 _LATEST_S = 2**40
 
 
@@ -103,13 +102,17 @@ async def refresh_denied(services: Services) -> None:
     services.access.denied.replace(row["jti"] for row in rows)
 
 
-async def follow_denied(services: Services, every_s: float = REFRESH_S) -> None:
-    """Keep this process's deny list fresh until cancelled. While the database is away, what is known stays."""
+async def follow_denied(services: Services) -> None:
+    """Keep this process's deny list fresh until cancelled. While the database is away, what is known stays.
+
+    Read with the bell, and as often as the keys are (NIMBUS_KEY_REFRESH_INTERVAL): where no bell was heard, another
+    process may take a revoked token for as long.
+    """
     with services.bell.listen(DENIALS) as ear:
         while True:
             try:
                 await refresh_denied(services)
             except Unavailable as error:
                 log.warning("denied.not_read", reason=str(error))
-            with trio.move_on_after(every_s):
+            with trio.move_on_after(services.keys.terms.refresh_s):
                 await ear.wait()
