@@ -44,7 +44,8 @@ async def test_the_vmm_is_whom_the_jailer_left_and_named(room: Room) -> None:
     async with await spawn_keeper(spec) as keeper:
         vmm = await keeper.vmm_identity()
         await wait_console(keeper, b"up\n")  # by then it is no copy of the jailer's shell any more
-        assert Path(f"/proc/{vmm.pid}/cmdline").read_bytes() == b"sh\0-c\0echo up; sleep 1000; :\0"
+        cmdline = await trio.Path(f"/proc/{vmm.pid}/cmdline").read_bytes()
+        assert cmdline == b"sh\0-c\0echo up; sleep 1000; :\0"
         status = await keeper.status()
         assert (status.phase, status.vmm_pid) == ("running", vmm.pid)
         await keeper.kill("test")
