@@ -146,7 +146,8 @@ WITH queued AS (
                     ROWS UNBOUNDED PRECEDING)
 ), turns AS (
     SELECT l.*, (l.cpus_then - l.cpus)::double precision / o.weight AS share,
-           row_number() OVER line > 1 AS later, first_value(l.turn_at) OVER line AS since, lag((l.cpus_then - l.cpus)::double precision / o.weight) OVER line AS before,
+           row_number() OVER line > 1 AS later, first_value(l.turn_at) OVER line AS since,
+           lag((l.cpus_then - l.cpus)::double precision / o.weight) OVER line AS before,
            coalesce(extract(epoch FROM statement_timestamp() - s.served_at) * o.weight, 'infinity') AS unserved,
            coalesce(l.alias_full OR l.machines_then > o.max_machines OR l.cpus_then > o.max_cpus, false) AS held_back
     FROM lines l JOIN orgs o USING (org_id)
