@@ -29,7 +29,7 @@ RETURNING job_id
 SELECT job_id, org_id, repo_id, source, forge_job_id, run_id, run_attempt, name, workflow_name, labels, priority, state,
        conclusion, runner_name, html_url, queued_at, started_at, completed_at, cause, learned_by, repaired_by
 FROM jobs
-WHERE (job_id = $1 OR forge_job_id = $1) AND ($2::bigint IS NULL OR org_id = $2)
+WHERE (job_id = $1 OR (source = 'github' AND forge_job_id = $1)) AND ($2::bigint IS NULL OR org_id = $2)
 ORDER BY (job_id = $1) DESC
 LIMIT 1
 

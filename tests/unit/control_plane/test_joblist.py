@@ -285,8 +285,9 @@ async def test_what_is_rare_is_found_in_a_long_history_without_reading_it(plane:
     await plane.sql(HISTORY)
     await plane.sql("SELECT brin_summarize_new_values('jobs_by_time')")  # as autovacuum does
     await plane.sql("ANALYZE")
-    text = load_queries("nimbus.control_plane", "queries", "jobs.sql")["list_jobs"]
-    read = {}
+    queries = load_queries("nimbus.control_plane", "queries", "jobs.sql")
+    text = queries["list_jobs"]
+    read = {"one job": await rows_read(plane, queries["find_job"], 1500, None)}
     for name, asked in RARE.items():
         few = 3 in asked and "completed" not in str(asked[3])
         args = [asked.get(number) for number in range(1, 12)]
