@@ -6,7 +6,7 @@ grants is leases.py's. `suits` says what the grant's statement says of a host's 
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -66,26 +66,27 @@ def suits(request: Request, offer: Offer) -> bool:
 
 def find_largest(offers: Iterable[Offer]) -> list[Offer]:
     """Pure: the offers that suit whatever any of all suits; hosts of one kind come down to one."""
-    kinds: dict[tuple[str, frozenset[str]], set[Offer]] = defaultdict(set)
+    most_disk: dict[tuple[object, ...], Offer] = {}  # nearly every host has a free disk of its own size
     for offer in offers:
-        kinds[offer.arch, offer.labels].add(offer)
-    return [offer for kind in kinds.values() for offer in _keep_largest(kind)]
-
-
-def _keep_largest(offers: set[Offer]) -> list[Offer]:
+        key = (offer.arch, offer.labels, offer.cpus, offer.mem_mib)
+        known = most_disk.get(key)
+        if known is None or _disk(known) < _disk(offer):
+            most_disk[key] = offer
     kept: list[Offer] = []
-    for offer in sorted(offers, key=_room, reverse=True):
+    for offer in sorted(most_disk.values(), key=lambda each: (each.cpus, each.mem_mib), reverse=True):
         if not any(_holds(larger, offer) for larger in kept):
             kept.append(offer)
     return kept
 
 
-def _room(offer: Offer) -> tuple[int, int, float]:
-    return offer.cpus, offer.mem_mib, float("inf") if offer.disk_mib is None else offer.disk_mib
+def _disk(offer: Offer) -> float:
+    return math.inf if offer.disk_mib is None else offer.disk_mib
 
 
 def _holds(larger: Offer, offer: Offer) -> bool:
-    return all(most >= room for most, room in zip(_room(larger), _room(offer), strict=True))
+    alike = (larger.arch, larger.labels) == (offer.arch, offer.labels)
+    room = larger.cpus >= offer.cpus and larger.mem_mib >= offer.mem_mib and _disk(larger) >= _disk(offer)
+    return alike and room
 
 
 def render_offers(offers: Iterable[Offer]) -> list[Json]:

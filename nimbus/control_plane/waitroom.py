@@ -23,9 +23,7 @@ from nimbus.control_plane.seats import Noted, Request, Seat, plan_offer, render_
 from nimbus.control_plane.services import MACHINES, Services
 from nimbus.model.errors import Unavailable
 from nimbus.runtime.postgres import Row, load_queries
-from nimbus.wire.fields import Fields
 from nimbus.wire.leaseapi import Grant, LeaseRequest, MachineKind
-from nimbus.wire.vmjson import parse_shape
 
 log = structlog.get_logger()
 
@@ -33,6 +31,7 @@ _SQL = load_queries("nimbus.control_plane", "queries", "waitroom.sql")
 LOOK_AGAIN_S = 0.1  # where another process was counting what capped orgs hold: it has committed by then
 NOTE_S = 60.0  # between two notes of what an agent offers that has not changed
 MOMENT_S = 0.01  # the least time between two looks: rings that come together are one
+LATER_S = 0.05  # than the end of an offer: another process may have made it just after we looked
 REST = 2  # and so many times as long as the last look took: with a long queue, looks leave the database its time
 
 
@@ -113,9 +112,10 @@ async def _look_on(services: Services) -> None:
             if not away:
                 log.warning("waitroom.postponed", reason=str(error))
             queued, away = False, True
-        # an offer of another process, too, may run out by then
-        next_s = began_s + (min(terms.patience_s, terms.look_s) if queued else terms.look_s)
-        await trio.sleep(max(MOMENT_S, REST * (trio.current_time() - began_s)))
+        ended_s = trio.current_time()
+        # by then an offer that was made meanwhile, here or elsewhere, has run out
+        next_s = ended_s + (min(terms.patience_s + LATER_S, terms.look_s) if queued else terms.look_s)
+        await trio.sleep(max(MOMENT_S, REST * (ended_s - began_s)))
 
 
 async def _attend(services: Services) -> bool:
@@ -154,16 +154,15 @@ async def _wake(services: Services, calls: Mapping[Request, Seat], returned: lis
 
 
 def _read(row: Row) -> Request:
-    shape = parse_shape(Fields(row["shape"], "stored shape"))
     anywhere = row["kind"] == MachineKind.COMMAND
     return Request(
         row["machine_id"],
         row["fence"],
         row["arch"],
         None if anywhere else frozenset(row["host_labels"]),
-        shape.cpus,
-        shape.mem_mib,
-        shape.disk_mib,
+        row["cpus"],
+        row["mem_mib"],
+        row["disk_mib"],
         row["overdue_s"],
     )
 

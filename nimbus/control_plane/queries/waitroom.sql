@@ -34,7 +34,8 @@ WITH RECURSIVE waiting AS MATERIALIZED (
     SELECT next.*
     FROM room
     CROSS JOIN LATERAL (
-        SELECT m.machine_id, m.fence, m.kind, m.arch, m.host_labels, m.shape,
+        SELECT m.machine_id, m.fence, m.kind, m.arch, m.host_labels, (m.shape->>'cpus')::integer AS cpus,
+               (m.shape->>'mem_mib')::integer AS mem_mib, coalesce((m.shape->>'disk_mib')::bigint, 0) AS disk_mib,
                extract(epoch FROM clock_timestamp() - f.until)::double precision AS overdue_s,
                row_number() OVER (ORDER BY f.until NULLS FIRST, m.turn_at, m.machine_id) AS place
         FROM machines m
