@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import uuid
 
 import click
 
@@ -30,8 +31,10 @@ def auth(agent_id: str, secret: str, ttl: int) -> None:
     """
     if not agent_id.isprintable() or not 0 < len(agent_id) <= 128 or any(letter.isspace() for letter in agent_id):
         raise click.BadParameter("1 to 128 printable characters without spaces are needed", param_hint="--agent-id")
+    identity = {"jti": str(uuid.uuid4())}  # by which it can be revoked
+    key = hmac_key(secret)
     token = render_token(
-        hmac_key(secret), subject=agent_id, audience=Audience.AGENT_ENROLMENT, now_s=time.time(), ttl_s=ttl
+        key, subject=agent_id, audience=Audience.AGENT_ENROLMENT, now_s=time.time(), ttl_s=ttl, claims=identity
     )
     click.echo(token)
 

@@ -125,6 +125,7 @@ def test_an_enrolment_token_is_minted_for_one_agent() -> None:
     claims = verify_token(said.out.strip(), [key], audience=Audience.AGENT_ENROLMENT, now_s=time.time())
 
     assert claims.subject == "agent-001"
+    assert len(str(claims.extra["jti"])) == 36  # what `nimbus admin token revoke` takes
     assert 3590 < claims.expires_at_s - time.time() <= 3600
 
 

@@ -12,6 +12,7 @@ import structlog
 
 from nimbus.runtime.telemetry import configure_logging, escape_text, mask_text
 
+CACHE_TOKEN = f"v1.{'k' * 16}.eyJzY29wZXMiOltdfQ.{'m' * 43}"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl"
 PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIGVy\n-----END PRIVATE KEY-----"
 
@@ -34,6 +35,7 @@ def out() -> Iterator[io.StringIO]:
         (f"Authorization: Bearer {JWT}", JWT),
         ("authorization: basic dXNlcjpodW50ZXIy", "dXNlcjpodW50ZXIy"),
         (f"see {JWT} there", JWT),
+        (f"see {CACHE_TOKEN} there", CACHE_TOKEN),
         ("https://x/blob?sig=abc%2Fdef&se=1", "abc%2Fdef"),
         ("GET /y?token=abcdef", "abcdef"),
         ("postgresql://me:hunter2@db/x", "hunter2"),
@@ -47,7 +49,9 @@ def test_what_looks_like_a_credential_is_masked(text: str, secret: str) -> None:
     assert "***" in mask_text(text)
 
 
-@pytest.mark.parametrize("text", ["a plain sentence", "tokens=many", "https://host/path?limit=5", "a.b.c"])
+@pytest.mark.parametrize(
+    "text", ["a plain sentence", "v1.2.3", "released v1.31.4.5", "tokens=many", "https://host/path?limit=5", "a.b.c"]
+)
 def test_ordinary_text_stays(text: str) -> None:
     assert mask_text(text) == text or text == "tokens=many"
 
