@@ -10,7 +10,7 @@ WITH listed AS MATERIALIZED (
     SELECT s.set_id, j.job_id, row_number() OVER (PARTITION BY s.set_id ORDER BY j.job_id) AS place
     FROM jobs j JOIN sets s USING (org_id, labels)
     WHERE j.repo_id IS NOT DISTINCT FROM s.repo_id AND j.source = 'github' AND j.state = 'queued' AND j.refusal IS NULL
-      AND (j.limited_until IS NULL OR j.limited_until <= statement_timestamp())
+      AND j.limited_until IS NULL
 ), runners AS MATERIALIZED (
     SELECT s.set_id, row_number() OVER (PARTITION BY s.set_id ORDER BY (m.state = 'queued'), m.machine_id) AS place, m.*
     FROM machines m JOIN sets s USING (org_id, labels)

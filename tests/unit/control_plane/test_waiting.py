@@ -216,6 +216,19 @@ async def test_a_job_of_a_hook_without_an_installation_asks_for_the_app(github: 
 
 
 @pytest.mark.services
+async def test_a_job_that_its_orgs_budget_keeps_says_so_and_leaves_the_machine_to_the_next(github: GithubPlane) -> None:
+    await offer(github, "nimbus")
+    await github.tell("queued", 1)
+    await github.tell("queued", 2)
+    await github.plane.sql("UPDATE jobs SET limited_until = now() + interval '1 hour' WHERE forge_job_id = 1")
+    await github.plane.sql("UPDATE machines SET state = 'cancelled' WHERE machine_id = 2")
+    kept, next_ = await waits(github)
+    assert kept is not None
+    assert kept.startswith("octo-org asks for more than 1000 jobs in 60 s: its turn comes at ")
+    assert next_ == "a free host: place 1 of 1 in the queue of octo-org"
+
+
+@pytest.mark.services
 async def test_a_command_of_our_api_says_what_it_waits_for_and_a_machine_of_another_org_does_not_show(
     github: GithubPlane,
 ) -> None:
