@@ -53,7 +53,7 @@ async def test_every_transition_of_a_machine_request_is_traced_with_who_told_it(
         ("cancel", "leased", "cancelled", 3, "first"),
     ]
     by = [event.told_by for event in events]
-    assert by == [None, "agent", "agent", "clock", "agent", "enrolment", "agent", None, "agent"]
+    assert by == [None, "agent", "agent", "clock", "agent", "enrolment", "agent", "user", "agent"]
     assert [event.at_ms for event in events] == sorted(event.at_ms for event in events)
     assert page == events[3:5]
     for event in events:
