@@ -12,6 +12,7 @@ import click
 from nimbus.cli.command import LazyGroup
 
 ADMIN_COMMANDS: dict[str, tuple[str, str]] = {
+    "migrate": ("nimbus.cli.migrate:migrate", "Bring the database's schema up to date."),
     "keys": ("nimbus.cli.keys:keys", "The keys that sign tokens: list, rotate, revoke."),
     "token": ("nimbus.cli.tokens:token", "Tokens of people and programs: mint, revoke."),
 }

@@ -1,13 +1,14 @@
 """Brings the control plane's schema up to date: numbered .sql files, each run once, in order, in one transaction.
 
-Never changes a file that has run (its digest is kept and compared). Called by `nimbus up`, by the control plane's
-start and by hand: `python -m nimbus.control_plane.migrate`.
+Never changes a file that has run (its digest is kept and compared), and never goes back. Called by `nimbus up`, by the
+control plane's start and by hand: `nimbus admin migrate`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -18,6 +19,7 @@ from nimbus.model.errors import Conflict, NimbusError
 from nimbus.runtime.postgres import Database, Transaction, open_database
 from nimbus.runtime.settings import read_settings
 
+LIMIT_S = 3600.0  # of all steps together, and of waiting for another process that applies them
 _LOCK = 0x6E696D62_75730001  # "nimbus", 1: so that two starts at once take turns
 _VERSIONS = """
 CREATE TABLE IF NOT EXISTS {table} (
@@ -52,8 +54,20 @@ def load_migrations(name: str = "migrations") -> tuple[Migration, ...]:
 
 
 async def migrate(database: Database) -> tuple[str, ...]:
-    """Apply what is missing; the names of what was applied."""
-    return await database.run(apply_migrations, load_migrations())
+    """Apply what is missing; the names of what was applied. Whoever comes second waits, and finds nothing to do."""
+    return await database.run_long(LIMIT_S, apply_migrations, load_migrations())
+
+
+async def find_missing(database: Database) -> tuple[str, ...]:
+    """The names of the steps that have not run yet; changes nothing. Conflict as `migrate` has it."""
+    return await database.run(_find_missing, load_migrations())
+
+
+async def _find_missing(transaction: Transaction, steps: tuple[Migration, ...]) -> tuple[str, ...]:
+    known: dict[int, str] = {}
+    if await transaction.fetchval("SELECT to_regclass('schema_versions')") is not None:
+        known = await _read_known(transaction, "schema_versions")
+    return tuple(step.name for step in _plan_missing(steps, known))
 
 
 async def apply_migrations(
@@ -62,20 +76,27 @@ async def apply_migrations(
     """The steps that have not run here yet, as part of the caller's transaction. `table` names those that have."""
     await transaction.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
     await transaction.execute(_VERSIONS.format(table=table))
+    missing = _plan_missing(steps, await _read_known(transaction, table))
+    for step in missing:
+        await transaction.execute(step.sql)
+        insert = f"INSERT INTO {table} (version, name, digest) VALUES ($1, $2, $3)"  # noqa: S608 - ours
+        await transaction.execute(insert, step.version, step.name, step.digest)
+    return tuple(step.name for step in missing)
+
+
+async def _read_known(transaction: Transaction, table: str) -> dict[int, str]:
     rows = await transaction.fetch(f"SELECT version, digest FROM {table} ORDER BY version")  # noqa: S608 - ours
-    known = {row["version"]: row["digest"] for row in rows}
+    return {row["version"]: row["digest"] for row in rows}
+
+
+def _plan_missing(steps: tuple[Migration, ...], known: Mapping[int, str]) -> list[Migration]:
+    """Pure: what is to be applied; Conflict where the database is newer, or ran what is not in our files any more."""
     if len(known) > len(steps):
         raise Conflict("the database is newer than this Nimbus: upgrade Nimbus, never the other way round")
-    applied = []
     for step in steps:
-        if step.version not in known:
-            await transaction.execute(step.sql)
-            insert = f"INSERT INTO {table} (version, name, digest) VALUES ($1, $2, $3)"  # noqa: S608 - ours
-            await transaction.execute(insert, step.version, step.name, step.digest)
-            applied.append(step.name)
-        elif known[step.version] != step.digest:
+        if known.get(step.version, step.digest) != step.digest:
             raise Conflict(f"{step.name} was changed after it had run here: write a new migration instead")
-    return tuple(applied)
+    return [step for step in steps if step.version not in known]
 
 
 async def _run() -> int:

@@ -34,7 +34,7 @@ ForeignKeyViolation = asyncpg.ForeignKeyViolationError
 TRANSACTION_S = 15.0  # from begin to commit; ours take milliseconds, so this is a database in trouble
 CONNECT_S = 5.0
 CLOSE_S = 5.0
-ATTEMPTS = 5  # of a transaction that lost a deadlock or a serialisation conflict
+ATTEMPTS = 5  # of a transaction that lost a deadlock, a serialisation conflict or its prepared statements
 _AWAY = (
     OSError,
     TimeoutError,
@@ -46,7 +46,13 @@ _AWAY = (
     asyncpg.QueryCanceledError,
     asyncpg.ReadOnlySQLTransactionError,  # a replica that is not promoted yet
 )
-_AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_AGAIN = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    # a newer Nimbus migrated the database under us: what we had prepared is prepared anew
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
 _QUERY_HEADING = re.compile(r"^-- name: ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
 
 
@@ -89,6 +95,24 @@ class Database:
         async with self._slots:
             with trio.move_on_after(TRANSACTION_S, shield=True):
                 return await self.bridge.call(partial(self._transact, _begin, function, *args, **kwargs))
+        raise Unavailable("the database took too long")
+
+    async def run_long(
+        self,
+        limit_s: float,
+        function: Callable[Concatenate[Transaction, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """The same with a limit of its own, for what no request waits for: a migration of a large database."""
+
+        async def in_time(transaction: Transaction) -> T:
+            await transaction.execute(f"SET LOCAL statement_timeout = {round(limit_s * 1000)}")
+            return await function(transaction, *args, **kwargs)
+
+        async with self._slots:
+            with trio.move_on_after(limit_s, shield=True):
+                return await self.bridge.call(partial(self._transact, _begin, in_time))
         raise Unavailable("the database took too long")
 
     async def fetch(self, sql: str, *args: object) -> Sequence[Row]:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import trio
 
-from nimbus.control_plane.migrate import apply_migrations, load_migrations, migrate
+from nimbus.control_plane.migrate import (
+    LIMIT_S,
+    Migration,
+    apply_migrations,
+    find_missing,
+    load_migrations,
+    migrate,
+)
 from nimbus.model.errors import Conflict
 from nimbus.runtime.postgres import Transaction, open_database
 
@@ -57,7 +69,7 @@ _FUNCTIONS = "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public':
 _TRIGGERS = "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"
 
 
-async def _describe(transaction: Transaction) -> list[list[tuple[object, ...]]]:
+async def describe_schema(transaction: Transaction) -> list[list[tuple[object, ...]]]:
     queries = (_COLUMNS, _CONSTRAINTS, _INDEXES, _FUNCTIONS, _TRIGGERS)
     return [[tuple(row.values()) for row in await transaction.fetch(query)] for query in queries]
 
@@ -90,9 +102,63 @@ async def test_an_upgraded_database_ends_in_the_schema_of_a_fresh_one_and_keeps_
     async with open_database(empty_database_dsn, pool_size=1) as old, open_database(database_dsn, pool_size=1) as fresh:
         await old.run(_install_first)
         applied = await migrate(old)
-        upgraded, expected = await old.run(_describe), await fresh.run(_describe)
+        upgraded, expected = await old.run(describe_schema), await fresh.run(describe_schema)
         failures = await old.run(_failures)
 
     assert applied == tuple(step.name for step in load_migrations()[1:])
     assert upgraded == expected
     assert failures == [2, 2, 0]
+
+
+async def test_a_database_that_is_newer_than_nimbus_is_refused_with_words_and_left_as_it_is(database_dsn: str) -> None:
+    async with open_database(database_dsn, pool_size=1) as database:
+        before = await database.run(describe_schema)
+        with pytest.raises(Conflict, match="newer than this Nimbus"):
+            await database.run(apply_migrations, load_migrations()[:-1])
+        after = await database.run(describe_schema)
+
+    assert after == before
+
+
+async def test_what_is_missing_is_told_without_changing_anything(empty_database_dsn: str) -> None:
+    names = tuple(step.name for step in load_migrations())
+
+    async with open_database(empty_database_dsn, pool_size=1) as database:
+        fresh = await find_missing(database)
+        tables = await database.run(describe_schema)
+        await database.run(apply_migrations, load_migrations()[:2])
+        half = await find_missing(database)
+        await migrate(database)
+        done = await find_missing(database)
+
+    assert (fresh, half, done) == (names, names[2:], ())
+    assert tables[0] == []
+
+
+async def test_a_step_may_take_longer_than_any_request(empty_database_dsn: str) -> None:
+    async def kept(transaction: Transaction) -> str:
+        return str(await transaction.fetchval("SELECT limit_was FROM seen"))
+
+    step = Migration(
+        1, "0001_seen.sql", "CREATE TABLE seen AS SELECT current_setting('statement_timeout') AS limit_was"
+    )
+    async with open_database(empty_database_dsn, pool_size=1) as database:
+        await database.run_long(LIMIT_S, apply_migrations, (step,))
+        told = await database.run(kept)
+
+    assert told == "1h"
+
+
+def test_the_command_applies_what_is_missing_and_says_what(empty_database_dsn: str) -> None:
+    def ask(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "nimbus", "admin", "migrate", *words]
+        env = {**os.environ, "NIMBUS_DATABASE_URL": empty_database_dsn}
+        return subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+
+    names = [step.name for step in load_migrations()]
+    missing, applied, again, nothing = ask("--check", "--json"), ask("--json"), ask("--check"), ask()
+
+    assert (missing.returncode, json.loads(missing.stdout)) == (1, {"missing": names})
+    assert (applied.returncode, json.loads(applied.stdout)) == (0, {"applied": names})
+    assert (again.returncode, again.stdout) == (0, "nothing to do\n")
+    assert (nothing.returncode, nothing.stdout) == (0, "nothing to do\n")

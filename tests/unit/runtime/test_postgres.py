@@ -124,6 +124,23 @@ async def test_a_server_that_drops_its_connections_is_unavailable_and_then_back(
     assert left == []
 
 
+async def test_a_table_that_gets_a_column_while_we_work_on_it_is_read_on(empty_database_dsn: str) -> None:
+    async def read(transaction: Transaction) -> list[str]:
+        return [row["note"] for row in await transaction.fetch("SELECT * FROM notes")]
+
+    async def change(transaction: Transaction) -> None:
+        await transaction.execute("ALTER TABLE notes ADD COLUMN more text")
+
+    async with open_database(empty_database_dsn, 1) as ours, open_database(empty_database_dsn, 1) as newer:
+        await ours.run(_create)
+        await ours.run(_insert, "x")
+        before = await ours.run(read)
+        await newer.run(change)
+        after = await ours.run(read)
+
+    assert before == after == ["x"]
+
+
 async def test_a_database_that_is_not_there_is_unavailable_without_its_password() -> None:
     with pytest.raises(Unavailable) as caught:
         async with open_database("postgresql://me:hunter2@127.0.0.1:1/none"):

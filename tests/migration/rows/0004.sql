@@ -1,0 +1,1 @@
+UPDATE machines SET answered = false WHERE machine_id = 5;
