@@ -176,13 +176,20 @@ async def open_plane(
             open_services(
                 dsn, redis_url, terms=terms, rules=rules, hosts=hosts, prefix=prefix, without_redis=without_redis
             ) as services,
-            trio.open_nursery() as nursery,
+            serve_plane(services, trusted_proxies) as plane,
         ):
-            app = build_control_plane(services, parse_networks(trusted_proxies))
-            nursery.start_soon(run_waitroom, services)
-            binds = await nursery.start(serve_app, app, ["127.0.0.1:0"], services.stopping)
-            async with open_http(binds[0]) as http:
-                hold(http, app)
-                yield Plane(services, http, binds[0])
-            services.stopping.set()
-            nursery.cancel_scope.cancel()
+            yield plane
+
+
+@asynccontextmanager
+async def serve_plane(services: Services, trusted_proxies: str = "") -> AsyncIterator[Plane]:
+    """The routes on services that the test has opened, and perhaps changed."""
+    async with trio.open_nursery() as nursery:
+        app = build_control_plane(services, parse_networks(trusted_proxies))
+        nursery.start_soon(run_waitroom, services)
+        binds = await nursery.start(serve_app, app, ["127.0.0.1:0"], services.stopping)
+        async with open_http(binds[0]) as http:
+            hold(http, app)
+            yield Plane(services, http, binds[0])
+        services.stopping.set()
+        nursery.cancel_scope.cancel()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import trio
 
 from nimbus.control_plane.keys.ring import Purpose
 from nimbus.control_plane.keys.shared import list_shared_keys
@@ -13,11 +17,30 @@ from nimbus.runtime.settings import SharedSecret
 from nimbus.wire.cachetokens import derive_cache_key
 from nimbus.wire.tokens import Audience, hmac_key, parse_jwks, render_token
 from tests.unit.control_plane.keychains import let_pass
-from tests.unit.control_plane.plane import ADMIN_SECRET, AGENT_SECRET, CACHE_SECRET, Plane, bearer, open_plane
+from tests.unit.control_plane.plane import (
+    ADMIN_SECRET,
+    AGENT_SECRET,
+    CACHE_SECRET,
+    Plane,
+    bearer,
+    open_plane,
+    open_services,
+    serve_plane,
+)
 
 pytestmark = pytest.mark.services
 JWKS = "/.well-known/jwks.json"
 ROUTES = (("GET", "/api/admin/keys"), ("POST", "/api/admin/keys/rotate"), ("POST", "/api/admin/keys/revoke"))
+
+
+@asynccontextmanager
+async def open_with(dsn: str, redis_url: str, **policy: Any) -> AsyncIterator[Plane]:
+    """A control plane that lets others in than usual."""
+    with trio.fail_after(60):
+        async with open_services(dsn, redis_url) as services:
+            changed = replace(services, access=replace(services.access, **policy))
+            async with serve_plane(changed) as plane:
+                yield plane
 
 
 async def test_the_key_set_holds_six_fields_of_each_public_key_and_nothing_else(
@@ -71,10 +94,7 @@ async def test_only_an_operator_reaches_the_keys(database_dsn: str, redis_url: s
 
 
 async def test_a_subject_that_is_not_allowed_does_not_reach_the_keys(database_dsn: str, redis_url: str) -> None:
-    async with open_plane(database_dsn, redis_url) as plane:
-        object.__setattr__(
-            plane.services, "access", replace(plane.services.access, allowed_subjects=frozenset({"somebody"}))
-        )
+    async with open_with(database_dsn, redis_url, allowed_subjects=frozenset({"somebody"})) as plane:
         for method, path in ROUTES:
             reply = await plane.http.request(method, path, headers=plane.admin())
             assert reply.status_code == 403
@@ -86,10 +106,7 @@ async def test_the_list_says_what_each_key_is_and_shows_none(database_dsn: str, 
         SharedSecret("NIMBUS_AGENT_TOKEN_SECRET", AGENT_SECRET, previous="p" * 40),
         SharedSecret("NIMBUS_CACHE_SHARED_SECRET", CACHE_SECRET),
     ]
-    async with open_plane(database_dsn, redis_url) as plane:
-        object.__setattr__(
-            plane.services, "access", replace(plane.services.access, shared_keys=list_shared_keys(secrets))
-        )
+    async with open_with(database_dsn, redis_url, shared_keys=list_shared_keys(secrets)) as plane:
         await plane.http.post("/api/admin/keys/rotate", json={"family": "machine"}, headers=plane.admin())
         reply = await plane.http.get("/api/admin/keys", headers=plane.admin())
         listed = [(key["family"], key["role"], key["source"]) for key in reply.json()["keys"]]
@@ -163,9 +180,7 @@ async def test_every_accepted_secret_opens_and_the_first_one_signs(database_dsn:
 
     coming, gone, strange = ("n" * 40, "p" * 40, "s" * 40)
     keys = tuple(map(hmac_key, (ADMIN_SECRET, coming, gone)))
-    async with open_plane(database_dsn, redis_url) as plane:
-        object.__setattr__(plane.services.access, "admin_keys", keys)
-        object.__setattr__(plane.services.access, "enrolment_keys", keys)
+    async with open_with(database_dsn, redis_url, admin_keys=keys, enrolment_keys=keys) as plane:
         asked = {"version": "0.1.0", "boot_id": "b", "cpus": 8, "mem_mib": 8192}
         for secret, wanted in ((ADMIN_SECRET, 200), (coming, 200), (gone, 200), (strange, 401)):
             admin = await plane.http.get("/api/status", headers=token(secret, Audience.ADMIN))
