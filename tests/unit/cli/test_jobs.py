@@ -19,6 +19,7 @@ from nimbus.cli.jobs import render_submission
 from nimbus.cli.plane import parse_mib
 from nimbus.model.errors import Refused
 from nimbus.wire.tokens import Audience, hmac_key, render_token, verify_token
+from tests.services import RedisServer
 from tests.unit.control_plane.plane import ADMIN_SECRET, Plane, open_plane
 
 ROOT = Path(__file__).parents[3]
@@ -76,6 +77,22 @@ async def test_a_submitted_job_is_waited_for_and_its_exit_status_is_ours(databas
     assert "failure" in listed.out
     assert json.loads(shown.out)["machines"][0]["exit_code"] == 7
     assert "agent-1" in status.out
+
+
+@pytest.mark.services
+async def test_the_status_says_that_hosts_are_not_woken_while_redis_is_away(
+    database_dsn: str, redis_server: RedisServer
+) -> None:
+    async with open_plane(database_dsn, redis_server.url) as plane:
+        await plane.services.bell.wait_connected()
+        there = await jobs(plane, "status")
+        await trio.to_thread.run_sync(redis_server.stop)
+        while plane.services.bell.connected:  # noqa: ASYNC110 - nobody tells it
+            await trio.sleep(0.01)
+        away = await jobs(plane, "status")
+
+    assert "Redis" not in there.out
+    assert "Redis is away" in away.out
 
 
 @pytest.mark.services
