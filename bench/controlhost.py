@@ -1,6 +1,6 @@
 """What the control plane's benches measure: PostgreSQL that flushes each commit, Redis, and some control planes.
 
-Everything is started for this run on free ports and stopped with it. Called by controlwait.py.
+Everything is started for this run on free ports and stopped with it. Called by control.py and controlwait.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,10 +43,11 @@ class PlaneProcess:
 
 @dataclass(frozen=True)
 class ControlHost:
-    """The processes of a run."""
+    """The processes of a run. `environment`: the first control plane's."""
 
     planes: tuple[PlaneProcess, ...]
     dsn: str = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
 
 
 @asynccontextmanager
@@ -59,16 +60,21 @@ async def open_control_host(folder: Path, planes: int) -> AsyncIterator[ControlH
         running.callback(os.close, cluster.folder_fd)
         await start_service(running, postgres.plan_server(cluster, ports["postgres"]), folder)
         await start_service(running, redis.plan_server(ports["redis"], PASSWORD), folder)
-        environment = {"NIMBUS_DATABASE_URL": dsn, "PATH": os.environ["PATH"]}
-        migrate = [sys.executable, "-m", "nimbus.control_plane.migrate"]
-        await trio.run_process(migrate, env=environment, stdout=subprocess.DEVNULL)
+        await migrate(dsn)
         redis_url, app_key = redis.render_url(PASSWORD, ports["redis"]), ensure_app_key(folder)
         started = []
-        for number in range(planes):
-            port = free_port()
-            service = _plan_plane(f"plane-{number}", port, dsn, redis_url, app_key)
+        at = [free_port() for _ in range(planes)]
+        planned = [_plan_plane(f"plane-{number}", port, dsn, redis_url, app_key) for number, port in enumerate(at)]
+        for service, port in zip(planned, at, strict=True):
             started.append(PlaneProcess(port, await start_service(running, service, folder)))
-        yield ControlHost(tuple(started), dsn)
+        yield ControlHost(tuple(started), dsn, planned[0].env)
+
+
+async def migrate(dsn: str) -> None:
+    """Give this database the control plane's schema."""
+    environment = {"NIMBUS_DATABASE_URL": dsn, "PATH": os.environ["PATH"]}
+    argv = [sys.executable, "-m", "nimbus.control_plane.migrate"]
+    await trio.run_process(argv, env=environment, stdout=subprocess.DEVNULL)
 
 
 def _plan_plane(name: str, port: int, dsn: str, redis_url: str, app_key: str) -> Service:

@@ -1,14 +1,17 @@
 """`python -m bench.controlwait`: what agents cost that wait, and how soon one of them has what was queued.
 
-Each agent is a connection of its own that asks for work and waits for 20 s, as host_agent/poller.py does; the client
-beside it does as little as can be. `measure_idle` gives the control plane's share of a core while nothing is queued,
-`measure_wakes` the time from the answer to a submission until the answer to the one poll that it woke, over all
-control planes. Both work on what is running already, so that another bench may open it.
+Each agent is a connection of its own that asks for work and waits for 20 s, as host_agent/poller.py does, and a
+heartbeat every 15 s over a connection made for it, as host_agent/heartbeat.py sends it; the client beside it does as
+little as can be. `measure_idle` gives the control plane's share of a core while nothing is queued, `measure_wakes` the
+time from the answer to a submission until the answer to the one poll that it woke, over all control planes, and
+`measure_passes` the same where the one that was woken first leases nothing. All work on what is running already, so
+that another bench may open it. control.py does.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import tempfile
@@ -19,16 +22,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.controlhost import PlaneProcess, mint_admin, mint_enrolment, open_control_host
 from bench.frame import percentile
+from nimbus import __version__
+from nimbus.runtime.http import open_http
+from nimbus.runtime.postgres import open_database
 
-AGENTS, WAIT_S = 1000, 20.0
+AGENTS, WAIT_S, BEAT_S = 1000, 20.0, 15.0
 IDLE_S = 60.0  # each agent asks three times
 WAKES = 200
 SETTLE_S = WAIT_S + 5.0  # by then each has asked once, and the first ones again: they come spread over time
+PASSES = 10
+PATIENCE_S = 1.0  # LeaseTerms.patience_s: nothing here sets another
+PAUSE_S = 0.05  # an agent ends what it had and waits again: a quiet moment between two requests
 ENROL_AT_ONCE = 8
 CHUNK = 65536
+_OFFER = "INSERT INTO offers VALUES ($1, 0, clock_timestamp() + make_interval(secs => $2::double precision))"
+_COUNTED = {
+    "nimbus_control_plane_queue_looks": "looks",
+    "nimbus_control_plane_agents_woken": "woken",
+    "nimbus_control_plane_leases_granted": "granted",
+}
 
 
 class Line:
@@ -85,6 +101,7 @@ class Idle:
     seconds: float
     cpu_share: float  # of one core
     polls_per_s: float
+    beats_per_s: float
 
 
 @dataclass
@@ -92,6 +109,7 @@ class Crowd:
     """Agents that wait, and what they were granted when."""
 
     polls: int = 0
+    beats: int = 0
     granted: dict[int, list[float]] = field(default_factory=dict)  # by machine
     _news: trio.Event = field(default_factory=trio.Event)
 
@@ -138,8 +156,24 @@ async def run_agent(port: int, token: str, crowd: Crowd, first_after_s: float) -
                 await line.post(f"/api/machines/{grant['machine_id']}/finish", ended, 200)
 
 
+async def run_heart(port: int, token: str, crowd: Crowd, first_after_s: float) -> None:
+    """Tell of an idle host again and again, until cancelled."""
+    await trio.sleep(first_after_s)
+    room = {"cpus": 8, "mem_mib": 16384, "slots": 8, "disk_mib": 200_000}
+    told: dict[str, object] = {
+        "version": __version__, "boot_id": "bench", "start": 1, "doing": "working", "vmm": "qemu", "arch": "x64",
+        "labels": ["nimbus"], "total": room, "free": room, "pool": {}, "records": [],
+    }  # fmt: skip
+    for beat in itertools.count(1):
+        began_s = trio.current_time()
+        async with open_line(port, token) as line:
+            await line.post("/api/agents/heartbeat", told | {"beat": beat}, 200)
+        crowd.beats += 1
+        await trio.sleep_until(began_s + BEAT_S)
+
+
 @asynccontextmanager
-async def open_crowd(planes: Sequence[PlaneProcess], agents: int) -> AsyncIterator[Crowd]:
+async def open_crowd(planes: Sequence[PlaneProcess], agents: int, settle_s: float = SETTLE_S) -> AsyncIterator[Crowd]:
     """So many agents that wait at these planes in turn, each of which has asked once by now."""
     names = [f"bench-{number}" for number in range(agents)]
     tokens = await enrol(planes[0].port, names)
@@ -147,33 +181,76 @@ async def open_crowd(planes: Sequence[PlaneProcess], agents: int) -> AsyncIterat
     async with trio.open_nursery() as nursery:
         for number, name in enumerate(names):
             plane = planes[number % len(planes)]
-            nursery.start_soon(run_agent, plane.port, tokens[name], crowd, number / agents * WAIT_S)
-        await trio.sleep(SETTLE_S)
+            spread = min(1.0, settle_s / SETTLE_S) * number / agents
+            nursery.start_soon(run_agent, plane.port, tokens[name], crowd, spread * WAIT_S)
+            nursery.start_soon(run_heart, plane.port, tokens[name], crowd, spread * BEAT_S)
+        await trio.sleep(settle_s)
         yield crowd
         nursery.cancel_scope.cancel()
 
 
 async def measure_idle(plane: PlaneProcess, crowd: Crowd, agents: int, seconds: float = IDLE_S) -> Idle:
     """The plane's share of one core while its crowd waits."""
-    began_s, cpu_s, polls = time.monotonic(), plane.cpu_s(), crowd.polls
+    began_s, cpu_s, polls, beats = time.monotonic(), plane.cpu_s(), crowd.polls, crowd.beats
     await trio.sleep(seconds)
     spent_s = time.monotonic() - began_s
-    return Idle(agents, spent_s, (plane.cpu_s() - cpu_s) / spent_s, (crowd.polls - polls) / spent_s)
+    share = (plane.cpu_s() - cpu_s) / spent_s
+    return Idle(agents, spent_s, share, (crowd.polls - polls) / spent_s, (crowd.beats - beats) / spent_s)
 
 
 async def measure_wakes(planes: Sequence[PlaneProcess], crowd: Crowd, count: int = WAKES) -> list[float]:
     """Milliseconds from the answer to each submission, at these planes in turn, to the answer of the poll it woke."""
     taken_ms = []
-    admin = mint_admin()
     for number in range(count):
-        plane = planes[number % len(planes)]
-        async with open_line(plane.port, admin) as line:
-            _, answer = await line.post("/api/jobs", {"argv": ["true"]}, 201)
-        answered_s = time.monotonic()
-        granted_s = await crowd.wait_granted(json.loads(answer)["machine_id"])
-        taken_ms.append(max(0.0, (granted_s - answered_s) * 1000))
-        await trio.sleep(0.05)  # the agent ends it and waits again: a quiet moment between two requests
+        _, wait_ms = await _submit(planes[number % len(planes)], crowd)
+        taken_ms.append(wait_ms)
+        await trio.sleep(PAUSE_S)
     return taken_ms
+
+
+async def measure_passes(
+    planes: Sequence[PlaneProcess], dsn: str, crowd: Crowd, count: int = PASSES, patience_s: float = PATIENCE_S
+) -> list[float]:
+    """Milliseconds as of `measure_wakes`, where each request has been offered to an agent that never leases it.
+
+    A look for work is made by the control plane for its agent: one that dies meanwhile, and all of its agents with it,
+    is the one whose agent leases nothing. What it leaves is an offer, so that is what is written here, ahead.
+    """
+    taken_ms = []
+    async with open_database(dsn, 1) as database:
+        machine_id, _ = await _submit(planes[0], crowd)
+        for number in range(count):
+            await trio.sleep(PAUSE_S)
+            await database.fetch(_OFFER, machine_id + 1, patience_s)
+            last = machine_id
+            machine_id, wait_ms = await _submit(planes[number % len(planes)], crowd)
+            if machine_id != last + 1:
+                raise RuntimeError(f"machine {machine_id} was not the one after {last}: somebody else submits")
+            taken_ms.append(wait_ms)
+    return taken_ms
+
+
+async def _submit(plane: PlaneProcess, crowd: Crowd) -> tuple[int, float]:
+    """The machine, and the milliseconds until somebody had it."""
+    async with open_line(plane.port, mint_admin()) as line:
+        _, answer = await line.post("/api/jobs", {"argv": ["true"]}, 201)
+    answered_s = time.monotonic()
+    machine_id: int = json.loads(answer)["machine_id"]
+    granted_s = await crowd.wait_granted(machine_id)
+    return machine_id, max(0.0, (granted_s - answered_s) * 1000)
+
+
+async def read_counters(planes: Sequence[PlaneProcess]) -> dict[str, float]:
+    """How often all of these control planes looked, woke and granted."""
+    sums = dict.fromkeys(("looks", "woken", "granted"), 0.0)
+    for plane in planes:
+        async with open_http(f"http://127.0.0.1:{plane.port}") as http:
+            text = (await http.get("/metrics")).text
+        for family in text_string_to_metric_families(text):
+            if family.name in _COUNTED:
+                counted = (s.value for s in family.samples if not s.name.endswith("_created"))
+                sums[_COUNTED[family.name]] += sum(counted)
+    return sums
 
 
 async def _run(folder: Path, agents: int, seconds: float, wakes: int) -> None:
@@ -184,6 +261,7 @@ async def _run(folder: Path, agents: int, seconds: float, wakes: int) -> None:
             taken_ms = await measure_wakes(host.planes, crowd, wakes)
             print({f"p{percent}_ms": round(percentile(taken_ms, percent), 2) for percent in (50, 95, 99, 100)})
             print({"granted more than once": sum(len(times) > 1 for times in crowd.granted.values())})
+            print({"passed on, ms": [round(ms) for ms in await measure_passes(host.planes, host.dsn, crowd)]})
 
 
 def main() -> None:
