@@ -10,6 +10,7 @@ import trio
 
 from nimbus.cli.orgs import render_limits, render_machine, render_org, row
 from nimbus.cli.tables import render_table
+from nimbus.control_plane.admission import admit_due
 from nimbus.model.errors import Refused
 from tests.unit.cli.test_jobs import Said, nimbus_cli
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
@@ -48,6 +49,7 @@ async def test_an_operator_limits_an_org_and_gives_it_a_label(database_dsn: str,
         assert (limited.status, limited.out) == (0, told)
         told = (await orgs(github, "label", "set", "octo-org", "nimbus-big", "--cpus", "2", "--memory", "4G")).out
         assert told == "runs-on: nimbus-big is 2 CPUs, 4096 MiB of memory, 2048 MiB of disk, x64\n"
+        await admit_due(github.plane.services, github.forge.demand)
         assert await github.states() == ["queued"]
         shown = json.loads((await orgs(github, "show", "octo-org", "--json")).out)
         assert (shown["max_machines"], [each["label"] for each in shown["labels"]]) == (3, ["nimbus-big"])
