@@ -26,6 +26,7 @@ from nimbus.control_plane.demand import (
     rejudge_org,
     waiting_orgs,
 )
+from nimbus.control_plane.rounds import begin_round
 from nimbus.control_plane.services import ADMISSION, MACHINES, RUNNERS, Services
 from nimbus.model.errors import Unavailable
 from nimbus.runtime.postgres import Row, Transaction, load_queries
@@ -36,6 +37,7 @@ _SQL = load_queries("nimbus.control_plane", "queries", "admission.sql")
 
 ADMITTED_AT_ONCE = 100  # in one transaction
 PACE_S = 0.2  # between two rounds while jobs pour in: one over 5,000 kept ones takes 30 ms
+ROUND = "demand"
 SETTLE_S = 2.0
 
 
@@ -181,7 +183,8 @@ async def sweep_demand(services: Services, rules: DemandRules) -> None:
     """Meet demand until cancelled; a database that is away is tried again, anything else is a bug and escapes."""
     while True:
         try:
-            await meet_demand(services, rules)
+            if await services.database.run(begin_round, ROUND, rules.sweep_s):
+                await meet_demand(services, rules)
         except Unavailable as error:
             log.warning("demand.postponed", reason=str(error))
         await trio.sleep(rules.sweep_s)

@@ -19,6 +19,7 @@ from nimbus.control_plane.admission import announce
 from nimbus.control_plane.demand import DemandRules, Recorded, find_foreign, record_event
 from nimbus.control_plane.installation_events import take_installation
 from nimbus.control_plane.intake import SETTLED, DeliveryState
+from nimbus.control_plane.rounds import begin_round
 from nimbus.control_plane.services import DELIVERIES, Services
 from nimbus.control_plane.webhooks import INSTALLATIONS, WORKFLOW_JOB
 from nimbus.model.errors import Refused, Unavailable
@@ -37,6 +38,7 @@ TAKEN_BODY_BYTES = 256 * 1024  # a larger body is read when its turn comes
 MAX_ATTEMPTS = 10
 RELEASE_S = 2.0
 FORGET_BATCH = 500
+ROUND = "inbox"
 FAILED_KEPT_S = 30 * 86400.0  # what was given up is worth a look for longer
 
 
@@ -243,7 +245,8 @@ async def sweep_inbox(services: Services, rules: InboxRules) -> None:
     """Give up what killed each process that tried it, and forget what is old, until cancelled."""
     while True:
         try:
-            await forget_deliveries(services, rules)
+            if await services.database.run(begin_round, ROUND, rules.sweep_s):
+                await forget_deliveries(services, rules)
         except Unavailable as error:
             log.warning("inbox.sweep_postponed", reason=str(error))
         await trio.sleep(rules.sweep_s)

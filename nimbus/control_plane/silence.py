@@ -14,8 +14,9 @@ import trio
 from nimbus.control_plane.agents import judge_version
 from nimbus.control_plane.endings import Teller, describe_held, end_lease
 from nimbus.control_plane.outcome import judge_silence
+from nimbus.control_plane.rounds import begin_round
 from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
-from nimbus.control_plane.watch import Watched, tell, warn_if_blind, watch_database
+from nimbus.control_plane.watch import Watched, may_grant, tell, warn_if_blind, watch_database
 from nimbus.model.errors import Unavailable
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.runtime.postgres import Row, Transaction, load_queries
@@ -25,19 +26,25 @@ log = structlog.get_logger()
 _SQL = load_queries("nimbus.control_plane", "queries", "endings.sql")
 _AGENTS = load_queries("nimbus.control_plane", "queries", "agents.sql")
 
+ROUND = "leases"
 Ended = list[tuple[int, MachineState]]
 
 
-async def expire_leases(services: Services) -> int:
-    """End the leases whose holder fell silent, unless granting pauses; how many."""
-    watched, ended = await services.database.run(_expire, services.lease_terms)
+async def expire_leases(services: Services, every_s: float = 0.0) -> int:
+    """End the leases whose holder fell silent, unless granting pauses; how many.
+
+    None where another process is at it, or did it within `every_s`.
+    """
+    watched, ended = await services.database.run(_expire, services.lease_terms, every_s)
     services.metrics.grants_paused.set(watched.paused)
     tell(watched, services.lease_terms.policy.ttl_s)
     await _after_silence(services, ended, "lease.expired")
     return len(ended)
 
 
-async def _expire(transaction: Transaction, terms: LeaseTerms) -> tuple[Watched, Ended]:
+async def _expire(transaction: Transaction, terms: LeaseTerms, every_s: float) -> tuple[Watched, Ended]:
+    if not await begin_round(transaction, ROUND, every_s):
+        return Watched(paused=not await may_grant(transaction, terms.watch)), []
     watched = await watch_database(transaction, terms.watch)
     if watched.paused:
         return watched, []
@@ -104,13 +111,13 @@ async def _after_silence(services: Services, ended: Ended, event: str) -> None:
 
 async def sweep_leases(services: Services) -> None:
     """Expire leases until cancelled; a database that is away is tried again, anything else is a bug and escapes."""
-    warned = False
+    every_s = 0.0  # each process looks at the database's clock once at its start, as one of this host
     while True:
         try:
-            if not warned:
+            if not every_s:
                 await services.database.run(warn_if_blind)
-                warned = True
-            await expire_leases(services)
+            await expire_leases(services, every_s)
+            every_s = services.lease_terms.sweep_s
         except Unavailable as error:
             log.warning("sweep.postponed", reason=str(error))
         await trio.sleep(services.lease_terms.sweep_s)
