@@ -17,7 +17,7 @@ ROUNDS ?=
 AT_ONCE ?=
 LINTED := nimbus tests bench native docs
 
-.PHONY: help setup setup-run build check format test test-pythons test-controllers test-storms fuzz-api demo up run soak-run faults model storm storm-qemu lock clean
+.PHONY: help setup setup-run build check format test test-pythons test-controllers test-storms test-control-storm fuzz-api demo up run soak-run faults model storm storm-qemu lock clean
 
 help: ## show this list
 	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
@@ -63,6 +63,9 @@ test-controllers: ## the host's tests as root in a Debian guest that has every c
 
 test-storms: build ## 500 jobs of three organisations through each of GitHub's four bad days (some ten minutes)
 	@NIMBUS_TEST_STORM_JOBS=500 $(BIN)/pytest tests/acceptance/test_github_storm.py -rP $(ARGS)
+
+test-control-storm: build ## 500 jobs while control planes and Redis are killed; 5,000 of one org beside another's one
+	@$(BIN)/pytest tests/acceptance/test_control_storm.py tests/acceptance/test_flood.py -rP $(ARGS)
 
 fuzz-api: setup ## call all that the API's document describes, rightly and wrongly (FUZZ_SECONDS=600 is the default)
 	@$(BIN)/python -m tests.acceptance.apifuzz --seconds $(or $(FUZZ_SECONDS),600) $(ARGS)
