@@ -160,4 +160,5 @@ SELECT t.machine_id, t.org_id, t.place, t.length,
        t.held_back, r.agent_id AS reserved_for
 FROM turns t
 LEFT JOIN agents r ON r.agent_id = t.reserved_for AND r.wanted = 'working' AND r.barred IS NULL
-                  AND r.last_seen > statement_timestamp() - interval '2 minutes';
+                  AND r.last_seen > statement_timestamp() - interval '2 minutes'
+                  AND (r.doing IS NULL OR r.doing NOT IN ('draining', 'drained', 'leaving'));

@@ -31,11 +31,12 @@ WITH RECURSIVE asker AS MATERIALIZED (
            o.max_machines IS NOT NULL OR o.max_cpus IS NOT NULL AS capped
     FROM queues q JOIN orgs o USING (org_id)
 ), reservations AS MATERIALIZED (
-    -- Those that stand: of a silent, cordoned or barred host none does.
+    -- Those that stand: of a silent, cordoned or barred host none does, nor of one that asks for no more work.
     SELECT m.machine_id, m.org_id, m.reserved_for
     FROM machines m JOIN agents a ON a.agent_id = m.reserved_for
     WHERE m.state = 'queued' AND m.reserved_for IS NOT NULL AND m.arch = $7 AND NOT m.cancel_requested
       AND a.wanted = 'working' AND a.barred IS NULL AND a.last_seen > statement_timestamp() - interval '2 minutes'
+      AND (a.doing IS NULL OR a.doing NOT IN ('draining', 'drained', 'leaving'))
 ), mine AS MATERIALIZED (
     -- One host of an architecture makes room at a time: of two that began at once the older wish stands.
     SELECT machine_id, org_id FROM reservations
@@ -94,9 +95,10 @@ WITH RECURSIVE asker AS MATERIALIZED (
         FROM machines m WHERE m.agent_id = $1 AND m.state IN ('leased', 'running')
     ) held
 ), hosts AS MATERIALIZED (
-    SELECT DISTINCT cpus, mem_mib FROM agents
+    SELECT DISTINCT cpus, mem_mib, disk_mib, labels FROM agents
     WHERE arch = $7 AND wanted = 'working' AND barred IS NULL
       AND last_seen > statement_timestamp() - interval '2 minutes'
+      AND (doing IS NULL OR doing NOT IN ('draining', 'drained', 'leaving'))
 ), turns AS (
     SELECT 0 AS turn, a.*, mine.machine_id AS reserved FROM mine JOIN allowed a USING (org_id)
     UNION ALL
@@ -134,8 +136,12 @@ WITH RECURSIVE asker AS MATERIALIZED (
             WHEN NOT (g.goes OR (
                 t.capped AND f.starves AND t.reserved IS NULL
                 AND coalesce((m.shape->>'cpus')::integer <= t.max_cpus, true)
-                AND EXISTS (SELECT FROM hosts h WHERE h.cpus >= (m.shape->>'cpus')::integer
-                                                  AND h.mem_mib >= (m.shape->>'mem_mib')::integer))) THEN false
+                AND EXISTS (
+                    SELECT FROM hosts h
+                    WHERE h.cpus >= (m.shape->>'cpus')::integer AND h.mem_mib >= (m.shape->>'mem_mib')::integer
+                      AND (h.disk_mib IS NULL OR h.disk_mib >= (m.shape->>'disk_mib')::bigint)
+                      AND (m.kind = 'command' OR coalesce(cardinality(h.labels), 0) = 0
+                           OR m.host_labels <@ (h.labels || ARRAY['self-hosted', 'linux', $7]))))) THEN false
             WHEN m.alias IS NOT NULL AND EXISTS (
                 SELECT FROM full_alias a WHERE a.org_id = m.org_id AND a.alias = m.alias) THEN false
             ELSE m.kind = 'command' OR NOT EXISTS (

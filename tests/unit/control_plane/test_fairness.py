@@ -219,7 +219,10 @@ CORDONED = [
 SILENT = "UPDATE agents SET last_seen = clock_timestamp() - interval '3 minutes' WHERE agent_id = 'host-1'"
 
 
-@pytest.mark.parametrize("loss", [SILENT, *CORDONED])
+LEAVING = [f"UPDATE agents SET doing = '{doing}' WHERE agent_id = 'host-1'" for doing in ("draining", "leaving")]
+
+
+@pytest.mark.parametrize("loss", [SILENT, *CORDONED, *LEAVING])
 async def test_of_a_host_that_is_lost_or_cordoned_another_takes_the_reservation_over(
     services: Services, loss: str
 ) -> None:
@@ -278,6 +281,26 @@ async def test_small_machines_of_an_org_wait_below_its_cap_for_a_large_one_that_
     await sql(services, "UPDATE orgs SET max_cpus = 8 WHERE org_id = $1", org_id)
     await queue(services, org_id, cpus=65, waited_s=301.0)
     assert await take(services) == small
+
+
+LACKS = {
+    "label": "labels = '{other}'",
+    "disk": "disk_mib = 1000",
+    "time": "doing = 'draining'",
+}
+
+
+@pytest.mark.parametrize("lack", LACKS)
+async def test_a_capped_org_s_small_machines_wait_for_none_that_no_host_can_take(services: Services, lack: str) -> None:
+    org_id = await make_org(services, 1)
+    await sql(services, "UPDATE orgs SET max_cpus = 64 WHERE org_id = $1", org_id)
+    await queue(services, org_id, cpus=32, waited_s=301.0)
+    [small] = await queue(services, org_id)
+    await sql(services, "UPDATE agents SET cpus = 8 WHERE agent_id <> 'host-3'")
+    await sql(services, "UPDATE agents SET cpus = 64, labels = '{nimbus}' WHERE agent_id = 'host-3'")
+    assert await take(services, room=HOST) is None
+    await sql(services, f"UPDATE agents SET {LACKS[lack]} WHERE agent_id = 'host-3'")
+    assert await take(services, room=HOST) == small
 
 
 # --- hosts that are granted nothing --------------------------------------------------------------------------------
