@@ -129,8 +129,10 @@ def _first_of_each_set(org_id: int, rows: Sequence[Row], rules: DemandRules) -> 
 async def admit_due(services: Services, rules: DemandRules) -> int:
     """Admit the kept jobs whose time has come, of every org, as far as its budget goes; how many machines."""
     queued = 0
+    # the first is never told a later time than one interval: a clock that ran ahead, or a longer interval, told it
+    latest_s = limit_of(services.job_rules).interval_s
     for row in await services.database.run(_lines):
-        if row["due_s"] <= 0:
+        if not 0 < row["due_s"] <= latest_s:
             admitted = await admit(services, rules, row["org_id"], min(row["length"], ADMITTED_AT_ONCE))
             queued += 0 if admitted is None else admitted.queued
     if queued:

@@ -188,6 +188,21 @@ async def test_kept_jobs_are_admitted_after_a_restart(database_dsn: str, redis_u
         await until(has(github, 5))
 
 
+async def test_a_turn_that_was_told_by_a_clock_that_ran_ahead_is_not_waited_for(
+    database_dsn: str, redis_url: str
+) -> None:
+    async with open_github_plane(database_dsn, redis_url, rules=few(2)) as github:
+        for job_id in range(1, 4):
+            await github.tell("queued", job_id)
+        await github.plane.sql(
+            "UPDATE jobs SET limited_until = clock_timestamp() + interval '9 hours' WHERE limited_until IS NOT NULL"
+        )
+        assert await admit_due(github.plane.services, SLOW) == 0
+    async with open_github_plane(database_dsn, redis_url, rules=few(3)) as github:
+        assert await admit_due(github.plane.services, SLOW) == 1
+        assert await count(github, KEPT) == 0
+
+
 async def test_a_job_says_when_its_turn_comes(database_dsn: str, redis_url: str) -> None:
     async with open_github_plane(database_dsn, redis_url, rules=few(2, 60.0)) as github:
         for job_id in range(1, 6):
