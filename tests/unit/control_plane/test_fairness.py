@@ -219,7 +219,10 @@ CORDONED = [
 SILENT = "UPDATE agents SET last_seen = clock_timestamp() - interval '3 minutes' WHERE agent_id = 'host-1'"
 
 
-LEAVING = [f"UPDATE agents SET doing = '{doing}' WHERE agent_id = 'host-1'" for doing in ("draining", "leaving")]
+LEAVING = [
+    "UPDATE agents SET doing = 'draining' WHERE agent_id = 'host-1'",
+    "UPDATE agents SET doing = 'leaving' WHERE agent_id = 'host-1'",
+]
 
 
 @pytest.mark.parametrize("loss", [SILENT, *CORDONED, *LEAVING])
@@ -284,9 +287,9 @@ async def test_small_machines_of_an_org_wait_below_its_cap_for_a_large_one_that_
 
 
 LACKS = {
-    "label": "labels = '{other}'",
-    "disk": "disk_mib = 1000",
-    "time": "doing = 'draining'",
+    "label": "UPDATE agents SET labels = '{other}' WHERE agent_id = 'host-3'",
+    "disk": "UPDATE agents SET disk_mib = 1000 WHERE agent_id = 'host-3'",
+    "time": "UPDATE agents SET doing = 'draining' WHERE agent_id = 'host-3'",
 }
 
 
@@ -299,7 +302,7 @@ async def test_a_capped_org_s_small_machines_wait_for_none_that_no_host_can_take
     await sql(services, "UPDATE agents SET cpus = 8 WHERE agent_id <> 'host-3'")
     await sql(services, "UPDATE agents SET cpus = 64, labels = '{nimbus}' WHERE agent_id = 'host-3'")
     assert await take(services, room=HOST) is None
-    await sql(services, f"UPDATE agents SET {LACKS[lack]} WHERE agent_id = 'host-3'")
+    await sql(services, LACKS[lack])
     assert await take(services, room=HOST) == small
 
 
