@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 _SQL = load_queries("nimbus.control_plane", "queries", "waitroom.sql")
 LOOK_AGAIN_S = 0.1  # where another process was counting what capped orgs hold: it has committed by then
-NOTE_S = 60.0  # between two notes of what an agent offers that has not changed
+NOTE_S = 30.0  # between two notes of what an agent offers that has not changed; after 60 s it would count as silent
 MOMENT_S = 0.01  # the least time between two looks: rings that come together are one
 LATER_S = 0.05  # than the end of an offer: another process may have made it just after we looked
 REST = 2  # and so many times as long as the last look took: with a long queue, looks leave the database its time
@@ -179,7 +179,7 @@ async def _note_first(services: Services, agent_id: str, request: LeaseRequest) 
 
 
 async def _keep_noted(services: Services) -> None:
-    """Write down once a minute who is heard of, in one statement for all."""
+    """Write down twice a minute who is heard of, in one statement for all."""
     room = services.room
     while True:
         await trio.sleep(NOTE_S)

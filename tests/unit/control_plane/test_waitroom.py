@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 
 from nimbus.control_plane.leases import finish_lease
 from nimbus.control_plane.seats import Offer, plan_offer
-from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
-from nimbus.control_plane.waitroom import run_waitroom, wait_grant
+from nimbus.control_plane.services import MACHINES, HostTerms, LeaseTerms, Services
+from nimbus.control_plane.waitroom import NOTE_S, run_waitroom, wait_grant
 from nimbus.model.vm import Ending
 from nimbus.wire.leaseapi import FinishRequest, Grant, LeaseRequest
 from tests.services import RedisServer
@@ -358,3 +358,8 @@ async def test_a_room_of_its_own_makes_bare_services_wake_their_agents(database_
         services.stopping.set()
         await pollers.wait_ended(1)
         nursery.cancel_scope.cancel()
+
+
+def test_an_idle_agent_that_sends_no_heartbeats_is_noted_before_it_counts_as_silent() -> None:
+    """One of the release before: it would be told as silent between two notes, and could be forgotten while it waits."""
+    assert 2 * NOTE_S <= HostTerms(interval_s=1.0).silent_s
