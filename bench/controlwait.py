@@ -1,11 +1,11 @@
 """`python -m bench.controlwait`: what agents cost that wait, and how soon one of them has what was queued.
 
-Each agent is a connection of its own that asks for work and waits for 20 s, as host_agent/poller.py does, and a
-heartbeat every 15 s over a connection made for it, as host_agent/heartbeat.py sends it; the client beside it does as
-little as can be. `measure_idle` gives the control plane's share of a core while nothing is queued, `measure_wakes` the
-time from the answer to a submission until the answer to the one poll that it woke, over all control planes, and
-`measure_passes` the same where the one that was woken first leases nothing. All work on what is running already, so
-that another bench may open it. control.py does.
+Each agent is a connection of its own that asks for work and waits for 20 s, as host_agent/poller.py does, and a second
+one for a heartbeat every 15 s (an agent keeps its own for longer than that); the client beside them does as little as
+can be. `measure_idle` gives the control plane's share of a core while nothing is queued, `measure_wakes` the time from
+the answer to a submission until the answer to the one poll that it woke, over all control planes, and `measure_passes`
+the same where the one that was woken first leases nothing. All work on what is running already, so that another bench
+may open it. control.py does.
 """
 
 from __future__ import annotations
@@ -164,12 +164,12 @@ async def run_heart(port: int, token: str, crowd: Crowd, first_after_s: float) -
         "version": __version__, "boot_id": "bench", "start": 1, "doing": "working", "vmm": "qemu", "arch": "x64",
         "labels": ["nimbus"], "total": room, "free": room, "pool": {}, "records": [],
     }  # fmt: skip
-    for beat in itertools.count(1):
-        began_s = trio.current_time()
-        async with open_line(port, token) as line:
+    async with open_line(port, token) as line:
+        for beat in itertools.count(1):
+            began_s = trio.current_time()
             await line.post("/api/agents/heartbeat", told | {"beat": beat}, 200)
-        crowd.beats += 1
-        await trio.sleep_until(began_s + BEAT_S)
+            crowd.beats += 1
+            await trio.sleep_until(began_s + BEAT_S)
 
 
 @asynccontextmanager

@@ -1,8 +1,8 @@
 """What agents tell of themselves, and whether one is too old or called like another host.
 
 A heartbeat never renews a lease and never ends one: an agent that falls silent loses its leases by their deadlines
-alone. It costs one statement, and the mirror hears of it only where the ledger changed. Called by agents_api.py,
-silence.py and app.py.
+alone. Those of a moment cost one statement (beats.py), and the mirror hears of one only where its ledger changed.
+Called by agents_api.py, silence.py and app.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nimbus.model.errors import Unauthorized
 from nimbus.model.release import is_before
 from nimbus.runtime.postgres import Transaction, load_queries
 from nimbus.wire.heartbeat import MAX_BARRED_CHARS, Heartbeat, HeartbeatReply, Wanted
+from nimbus.wire.vmjson import Json
 
 log = structlog.get_logger()
 
@@ -29,17 +30,10 @@ async def hear_heartbeat(services: Services, agent_id: str, beat: Heartbeat) -> 
     """Note what the host tells; what is wanted of it. Unauthorized where it was forgotten: it enrols anew then."""
     terms = services.host_terms
     barred = judge_version(beat.version, terms.min_version)
-    total, free = beat.total, beat.free
-    rows = await services.database.fetch(
-        _SQL["hear_heartbeat"],
-        *(agent_id, beat.version, beat.boot_id, beat.doing, beat.vmm, beat.arch.value),
-        *(sorted({label.lower() for label in beat.labels}), barred),
-        *(total.cpus, total.mem_mib, total.slots, free.cpus, free.mem_mib, free.slots),
-        *(RIVAL_BEATS * terms.interval_s, free.disk_mib, total.disk_mib, dict(beat.pool)),
-    )
-    if not rows:
+    told = _plan_row(agent_id, beat, barred)
+    row = await services.beats.write(services.database, agent_id, told, RIVAL_BEATS * terms.interval_s)
+    if row is None:
         raise Unauthorized(f"agent {agent_id} is not known here any more: enrol anew")
-    (row,) = rows
     if row["has_rival"]:
         log.warning("agent.two_hosts", agent=agent_id, boot_id=beat.boot_id, mend="give each host an id of its own")
     if beat.records is not None:
@@ -47,6 +41,18 @@ async def hear_heartbeat(services: Services, agent_id: str, beat: Heartbeat) -> 
         if report.digest != row["mirrored"]:
             services.mirror.offer(report)
     return HeartbeatReply(Wanted(row["wanted"]), terms.interval_s, barred)
+
+
+def _plan_row(agent_id: str, beat: Heartbeat, barred: str | None) -> Json:
+    """Pure: what `hear_heartbeats` of agents.sql takes of one host."""
+    total, free = beat.total, beat.free
+    return {
+        "agent_id": agent_id, "version": beat.version, "life": beat.boot_id, "doing": beat.doing, "vmm": beat.vmm,
+        "arch": beat.arch.value, "labels": sorted({label.lower() for label in beat.labels}), "barred": barred,
+        "cpus": total.cpus, "mem_mib": total.mem_mib, "slots": total.slots, "disk_mib": total.disk_mib,
+        "free_cpus": free.cpus, "free_mem_mib": free.mem_mib, "free_slots": free.slots, "free_disk_mib": free.disk_mib,
+        "pool": dict(beat.pool),
+    }  # fmt: skip
 
 
 def judge_version(version: str, min_version: str | None) -> str | None:

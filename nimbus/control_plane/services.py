@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from nimbus.control_plane.beats import Beats
 from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.denylist import DenyList
 from nimbus.control_plane.keys.ring import Keychain
@@ -110,3 +111,4 @@ class Services:
     stopping: trio.Event = field(default_factory=trio.Event)  # long polls end when it is set
     room: Room = field(default_factory=Room)  # agents that wait in this process
     verified: VerifiedTokens = field(default_factory=VerifiedTokens)  # of agents, a moment ago
+    beats: Beats = field(default_factory=Beats)  # heartbeats that come at the same moment

@@ -27,6 +27,10 @@ from nimbus.model.errors import (
 
 CONNECT_S = 10.0
 READ_S = 60.0  # above the longest long poll (30 s); streams pass their own
+KEEP_S = (
+    20.0  # of a connection that nobody uses: longer than a host's heartbeats are apart, shorter than servers keep it
+)
+_POOL = httpx2.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEEP_S)
 _USER_AGENT = "nimbus"
 _BY_STATUS: dict[int, type[NimbusError]] = {
     400: Refused,
@@ -50,7 +54,7 @@ async def open_http(
         headers["Authorization"] = f"Bearer {token}"
     limits = httpx2.Timeout(connect=CONNECT_S, read=read_s, write=READ_S, pool=READ_S)
     async with httpx2.AsyncClient(
-        base_url=base_url, headers=headers, timeout=limits, follow_redirects=False, trust_env=False
+        base_url=base_url, headers=headers, timeout=limits, limits=_POOL, follow_redirects=False, trust_env=False
     ) as client:
         yield client
 

@@ -12,21 +12,33 @@ SET version = excluded.version, boot_id = excluded.boot_id, cpus = excluded.cpus
 -- A row where this start of the agent was not heard of before.
 UPDATE agents SET start = $2 WHERE agent_id = $1 AND start < $2 RETURNING true
 
--- name: hear_heartbeat
--- One statement for each heartbeat, and no index moves by it. A life that returns within $15 seconds after another one
--- had taken its place is a second host of that name. No row where the host was forgotten.
-UPDATE agents
-SET version = $2, life = $3, doing = $4, vmm = $5, arch = $6, labels = $7, barred = $8,
-    cpus = $9, mem_mib = $10, slots = $11, free_cpus = $12, free_mem_mib = $13, free_slots = $14,
-    free_disk_mib = $16, disk_mib = $17, pool = $18,
+-- name: hear_heartbeats
+-- One statement for the heartbeats of a moment ($1), and no index moves by it. A life that returns within $2 seconds
+-- after another one had taken its place is a second host of that name. No row where the host was forgotten.
+WITH told AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset($1::jsonb) AS b (
+        agent_id text, version text, life text, doing text, vmm text, arch text, labels text[], barred text,
+        cpus integer, mem_mib integer, slots integer, disk_mib bigint,
+        free_cpus integer, free_mem_mib integer, free_slots integer, free_disk_mib bigint, pool jsonb)
+), held AS MATERIALIZED (
+    -- in one order, whoever else writes some of them at the same time
+    SELECT a.agent_id FROM agents a JOIN told USING (agent_id) ORDER BY a.agent_id FOR NO KEY UPDATE OF a
+)
+UPDATE agents a
+SET version = b.version, life = b.life, doing = b.doing, vmm = b.vmm, arch = b.arch, labels = b.labels,
+    barred = b.barred, cpus = b.cpus, mem_mib = b.mem_mib, slots = b.slots, disk_mib = b.disk_mib,
+    free_cpus = b.free_cpus, free_mem_mib = b.free_mem_mib, free_slots = b.free_slots,
+    free_disk_mib = b.free_disk_mib, pool = b.pool,
     last_seen = statement_timestamp(), heartbeat_at = statement_timestamp(),
-    former_life = CASE WHEN life <> $3 THEN life ELSE former_life END,
-    former_at = CASE WHEN life <> $3 THEN heartbeat_at ELSE former_at END,
+    former_life = CASE WHEN a.life <> b.life THEN a.life ELSE a.former_life END,
+    former_at = CASE WHEN a.life <> b.life THEN a.heartbeat_at ELSE a.former_at END,
     rival_at = CASE
-        WHEN life <> $3 AND former_life = $3 AND former_at > statement_timestamp() - make_interval(secs => $15)
-        THEN statement_timestamp() ELSE rival_at END
-WHERE agent_id = $1
-RETURNING wanted, mirrored, coalesce(rival_at = heartbeat_at, false) AS has_rival
+        WHEN a.life <> b.life AND a.former_life = b.life
+             AND a.former_at > statement_timestamp() - make_interval(secs => $2::double precision)
+        THEN statement_timestamp() ELSE a.rival_at END
+FROM told b JOIN held USING (agent_id)
+WHERE a.agent_id = b.agent_id
+RETURNING a.agent_id, a.wanted, a.mirrored, coalesce(a.rival_at = a.heartbeat_at, false) AS has_rival
 
 -- name: list_versions
 SELECT agent_id, version, barred FROM agents

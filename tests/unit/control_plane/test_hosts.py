@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -130,6 +131,45 @@ async def test_two_hosts_of_one_name_are_told_of(plane: Plane) -> None:
     assert alone["problems"] == []
     assert ["two hosts report" in problem for problem in (await show(plane))["problems"]] == [True]
     assert [each["agent"] for each in logs if each["event"] == "agent.two_hosts"] == ["agent-1"]
+
+
+async def test_heartbeats_of_a_moment_are_one_statement_and_each_host_hears_its_own_answer(plane: Plane) -> None:
+    agents = {f"agent-{number}": await plane.enrol(f"agent-{number}") for number in range(12)}
+    await want(plane, "cordoned", "agent-7")
+    heard: dict[str, str] = {}
+
+    async def tell(name: str) -> None:
+        heard[name] = (await beat(plane, agents[name], vmm=name))["wanted"]
+
+    async with trio.open_nursery() as nursery:
+        for name in agents:
+            nursery.start_soon(tell, name)
+
+    assert heard == {name: "cordoned" if name == "agent-7" else "working" for name in agents}
+    rows = await plane.sql("SELECT agent_id, vmm, xmin::text AS writer FROM agents")
+    assert {row["agent_id"]: row["vmm"] for row in rows} == {name: name for name in agents}
+    assert len({row["writer"] for row in rows}) < len(agents)
+
+
+async def test_two_hosts_of_one_name_that_tell_at_the_same_moment_are_both_heard(plane: Plane) -> None:
+    agent = await plane.enrol()
+    await beat(plane, agent, boot_id="one")
+    await beat(plane, agent, boot_id="other")
+
+    async with trio.open_nursery() as nursery:
+        for boot_id in ("one", "other", "one", "other"):
+            nursery.start_soon(partial(beat, plane, agent, boot_id=boot_id))
+
+    assert ["two hosts report" in problem for problem in (await show(plane))["problems"]] == [True]
+
+
+async def test_a_host_that_was_forgotten_spoils_no_other_ones_heartbeat(plane: Plane) -> None:
+    known, forgotten = await plane.enrol("agent-1"), await plane.enrol("agent-2")
+    await plane.sql("DELETE FROM agents WHERE agent_id = 'agent-2'")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(beat, plane, forgotten, expect=401))
+        nursery.start_soon(beat, plane, known)
 
 
 async def test_a_host_that_boots_anew_again_and_again_is_one_host(plane: Plane) -> None:
