@@ -21,7 +21,7 @@ def choose_token(given: str | None, audience: Audience, *, role: str = "read") -
     """The given JWT; or one minted here from NIMBUS_JWT_SECRET, also where the documents' commands give that secret."""
     secret = os.environ.get(SECRET_VARIABLE, "")
     if given and given != secret:
-        if given.count(".") == 2:
+        if given.count(".") == 2 and given.isascii() and given.isprintable():
             return given
         raise Refused(f"--token takes a JWT; a secret belongs into {SECRET_VARIABLE}, and then no --token is needed")
     subject = os.environ.get(SUBJECT_VARIABLE) or DEFAULT_SUBJECT

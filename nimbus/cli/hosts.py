@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from urllib.parse import quote
 
 import click
@@ -101,7 +102,7 @@ def drain(base_url: str, token: str | None, as_json: bool, host: str, wait: bool
         _say_wanted(wanted, as_json)
         return 0
     try:
-        run_with(base_url, choose_token(token, Audience.ADMIN), lambda http: _watch(http, host, as_json))
+        run_with(base_url, partial(choose_token, token, Audience.ADMIN), lambda http: _watch(http, host, as_json))
     except KeyboardInterrupt:
         click.echo(f"nimbus: no longer watching; host {cell(host)} goes on draining", err=True)
         return INTERRUPTED

@@ -68,7 +68,7 @@ def list_jobs(base_url: str, token: str | None, as_json: bool, limit: int, whole
                 click.echo(render_table(HEAD, map(row, page), terminal_width()))
         return {"shown": shown}
 
-    shown = run_with(base_url, choose_token(token, Audience.ADMIN), show)["shown"]
+    shown = run_with(base_url, partial(choose_token, token, Audience.ADMIN), show)["shown"]
     if not shown and not as_json:
         click.echo("no such job; without filters: nimbus jobs list")
 
@@ -146,9 +146,9 @@ def render_filters(filters: dict[str, Any], now: datetime) -> dict[str, str]:
 def parse_moment(text: str, now: datetime, option: str) -> datetime:
     """A moment as people write it: `2h` ago, or in ISO 8601; without a time zone it is this machine's."""
     ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return now - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
     try:
+        if ago is not None:
+            return now - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise Refused(f"{option} {text!r}: write it like 2h, 7d or 2026-11-21T08:00:00Z") from error

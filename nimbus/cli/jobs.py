@@ -5,9 +5,11 @@ Output for people is an aligned table; `--json` gives the API's own objects. Err
 
 from __future__ import annotations
 
+import math
 import sys
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -150,7 +152,7 @@ def submit(base_url: str, token: str | None, as_json: bool, argv: tuple[str, ...
         job = await retry_unavailable(lambda: call(http, "POST", "/api/jobs", body), Backoff(), attempts=3)
         return await wait_end(http, job["job_id"]) if options["wait"] else job
 
-    job = run_with(base_url, choose_token(token, Audience.ADMIN, role="admin"), act)
+    job = run_with(base_url, partial(choose_token, token, Audience.ADMIN, role="admin"), act)
     if as_json:
         print_json(job)
     elif options["wait"]:
@@ -204,6 +206,8 @@ def render_submission(argv: Sequence[str], options: dict[str, Any]) -> Job:
     """Pure: the request's body from the command line."""
     if bool(argv) == bool(options["line"]):
         raise Refused("give the command either as --cmd 'a shell line' or as words after --")
+    if options["timeout_s"] is not None and not math.isfinite(options["timeout_s"]):
+        raise Refused("--timeout takes a number of seconds")
     body: Job = {"argv": list(argv)} if argv else {"cmd": options["line"]}
     body["idempotency_key"] = options["idempotency_key"] or str(uuid.uuid4())
     # never the whole line: lists show the name, and a line may hold a secret

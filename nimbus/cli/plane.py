@@ -5,6 +5,7 @@ Never decides what is asked. Called by the commands that speak to the control pl
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -26,7 +27,8 @@ Reply = dict[str, Any]
 
 
 def connection_options(command: Callable[..., T]) -> Callable[..., T]:
-    """--base-url, --token and --json, the same on every command."""
+    """--base-url, --token and --json, the same on every command; nothing that it is given may be other than text."""
+    command = _checked(command)
     command = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")(command)
     command = click.option("--token", default=None, help="A JWT; left out, one is minted from NIMBUS_JWT_SECRET.")(
         command
@@ -36,11 +38,45 @@ def connection_options(command: Callable[..., T]) -> Callable[..., T]:
     )(command)
 
 
-def run_with(base_url: str, token: str, act: Callable[[httpx2.AsyncClient], Awaitable[Reply]]) -> Reply:
-    """The answer of `act` with a client for the control plane."""
+def _checked(command: Callable[..., T]) -> Callable[..., T]:
+    @functools.wraps(command)
+    def checked(**given: Any) -> T:
+        for name, value in given.items():
+            check_text(name, value)
+        return command(**given)
+
+    return checked
+
+
+def check_text(name: str, value: object) -> None:
+    """Refused for a word of the command line that is no UTF-8: no request could carry it."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise Refused(f"{name}: UTF-8 text is needed") from error
+    elif isinstance(value, tuple):
+        for each in value:
+            check_text(name, each)
+
+
+def run_with(
+    base_url: str, token: str | Callable[[], str], act: Callable[[httpx2.AsyncClient], Awaitable[Reply]]
+) -> Reply:
+    """The answer of `act` with a client for the control plane.
+
+    What may last longer than a token lives gives a function: the token is made anew for each request.
+    """
+    make = token if callable(token) else lambda: token
+    make()  # a missing credential is told before any connection
+
+    def show(request: httpx2.Request) -> httpx2.Request:
+        request.headers["Authorization"] = f"Bearer {make()}"
+        return request
 
     async def run() -> Reply:
-        async with open_http(base_url, token=token) as http:
+        async with open_http(base_url) as http:
+            http.auth = show
             return await act(http)
 
     return trio.run(run)
@@ -53,7 +89,10 @@ async def call(http: httpx2.AsyncClient, method: str, path: str, body: Reply | N
             response = check_status(await http.request(method, path, json=body), SERVICE)
     except Unavailable as error:
         raise Unavailable(f"{error} ({http.base_url}; start one by: nimbus up)") from error
-    reply = response.json()
+    try:
+        reply = response.json()
+    except ValueError:
+        reply = None
     if not isinstance(reply, dict):
         raise Unavailable(f"{SERVICE} gave an answer that is no object: is {http.base_url} really one?")
     return reply

@@ -20,7 +20,7 @@ import click
 import httpx2
 
 from nimbus.cli.access import choose_token, find_admin_key
-from nimbus.cli.plane import DEFAULT_URL, Reply, call, connection_options, print_json, run_with
+from nimbus.cli.plane import DEFAULT_URL, Reply, call, check_text, connection_options, print_json, run_with
 from nimbus.model.errors import Refused
 from nimbus.model.scope import MAX_ID
 from nimbus.wire.fields import parse_object
@@ -88,7 +88,7 @@ def revoke(base_url: str, token: str | None, as_json: bool, jti: str) -> None:
       nimbus admin token revoke - < token.txt
       nimbus admin token revoke 0c9d3f4e-8f3b-4a55-9a0d-2f1c6a7b8c9d
     """
-    body = read_identity(sys.stdin.read(MAX_TOKEN_CHARS + 1)) if jti == "-" else {"jti": jti}
+    body = read_identity(_read_stdin()) if jti == "-" else {"jti": jti}
     if len(str(body["jti"])) > 128 or str(body["jti"]).count(".") == 2:
         raise Refused("that is no id of a token; give a token itself on standard input: nimbus admin token revoke -")
 
@@ -100,6 +100,11 @@ def revoke(base_url: str, token: str | None, as_json: bool, jti: str) -> None:
         print_json(reply)
     else:
         click.echo(f"token {reply['jti']} is revoked: nobody takes it any more")
+
+
+def _read_stdin() -> str:
+    """What stands there, as far as a token goes; what is no text becomes what no token holds."""
+    return sys.stdin.buffer.read(MAX_TOKEN_CHARS + 1).decode(errors="replace")
 
 
 def parse_ttl(text: str, most_s: int) -> int:
@@ -126,6 +131,8 @@ def find_org(name: str, base_url: str) -> int:
         if name.startswith("0") or int(name) > MAX_ID:
             raise Refused(f"--org {name[:32]!r} is no number of an organisation")
         return int(name)
+
+    check_text("--org", name)
 
     async def ask(http: httpx2.AsyncClient) -> Reply:
         return await call(http, "GET", f"/api/orgs/{quote(name, safe='')}")
