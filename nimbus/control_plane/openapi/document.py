@@ -229,7 +229,10 @@ def _render_operation(route: Declared, schemas: Schemas) -> JsonObject:
         rendered["parameters"] = parameters
     if operation.body is not None:
         content = {"schema": schemas.of(operation.body.shape), "example": operation.body.example}
-        rendered["requestBody"] = {"required": True, "content": {operation.body.content_type: content}}
+        rendered["requestBody"] = {
+            "required": operation.body.required,
+            "content": {operation.body.content_type: content},
+        }
     answers = {str(status): _render_answer(answer, schemas) for status, answer in operation.answers.items()}
     for status in sorted(plan_errors(operation, route.places)):
         answers[str(status)] = {"$ref": f"#/components/responses/{_error_name(status)}"}

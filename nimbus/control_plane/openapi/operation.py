@@ -48,6 +48,7 @@ class Body:
     shape: Any
     example: object
     content_type: str = JSON
+    required: bool = True  # False: nothing at all is taken, too
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class Held:
         for name, header in told.get("headers", {}).items():
             assert not header["required"] or name in response.headers, f"{where} without {name}"
         self._check_content(where, told.get("content"), response.headers, response.content)
-        if response.status_code < 300 and "requestBody" in operation:
+        body = operation.get("requestBody", {"required": False})
+        if response.status_code < 300 and (body["required"] or ("content" in body and request.content)):
             self._check_content(f"the body that {where}", operation["requestBody"]["content"], None, request.content)
 
     def _find(self, method: str, path: str) -> Json | None:
