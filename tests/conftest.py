@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import secretwatch
 from tests.guests import VARIABLE, read_boots
 from tests.services import (  # noqa: F401 - fixtures are found by being here
     database_dsn,
@@ -20,7 +21,8 @@ from tests.services import (  # noqa: F401 - fixtures are found by being here
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One file for the session, in which all its processes count the guests that they boot."""
+    """The watch over secrets, and one file in which all the session's processes count the guests that they boot."""
+    config.pluginmanager.register(secretwatch, "secretwatch")
     if VARIABLE not in os.environ:
         handle, path = tempfile.mkstemp(prefix="nimbus-boots-")
         os.close(handle)

@@ -21,6 +21,7 @@ from nimbus.sim.deliveries import WebhookTarget
 from nimbus.sim.forge import ForgePolicy
 from nimbus.sim.world import World, WorldPlan
 from nimbus.wire.github import app_jwt_claims
+from tests.secretwatch import learn
 
 APP_ID = "4711"
 INSTALLATION_ID = 77
@@ -43,6 +44,7 @@ def app_key() -> AppKey:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    learn("the key of the test's GitHub App", private.decode())
     return AppKey(private.decode(), public.decode())
 
 

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.secretwatch import look_into
+
 _BOUND = ("setpriv", "--pdeathsig")  # a server ends with the test process, however that ends
 START_S = 30.0
 STOP_S = 10.0
@@ -147,6 +149,7 @@ def open_postgres() -> Iterator[PostgresServer]:
         yield server
     finally:
         _stop(server.process, signal.SIGINT)
+        look_into(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -237,6 +240,7 @@ def open_redis() -> Iterator[RedisServer]:
         yield server
     finally:
         server.stop()
+        look_into(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ import trio
 from nimbus.host.disk import remove_tree
 from nimbus.host.inventory import Inventory, Leak, Territory, diff, read_inventory
 from nimbus.model.ids import state_root_id
+from tests.secretwatch import look_into
 
 RUNTIME_DIR = Path("/run/nimbus")  # slots are host-wide: a test's VM must not share one with a neighbour's
 ROOTS_TOLD = "NIMBUS_TEST_ROOTS_TOLD"  # the file that every state root of a test is written to
@@ -98,6 +99,7 @@ def open_territory() -> Iterator[Territory]:
     try:
         yield Territory(root, RUNTIME_DIR)
     finally:
+        look_into(root)
         remove_tree(root)
 
 

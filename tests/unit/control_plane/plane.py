@@ -29,6 +29,7 @@ from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import serve_app
 from nimbus.wire.cachetokens import derive_cache_key
 from nimbus.wire.tokens import Audience, hmac_key, render_token
+from tests.secretwatch import learn
 from tests.unit.control_plane.held import hold
 
 ADMIN_SECRET = "admin-secret-" + "x" * 32
@@ -127,6 +128,7 @@ def key_of(grant: dict[str, Any]) -> dict[str, object]:
 
 
 def bearer(token: str) -> dict[str, str]:
+    learn("a token that a test showed", token)
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -142,6 +144,8 @@ async def open_services(
     without_redis: WithoutRedis = WithoutRedis.LOCAL,
 ) -> AsyncIterator[Services]:
     """The control plane's services on a test's own database and bell."""
+    for secret in (ADMIN_SECRET, AGENT_SECRET, CACHE_SECRET):
+        learn("a shared secret of the test's control plane", secret)
     access = AccessPolicy((hmac_key(ADMIN_SECRET),), (hmac_key(AGENT_SECRET),), agent_token_rate_limit=100)
     async with open_database(dsn, pool_size=4) as database:
         keys = await open_keychain(database, KeyTerms())

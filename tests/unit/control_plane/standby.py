@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.secretwatch import look_into
 from tests.services import PostgresServer
 
 START_S = 60.0
@@ -82,4 +83,5 @@ def copy_server(server: PostgresServer) -> Iterator[Standby]:
         yield standby
     finally:
         standby.stop()
+        look_into(folder)
         shutil.rmtree(folder, ignore_errors=True)
