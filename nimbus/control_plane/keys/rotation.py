@@ -126,7 +126,8 @@ async def _publish_next(transaction: Transaction, ring: KeyRing, purpose: Purpos
     coming = ring.find_next(purpose)
     if coming is not None:
         return Rotation(purpose, coming.verify.kid, coming.signs_from_s - ring.now_s, made=False)
-    await transaction.execute(_SQL["end_signing"], purpose, terms.publish_lead_s, life_s(purpose, terms))
+    lives_s = (life_s(purpose, terms), max(life_s(each, terms) for each in Purpose))
+    await transaction.execute(_SQL["end_signing"], purpose, terms.publish_lead_s, *lives_s)
     kid = await _insert_key(transaction, purpose, terms.publish_lead_s)
     return Rotation(purpose, kid, terms.publish_lead_s, made=True)
 

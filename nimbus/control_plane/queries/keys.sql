@@ -17,8 +17,11 @@ INSERT INTO signing_keys (kid, purpose, private_pem, public_x, signs_from)
 VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
 
 -- name: end_signing
--- What signs now does so for $2 seconds more, and is accepted for $3 more after that.
-UPDATE signing_keys SET accepted_until = clock_timestamp() + make_interval(secs => $2::double precision + $3::double precision)
+-- What signs now does so for $2 seconds more, and is accepted for $3 more after that. The key of a release that knew no
+-- families (its public half is still to be taken from the private one) has signed for all of them: $4 then.
+UPDATE signing_keys
+SET accepted_until = clock_timestamp() + make_interval(
+    secs => $2::double precision + CASE WHEN public_x IS NULL THEN $4::double precision ELSE $3::double precision END)
 WHERE purpose = $1 AND accepted_until IS NULL AND revoked_at IS NULL AND signs_from <= clock_timestamp()
 
 -- name: go_on_signing
