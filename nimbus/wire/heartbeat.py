@@ -18,6 +18,7 @@ from nimbus.wire.vmjson import Json
 MAX_RECORDS = 4096  # as many as a host has slots, at most
 MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024  # four times what so many records take
 MAX_BARRED_CHARS = 1000
+MAX_VMM_CHARS = 256  # with what must be said of it
 _MAX_CLAIMS = 64
 _MAX_POOL = 16
 
@@ -126,7 +127,7 @@ def parse_heartbeat(body: bytes) -> Heartbeat:
         start=fields.integer("start", 0, 2**62),
         beat=fields.integer("beat", 0, 2**62),
         doing=fields.text("doing", 32),
-        vmm=fields.text("vmm", 64),
+        vmm=fields.text("vmm", MAX_VMM_CHARS),
         arch=fields.choice("arch", Arch),
         labels=fields.texts("labels", 64, 256),
         total=_parse_room(fields.child("total")),

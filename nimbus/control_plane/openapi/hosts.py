@@ -12,7 +12,7 @@ from nimbus.control_plane.openapi.fields import CLOSED, Count, Id, JsonObject, s
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
 from nimbus.model.labels import Arch
 from nimbus.model.lease import MachineState
-from nimbus.wire.heartbeat import MAX_BARRED_CHARS, MAX_RECORDS, Wanted
+from nimbus.wire.heartbeat import MAX_BARRED_CHARS, MAX_RECORDS, MAX_VMM_CHARS, Wanted
 from nimbus.wire.leaseapi import MachineKind
 
 Left = Annotated[int | None, said("null: not told yet")]
@@ -152,7 +152,7 @@ class HeartbeatTold:
     start: Annotated[int, within(0, 2**62)]
     beat: Annotated[int, within(0, 2**62, "of two of one start the higher is the later")]
     doing: Annotated[str, storable(32)]
-    vmm: Annotated[str, storable(64)]
+    vmm: Annotated[str, storable(MAX_VMM_CHARS)]
     arch: Arch
     labels: Annotated[list[Annotated[str, storable(256, empty=True)]], Field(max_length=64)]
     total: RoomTold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.poller import Capacity, Room
 from nimbus.host_agent.survey import Survey, describe_record, name_doing, name_state
+from nimbus.host_agent.vmm import Vmm
+from nimbus.host_agent.vmm.choice import BACKENDS, EMULATED, Choice
 from nimbus.host_agent.wish import Pulse, Wish
 from nimbus.model.ids import VmId
 from nimbus.model.lease import LeaseKey
 from nimbus.model.record import POOL_KEY, Record
 from nimbus.model.vm import Claim, ExitReason, GuestExit, Shape
-from nimbus.wire.heartbeat import Doing, Heartbeat, RecordLine, Wanted
+from nimbus.wire.heartbeat import Doing, Heartbeat, RecordLine, Wanted, parse_heartbeat, render_heartbeat
 
 KEY = LeaseKey(12, "00000000-0000-4000-8000-000000000001", 3)
 BOOT = process.boot_id()
@@ -104,6 +107,17 @@ async def test_the_ledger_is_told_as_it_stands_with_what_cannot_be_read(tmp_path
         "ffffffff": "waiting",
     }
     assert beat.pool == {"warm": 1}
+
+
+@pytest.mark.parametrize("vmm", BACKENDS.values(), ids=BACKENDS)
+@pytest.mark.parametrize(("accel", "warning"), [("tcg", ""), ("kvm", ""), ("kvm", EMULATED)])
+async def test_whatever_runs_the_vms_of_a_host_its_heartbeat_is_one_that_is_heard(
+    vmm: Vmm, accel: str, warning: str, tmp_path: Path
+) -> None:
+    choice = Choice(vmm, accel, tmp_path, warning=warning)
+    survey = replace(make_survey(tmp_path, Room(Capacity(4, 4096, 8))), vmm=choice.label)
+    beat = await take(survey)
+    assert parse_heartbeat(json.dumps(render_heartbeat(beat)).encode()).vmm == choice.label
 
 
 async def test_heartbeats_are_numbered_within_a_start(tmp_path: Path) -> None:
