@@ -45,6 +45,7 @@ class KeySet:
         self._tried = -math.inf
         self._looks = 0  # begun so far; the last that succeeded is `_good_look`
         self._good_look = 0
+        self._away = False  # the last look that ended has failed
         self._fetching = trio.Lock()
 
     async def verify(self, token: str, audience: Audience) -> Claims:
@@ -57,7 +58,9 @@ class KeySet:
             return verify_token(token, self._keys, audience=audience, now_s=self._clock())
 
     async def _ensure_fresh(self) -> None:
-        if self._is_stale():
+        # known to be away: one request tries, and the others go on with what is at hand
+        left_to_another = self._away and self._keys and self._fetching.locked()
+        if self._is_stale() and not left_to_another:
             async with self._fetching:
                 if self._is_stale():
                     await self._fetch()
@@ -66,8 +69,7 @@ class KeySet:
 
     def _is_stale(self) -> bool:
         now = trio.current_time()
-        failed = self._looks > self._good_look
-        return now - self._fetched > self._max_age_s and not (failed and now - self._tried <= THROTTLE_S)
+        return now - self._fetched > self._max_age_s and not (self._away and now - self._tried <= THROTTLE_S)
 
     async def _look_again(self) -> None:
         """The key may be younger than the last look. An agent takes a refusal for the end, so waiting is better."""
@@ -92,8 +94,9 @@ class KeySet:
                 self._keys = parse_jwks(response.content)
                 self._tag = response.headers.get("etag")
             self._max_age_s = read_max_age_s(response.headers.get("cache-control", ""))
-            self._fetched, self._good_look = trio.current_time(), self._looks
+            self._fetched, self._good_look, self._away = trio.current_time(), self._looks, False
         except (NimbusError, trio.TooSlowError) as error:  # the keys at hand stay good; without any, the caller is told
+            self._tried, self._away = trio.current_time(), True  # it may have hung: those who waited go on
             log.warning("keys.not_fetched", why=str(error) or "no answer", kept=len(self._keys))
 
 

@@ -87,6 +87,41 @@ async def test_known_keys_go_on_working_while_the_control_plane_is_away(
         await keys.verify(token(key), Audience.LOGS)
 
 
+async def test_a_control_plane_that_hangs_holds_one_request_up_and_not_one_after_the_other(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    key = new_ed25519_key()
+    publisher = Publisher([key])
+    hangs = trio.Event()
+    waited_s: list[float] = []
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        if hangs.is_set():
+            await trio.sleep_forever()
+        return publisher.answer(request)
+
+    async def verify(keys: KeySet) -> None:
+        began = trio.current_time()
+        await keys.verify(token(key), Audience.LOGS)
+        waited_s.append(trio.current_time() - began)
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as client:
+        keys = KeySet(client, "http://control-plane/.well-known/jwks.json")
+        await verify(keys)
+        hangs.set()
+        await trio.sleep(MAX_AGE_S + 0.1)
+        await verify(keys)  # only now is it known to be away
+        del waited_s[:]
+        async with trio.open_nursery() as nursery:
+            for _ in range(60):
+                nursery.start_soon(verify, keys)
+                await trio.sleep(0.5)
+
+    assert len(waited_s) == 60
+    assert sum(wait > 0 for wait in waited_s) <= 30 / THROTTLE_S  # those that look themselves
+    assert max(waited_s) < 10
+
+
 async def test_without_any_key_the_caller_waits_and_the_next_fetch_heals_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
