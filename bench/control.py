@@ -47,7 +47,7 @@ from nimbus.runtime.postgres import open_database
 
 ROUNDS, CYCLES = 5, 1500
 HISTORY = 1_000_000
-HOSTS, IDLE_S = 1000, 45.0  # each asks twice and tells of itself three times
+HOSTS, IDLE_S = 1000, 60.0  # each asks three times and tells of itself twice
 CROWD, CROWD_SETTLE_S = 100, 8.0
 LEASES_MIN, HTTP_MIN, HISTORY_MIN = 0.50, 0.15, 0.80
 IDLE_MAX, WAKE_MAX_MS, PASS_MAX_MS = 0.15, 50.0, PATIENCE_S * 1000 + 250.0

@@ -1,11 +1,11 @@
 """`python -m bench.controlwait`: what agents cost that wait, and how soon one of them has what was queued.
 
 Each agent is a connection of its own that asks for work and waits for 20 s, as host_agent/poller.py does, and a second
-one for a heartbeat every 15 s (an agent keeps its own for longer than that); the client beside them does as little as
-can be. `measure_idle` gives the control plane's share of a core while nothing is queued, `measure_wakes` the time from
-the answer to a submission until the answer to the one poll that it woke, over all control planes, and `measure_passes`
-the same where the one that was woken first leases nothing. All work on what is running already, so that another bench
-may open it. control.py does.
+one for heartbeats, as often as it is told (an agent keeps its own for longer than that); the client beside them does as
+little as can be. `measure_idle` gives the control plane's share of a core while nothing is queued, `measure_wakes` the
+time from the answer to a submission until the answer to the one poll that it woke, over all control planes, and
+`measure_passes` the same where the one that was woken first leases nothing. All work on what is running already, so
+that another bench may open it. control.py does.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from nimbus.runtime.http import open_http
 from nimbus.runtime.postgres import open_database
 
 AGENTS, WAIT_S, BEAT_S = 1000, 20.0, 15.0
-IDLE_S = 60.0  # each agent asks three times
+IDLE_S = 60.0  # each agent asks three times and tells of itself twice
 WAKES = 200
-SETTLE_S = WAIT_S + 5.0  # by then each has asked once, and the first ones again: they come spread over time
+SETTLE_S = BEAT_S + WAIT_S  # by then each has asked and told twice: it is known that nothing runs there
 PASSES = 10
 PATIENCE_S = 1.0  # LeaseTerms.patience_s: nothing here sets another
 PAUSE_S = 0.05  # an agent ends what it had and waits again: a quiet moment between two requests
@@ -167,14 +167,14 @@ async def run_heart(port: int, token: str, crowd: Crowd, first_after_s: float) -
     async with open_line(port, token) as line:
         for beat in itertools.count(1):
             began_s = trio.current_time()
-            await line.post("/api/agents/heartbeat", told | {"beat": beat}, 200)
+            _, answer = await line.post("/api/agents/heartbeat", told | {"beat": beat}, 200)
             crowd.beats += 1
-            await trio.sleep_until(began_s + BEAT_S)
+            await trio.sleep_until(began_s + json.loads(answer)["interval_s"])
 
 
 @asynccontextmanager
 async def open_crowd(planes: Sequence[PlaneProcess], agents: int, settle_s: float = SETTLE_S) -> AsyncIterator[Crowd]:
-    """So many agents that wait at these planes in turn, each of which has asked once by now."""
+    """So many agents that wait at these planes in turn, each of which has asked and told of itself by now."""
     names = [f"bench-{number}" for number in range(agents)]
     tokens = await enrol(planes[0].port, names)
     crowd = Crowd()

@@ -40,7 +40,8 @@ async def hear_heartbeat(services: Services, agent_id: str, beat: Heartbeat) -> 
         report = plan_report(agent_id, beat, beat.records, time.time())
         if report.digest != row["mirrored"]:
             services.mirror.offer(report)
-    return HeartbeatReply(Wanted(row["wanted"]), terms.interval_s, barred)
+    interval_s = terms.resting_s if row["rests"] else terms.interval_s
+    return HeartbeatReply(Wanted(row["wanted"]), interval_s, barred)
 
 
 def _plan_row(agent_id: str, beat: Heartbeat, barred: str | None) -> Json:

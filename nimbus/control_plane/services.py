@@ -74,9 +74,14 @@ class HostTerms:
     min_version: str | None = None  # NIMBUS_AGENT_MIN_VERSION; None: any
 
     @property
+    def resting_s(self) -> float:
+        """The same for a host on which nothing runs or changes: what changes there is told at once all the same."""
+        return 2 * self.interval_s
+
+    @property
     def silent_s(self) -> float:
         """After which a host counts as silent: some heartbeats were missed, and every long poll is over."""
-        return max(60.0, 4 * self.interval_s)
+        return max(60.0, 3 * self.resting_s)
 
 
 @dataclass(frozen=True)

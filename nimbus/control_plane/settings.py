@@ -91,7 +91,10 @@ class Settings(DatabaseSettings):
     agent_token_rate_limit: int = Field(default=15, ge=1)
     agent_token_rate_interval: float = Field(default=60.0, gt=0)
     agent_heartbeat_interval: float = Field(
-        default=15.0, ge=1, le=300, description="seconds between two reports of a host, beside those of a change"
+        default=15.0,
+        ge=1,
+        le=300,
+        description="seconds between two reports of a host, beside those of a change; twice that where nothing runs",
     )
     agent_min_version: str | None = Field(
         default=None, description="agents of an older release, like 0.2.0, are granted no work and told so; unset: any"

@@ -27,9 +27,7 @@ from nimbus.model.errors import (
 
 CONNECT_S = 10.0
 READ_S = 60.0  # above the longest long poll (30 s); streams pass their own
-KEEP_S = (
-    20.0  # of a connection that nobody uses: longer than a host's heartbeats are apart, shorter than servers keep it
-)
+KEEP_S = 50.0  # of a connection that nobody uses: heartbeats are 30 s apart at most, and our servers keep it for 75 s
 _POOL = httpx2.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEEP_S)
 _USER_AGENT = "nimbus"
 _BY_STATUS: dict[int, type[NimbusError]] = {

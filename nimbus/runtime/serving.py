@@ -46,6 +46,7 @@ DEFAULT_MAX_BODY_BYTES = 1024 * 1024
 BODY_S = 60.0
 MAX_NAME_CHARS = 512  # of a name in an address: an org, a label, a host
 _FRAMEWORK_HEADERS = frozenset({"Allow"})  # of the errors that the framework raises: what HTTP demands with 405
+KEEP_ALIVE_S = 75  # of a connection on which nothing is asked: longer than our clients keep one (http.py)
 GRACEFUL_S = 30.0  # in-flight requests at shutdown; as long as the longest long poll
 
 
@@ -284,7 +285,7 @@ async def serve_app(
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
     config.server_names = []
-    config.keep_alive_timeout = 30
+    config.keep_alive_timeout = KEEP_ALIVE_S
     async with trio.open_nursery() as nursery:
         task_status.started(await start_hypercorn(nursery, app, config, stop.wait, setting))
 

@@ -14,7 +14,8 @@ UPDATE agents SET start = $2 WHERE agent_id = $1 AND start < $2 RETURNING true
 
 -- name: hear_heartbeats
 -- One statement for the heartbeats of a moment ($1), and no index moves by it. A life that returns within $2 seconds
--- after another one had taken its place is a second host of that name. No row where the host was forgotten.
+-- after another one had taken its place is a second host of that name. No row where the host was forgotten. `rests`:
+-- nothing runs there, and nothing has changed but the room that the rest of the host takes and gives.
 WITH told AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset($1::jsonb) AS b (
         agent_id text, version text, life text, doing text, vmm text, arch text, labels text[], barred text,
@@ -22,7 +23,10 @@ WITH told AS MATERIALIZED (
         free_cpus integer, free_mem_mib integer, free_slots integer, free_disk_mib bigint, pool jsonb)
 ), held AS MATERIALIZED (
     -- in one order, whoever else writes some of them at the same time
-    SELECT a.agent_id FROM agents a JOIN told USING (agent_id) ORDER BY a.agent_id FOR NO KEY UPDATE OF a
+    SELECT a.agent_id,
+           t.free_slots = t.slots AND (a.life, a.version, a.doing, a.pool, a.free_slots, a.free_cpus, a.slots)
+               IS NOT DISTINCT FROM (t.life, t.version, t.doing, t.pool, t.free_slots, t.free_cpus, t.slots) AS rests
+    FROM agents a JOIN told t USING (agent_id) ORDER BY a.agent_id FOR NO KEY UPDATE OF a
 )
 UPDATE agents a
 SET version = b.version, life = b.life, doing = b.doing, vmm = b.vmm, arch = b.arch, labels = b.labels,
@@ -38,7 +42,7 @@ SET version = b.version, life = b.life, doing = b.doing, vmm = b.vmm, arch = b.a
         THEN statement_timestamp() ELSE a.rival_at END
 FROM told b JOIN held USING (agent_id)
 WHERE a.agent_id = b.agent_id
-RETURNING a.agent_id, a.wanted, a.mirrored, coalesce(a.rival_at = a.heartbeat_at, false) AS has_rival
+RETURNING a.agent_id, a.wanted, a.mirrored, coalesce(a.rival_at = a.heartbeat_at, false) AS has_rival, held.rests
 
 -- name: list_versions
 SELECT agent_id, version, barred FROM agents

@@ -151,6 +151,15 @@ async def test_heartbeats_of_a_moment_are_one_statement_and_each_host_hears_its_
     assert len({row["writer"] for row in rows}) < len(agents)
 
 
+async def test_a_host_on_which_nothing_runs_or_changes_is_told_to_report_half_as_often(plane: Plane) -> None:
+    agent = await plane.enrol()
+    idle: dict[str, Any] = {"free": ROOM}
+    told = [idle, idle, {"free": {**ROOM, "mem_mib": 9}}, {"free": {**ROOM, "cpus": 6}}, idle | {"pool": {"warm": 1}}]
+    assert [(await beat(plane, agent, **each))["interval_s"] for each in told] == [15.0, 30.0, 30.0, 15.0, 15.0]
+    busy: dict[str, Any] = {"free": {**ROOM, "slots": 7}}
+    assert [(await beat(plane, agent, **each))["interval_s"] for each in (busy, busy)] == [15.0, 15.0]
+
+
 async def test_two_hosts_of_one_name_that_tell_at_the_same_moment_are_both_heard(plane: Plane) -> None:
     agent = await plane.enrol()
     await beat(plane, agent, boot_id="one")
