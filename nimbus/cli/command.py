@@ -18,6 +18,7 @@ import click
 
 from nimbus.cli.invocation import Invocation
 from nimbus.model.errors import NimbusError
+from nimbus.runtime.masking import mask_crashes, mask_text
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("nimbus.cli.run:run", "Run one command in a fresh microVM; its exit status is ours."),
@@ -103,7 +104,7 @@ def explain(error: BaseException) -> int:
     ours = [leaf for leaf in found if isinstance(leaf, NimbusError)]
     if ours and all(isinstance(leaf, NimbusError | KeyboardInterrupt) for leaf in found):
         for leaf in ours:
-            print(f"nimbus: {leaf}", file=sys.stderr)
+            print(f"nimbus: {mask_text(str(leaf))}", file=sys.stderr)
         return ours[0].exit_code
     if found and all(isinstance(leaf, KeyboardInterrupt) for leaf in found):
         return INTERRUPTED
@@ -112,6 +113,7 @@ def explain(error: BaseException) -> int:
 
 def run_command(arguments: Sequence[str], group: click.Group = cli) -> int:
     """One call of `nimbus` with these arguments: its exit status."""
+    mask_crashes()
     try:
         result = group.main(args=list(arguments), prog_name="nimbus", standalone_mode=False, obj=Invocation())
     except click.Abort:

@@ -10,6 +10,8 @@ import sys
 
 import structlog
 
+from nimbus.runtime.telemetry import mask_secrets
+
 
 def quiet_events() -> None:
     """Drop events below a warning; stdout stays the command's own."""
@@ -18,6 +20,8 @@ def quiet_events() -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            mask_secrets,
             structlog.processors.LogfmtRenderer(key_order=["level", "event"]),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

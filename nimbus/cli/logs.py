@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -38,7 +38,7 @@ class Wanted:
     """What the user asked for."""
 
     path: str
-    token: str | None
+    token: str | None = field(repr=False)
     as_json: bool
 
 

@@ -40,6 +40,7 @@ from nimbus.host_agent.wish import LEASING, POOLING, Pulse, Wish
 from nimbus.model.errors import Conflict, HostFault, NimbusError
 from nimbus.runtime.http import open_http
 from nimbus.runtime.listening import run_room
+from nimbus.runtime.masking import mask_text
 from nimbus.runtime.telemetry import configure_logging
 from nimbus.wire.leaseapi import EnrolRequest
 
@@ -150,13 +151,13 @@ def main() -> None:
             if getattr(settings, name) is not None:
                 log.warning("setting.not_used_on_a_host", name=f"NIMBUS_{name.upper()}")
     except NimbusError as error:
-        print(f"nimbus agent: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
+        print(f"nimbus agent: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201 - the operator's terminal
         sys.exit(error.exit_code)
     try:
         with single_instance(host.layout.state) as start:
             status = run_room("nimbus agent", run_agent, settings, host, start)
     except Conflict as error:
-        print(f"nimbus agent: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
+        print(f"nimbus agent: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201 - the operator's terminal
         status = EXIT_BUSY
     sys.exit(status)
 

@@ -74,7 +74,7 @@ class Command:
     """What runs in the guest. `argv` is never joined into a shell line; `timeout_s` None means no limit."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # a job's secrets are in it
     cwd: str = "/"
     user: str = "root"
     timeout_s: float | None = None

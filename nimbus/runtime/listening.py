@@ -17,6 +17,7 @@ from hypercorn.trio import serve
 from hypercorn.typing import Framework
 
 from nimbus.model.errors import Conflict, NimbusError
+from nimbus.runtime.masking import mask_text
 
 Args = TypeVarTuple("Args")
 
@@ -59,6 +60,6 @@ def _tell(name: str, group: BaseExceptionGroup[NimbusError]) -> list[int]:
         if isinstance(error, BaseExceptionGroup):
             codes += _tell(name, error)
         else:
-            print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the operator's terminal
+            print(f"{name}: {mask_text(str(error))}", file=sys.stderr)  # noqa: T201 - the operator's terminal
             codes.append(error.exit_code)
     return codes

@@ -15,29 +15,14 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import Processor
 
-MASK = "***"
+from nimbus.runtime.masking import MASK, mask_crashes, mask_text
+
 MAX_VALUE_CHARS = 16384
 _SECRET_FIELD = re.compile(
-    r"(?i)(^|_|-)(authorization|cookie|password|passwd|secret|token|private_key|signature|jitconfig|api_key|env)s?$"
-)
-_SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|$)", re.DOTALL), MASK),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {MASK}"),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), MASK),
-    (re.compile(r"\bv1\.[A-Za-z0-9_-]{16}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}"), MASK),  # a cache token
-    (re.compile(r"\bgh[opsur]_[A-Za-z0-9]{16,}|\bgithub_pat_[A-Za-z0-9_]{16,}"), MASK),
-    (re.compile(r"(?i)\b(sig|signature|token|secret|password)=[^&\s\"']+"), rf"\1={MASK}"),
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^/\s:@]*):[^/\s@]+@"), rf"\1:{MASK}@"),
+    r"(?i)(^|_|-)(authorization|cookie|password|passwd|secret|token|private_key|private_pem|pem|signature|jit_?config|api_key|env|dsn)s?$"
 )
 # C0 and C1 controls, DEL, and the bidirectional overrides that make a terminal show something else than is there
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-def mask_text(text: str) -> str:
-    """The text with what looks like a credential replaced."""
-    for pattern, replacement in _SECRET_TEXT:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def escape_text(text: str) -> str:
@@ -96,6 +81,8 @@ def configure_logging(level: str = "INFO", *, stream: TextIO | None = None, json
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    logging.captureWarnings(True)
+    mask_crashes()
     root = logging.getLogger()
     root.handlers = [handler]
     # the libraries' own chatter (each request of an HTTP client) is of interest only when debugging

@@ -129,7 +129,7 @@ class Runner:
     scope: str  # "owner" for an organisation's runner, "owner/name" for a repository's
     labels: tuple[str, ...]
     group_id: int
-    token: str  # what its JIT config holds; a secret
+    token: str = field(repr=False)  # what its JIT config holds; a secret
     work_folder: str
     registered_at_s: float
     seen_at_s: float | None = None  # of its newest request; None before its first session

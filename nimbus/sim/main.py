@@ -9,6 +9,7 @@ import trio
 
 from nimbus.model.errors import NimbusError
 from nimbus.runtime.listening import run_room
+from nimbus.runtime.masking import mask_text
 from nimbus.runtime.settings import read_settings
 from nimbus.runtime.signals import watch_signals
 from nimbus.runtime.telemetry import configure_logging
@@ -36,7 +37,7 @@ def main() -> int:
     try:
         plan = settings.world_plan()
     except NimbusError as error:
-        print(error, file=sys.stderr)  # noqa: T201 -- the operator's terminal
+        print(mask_text(str(error)), file=sys.stderr)  # noqa: T201 -- the operator's terminal
         return error.exit_code
     return run_room("sim", run_sim, plan, settings.sim_bind)
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import close
 from pathlib import Path
 
@@ -67,8 +67,8 @@ class StackPlan:
     state: Path
     sim: bool
     ports: Ports
-    secrets: Mapping[str, str]
-    environ: Mapping[str, str]  # ours: carries what the user set
+    secrets: Mapping[str, str] = field(repr=False)
+    environ: Mapping[str, str] = field(repr=False)  # ours: carries what the user set
 
     @property
     def control_plane_url(self) -> str:

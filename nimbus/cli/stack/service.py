@@ -35,7 +35,7 @@ class Service:
 
     name: str
     argv: tuple[str, ...]
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
     ready: Probe | None  # None: ready as soon as it runs
     cwd: str = "/"
     account: Account | None = None
