@@ -58,6 +58,11 @@ def describe_kills(targets: list[Target]) -> str:
     return ", ".join(f"{each.name} killed {each.kills} times, with {each.jobs_met} jobs" for each in targets)
 
 
+def describe_relay(site: Site) -> str:
+    given = [site.relay.given.get(port, 0) for port in site.relay.ports]
+    return f"connections by plane {given}, {site.relay.turned_away} met none"
+
+
 def test_every_job_ends_once_and_right_while_planes_and_redis_are_killed(
     tmp_path: Path, postgres_server: PostgresServer, database_dsn: str, redis_server: RedisServer
 ) -> None:
@@ -71,7 +76,7 @@ def test_every_job_ends_once_and_right_while_planes_and_redis_are_killed(
             took_s = rage(load, targets, KILLS)
             settle(site)
         found = gather(site, load)
-        show(f"{took_s:.0f} s; {describe_kills(targets)}; {describe(found, load)}")
+        show(f"{took_s:.0f} s; {describe_kills(targets)}; {describe_relay(site)}; {describe(found, load)}")
         assert load.wrong == []
         assert judge(found) == []
         assert min(target.kills for target in targets) >= KILLS
@@ -90,7 +95,8 @@ def test_a_rolling_restart_loses_nothing_and_clients_see_nothing_that_a_retry_do
             settle(site)
         found = gather(site, load)
         longest_s = max(took_s for _, took_s in stops)
-        show(f"{len(stops)} restarts, the longest stop {longest_s:.1f} s; {describe(found, load)}")
+        stopped = f"{len(stops)} restarts, the longest stop {longest_s:.1f} s"
+        show(f"{stopped}; {describe_relay(site)}; {describe(found, load)}")
         assert [status for status, _ in stops] == [0] * (2 * ROUNDS)
         assert load.wrong == []
         assert {answer.rpartition(": ")[2] for answer in load.answers} <= HEALED
