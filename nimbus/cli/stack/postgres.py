@@ -75,6 +75,7 @@ def plan_server(cluster: Cluster, port: int) -> Service:
         "fsync": "on",
         "max_connections": "100",
         "jit": "off",  # short queries only: compiling them costs more than running them
+        "log_error_verbosity": "terse",  # its details are the values of rows, and keys are among them
         "log_timezone": "UTC",
         "timezone": "UTC",
     }

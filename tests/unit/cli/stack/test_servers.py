@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from nimbus.cli.stack import postgres, redis
-from nimbus.cli.stack.child import Child, open_child
+from nimbus.cli.stack.child import Child, log_file, open_child
 from nimbus.cli.stack.service import LOOPBACK, Service, ask, free_port
 from nimbus.model.errors import HostFault
 
@@ -65,6 +65,18 @@ async def test_postgres_keeps_its_data_across_a_stop_and_a_start(private: Path) 
                 async with running(service, private):
                     told = await psql(service.ports["postgres"], sql)
     assert told == (0, "7")
+
+
+async def test_postgres_logs_that_a_row_was_refused_and_nothing_of_the_row(private: Path) -> None:
+    sql = "create table t (x text check (false)); insert into t select 'row of ' || 'secrets'"
+    with trio.fail_after(LIMIT_S):
+        async with open_cluster(private / "postgres") as cluster:
+            service = postgres.plan_server(cluster, free_port())
+            async with running(service, private):
+                assert (await psql(service.ports["postgres"], sql))[0] != 0
+    told = log_file(private, "postgres").read_text()
+    assert "violates check constraint" in told
+    assert "row of secrets" not in told
 
 
 async def test_postgres_refuses_a_wrong_password(private: Path) -> None:
