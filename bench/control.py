@@ -45,7 +45,7 @@ from bench.frame import RESULTS, Bound, Samples, finish, interleave, percentile
 from nimbus.cli.events import quiet_events
 from nimbus.runtime.postgres import open_database
 
-ROUNDS, CYCLES = 5, 1500
+ROUNDS, CYCLES = 5, 1000
 HISTORY = 1_000_000
 HOSTS, IDLE_S = 1000, 60.0  # each asks three times and tells of itself twice
 CROWD, CROWD_SETTLE_S = 100, 8.0
