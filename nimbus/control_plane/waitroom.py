@@ -115,7 +115,8 @@ async def _look_on(services: Services) -> None:
         ended_s = trio.current_time()
         # by then an offer that was made meanwhile, here or elsewhere, has run out
         next_s = ended_s + (min(terms.patience_s + LATER_S, terms.look_s) if queued else terms.look_s)
-        await trio.sleep(max(MOMENT_S, REST * (ended_s - began_s)))
+        # a look that failed took long because the database was away: once it is back, agents wait for the next one
+        await trio.sleep(MOMENT_S if away else max(MOMENT_S, REST * (ended_s - began_s)))
 
 
 async def _attend(services: Services) -> bool:

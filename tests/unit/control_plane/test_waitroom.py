@@ -11,19 +11,32 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from nimbus.control_plane.leases import finish_lease
-from nimbus.control_plane.seats import Offer, plan_offer
+from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.seats import Offer, Room, plan_offer
 from nimbus.control_plane.services import MACHINES, HostTerms, LeaseTerms, Services
 from nimbus.control_plane.waitroom import NOTE_S, run_waitroom, wait_grant
+from nimbus.model.errors import Unavailable
 from nimbus.model.vm import Ending
+from nimbus.runtime.postgres import TRANSACTION_S, Row
+from nimbus.runtime.redis import Bell
 from nimbus.wire.leaseapi import FinishRequest, Grant, LeaseRequest
 from tests.services import RedisServer
 from tests.unit.control_plane.plane import Plane, add_agents, open_plane, open_services
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from nimbus.runtime.postgres import Bridge
 
 pytestmark = pytest.mark.services
 LONG_S = 60.0
@@ -363,3 +376,30 @@ async def test_a_room_of_its_own_makes_bare_services_wake_their_agents(database_
 def test_an_idle_agent_that_sends_no_heartbeats_is_noted_before_it_counts_as_silent() -> None:
     """One of the release before: between two notes it would be told as silent, and could be forgotten as it waits."""
     assert HostTerms(interval_s=1.0).silent_s >= 2 * NOTE_S
+
+
+class Hanging:
+    """A database that hangs for as long as a statement may, and is away; when each look at it began."""
+
+    def __init__(self) -> None:
+        self.looks: list[float] = []
+
+    async def fetch(self, sql: str, *args: object) -> list[Row]:
+        if "UPDATE agents" not in sql:  # who waits is noted beside the looks
+            self.looks.append(trio.current_time())
+        await trio.sleep(TRANSACTION_S)
+        raise Unavailable("the database took too long")
+
+
+async def test_a_look_that_the_database_let_hang_is_soon_followed_by_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    database, terms, room = Hanging(), LeaseTerms(), Room()
+    told = {"database": database, "lease_terms": terms, "room": room, "metrics": Metrics(), "stopping": trio.Event()}
+    bell = Bell(cast("Bridge", None), cast("Redis", None), "")
+    room.enter("agent-0", OFFER)
+    with trio.move_on_after(10 * TRANSACTION_S):
+        await run_waitroom(cast("Services", SimpleNamespace(bell=bell, **told)))
+    assert len(database.looks) > 1
+    pauses = [later - before - TRANSACTION_S for before, later in pairwise(database.looks)]
+    assert max(pauses) <= terms.look_s + 1
