@@ -70,7 +70,8 @@ async def test_every_workflow_job_comes_through_the_inbox_as_what_it_is(database
             [job] = [job for job in await github.jobs() if job["forge_job_id"] == job_id]
             assert job["state"] == expected_state(example.body), example.name
             await github.plane.sql("UPDATE machines SET job_id = NULL")
-            await github.plane.sql("DELETE FROM jobs")  # the examples share ids, and a job never goes back
+            # the examples share ids, and a job never goes back
+            await github.plane.sql("UPDATE jobs SET forge_job_id = -job_id WHERE forge_job_id > 0")
         assert set(await github.delivery_states()) == {"processed"}
 
 
