@@ -16,7 +16,7 @@ from nimbus.control_plane.endings import Teller, describe_held, end_lease
 from nimbus.control_plane.outcome import judge_silence
 from nimbus.control_plane.rounds import begin_round
 from nimbus.control_plane.services import MACHINES, LeaseTerms, Services
-from nimbus.control_plane.watch import Watched, may_grant, tell, warn_if_blind, watch_database
+from nimbus.control_plane.watch import Watched, glance, tell, warn_if_blind, watch_database
 from nimbus.model.errors import Unavailable
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.runtime.postgres import Row, Transaction, load_queries
@@ -44,7 +44,7 @@ async def expire_leases(services: Services, every_s: float = 0.0) -> int:
 
 async def _expire(transaction: Transaction, terms: LeaseTerms, every_s: float) -> tuple[Watched, Ended]:
     if not await begin_round(transaction, ROUND, every_s):
-        return Watched(paused=not await may_grant(transaction, terms.watch)), []
+        return await glance(transaction, terms.watch), []
     watched = await watch_database(transaction, terms.watch)
     if watched.paused:
         return watched, []

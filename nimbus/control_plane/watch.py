@@ -98,10 +98,15 @@ def judge_clock(seen: Sight, now: Sight, tolerance_s: float) -> str | None:
 
 async def may_grant(transaction: Transaction, terms: WatchTerms) -> bool:
     """Whether a queued machine request is really free to be leased. Takes no lock where nothing has changed."""
+    return not (await glance(transaction, terms)).paused
+
+
+async def glance(transaction: Transaction, terms: WatchTerms) -> Watched:
+    """What the last look came to, where this is still the same database; else a look of our own."""
     row = await transaction.fetchrow(_SQL["watched"])
     if row is not None and row["same"]:
-        return not row["paused"]
-    return not (await watch_database(transaction, terms)).paused
+        return Watched(row["paused"])
+    return await watch_database(transaction, terms)
 
 
 async def watch_database(transaction: Transaction, terms: WatchTerms) -> Watched:

@@ -7,10 +7,11 @@ import uuid
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from nimbus.control_plane.rounds import begin_round
 from nimbus.control_plane.services import LeaseTerms, Services
-from nimbus.control_plane.silence import sweep_leases
+from nimbus.control_plane.silence import expire_leases, sweep_leases
 from nimbus.runtime.postgres import Database, Transaction, open_database
 from tests.unit.control_plane.plane import open_services
 
@@ -125,3 +126,14 @@ async def _until_rounds(database: Database, wanted: int) -> float:
         for row in await database.fetch("SELECT xmin::text AS written FROM duties WHERE name = 'leases'"):
             seen.add(row["written"])
     return trio.current_time() - began
+
+
+async def test_a_pause_is_told_by_whoever_sees_its_reason_also_without_a_round(
+    database_dsn: str, redis_url: str
+) -> None:
+    async with open_services(database_dsn, redis_url) as services:
+        await expire_leases(services)
+        await services.database.fetch("UPDATE database_watch SET identity = 'the one before'")
+        with capture_logs() as logs:
+            await expire_leases(services, HOUR_S)
+    assert [each["event"] for each in logs] == ["grants.paused"]
