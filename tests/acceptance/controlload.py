@@ -26,7 +26,9 @@ Json = dict[str, Any]
 PAUSE_S = 0.1  # before what was not answered is asked again
 LOOK_S = 0.5
 TOO_LONG_S = 300  # for a job that is to be cancelled
-TRICKLE = 4  # jobs in flight while the rest is kept back
+GATED = 3
+GATE = "gate"
+TRICKLE = GATED + 4  # jobs in flight while the rest is kept back
 OPERATOR = None  # as the org of a token
 SHAPE = {"cpus": 1, "mem_mib": 192, "disk_mib": 128}
 
@@ -42,6 +44,7 @@ class Planned:
     priority: int = 0
     cancelled_after_s: float | None = None  # since it was confirmed
     repeated: bool = False  # submitted once more after it was confirmed
+    gated: bool = False  # runs until `Load.release`: whatever happens before meets it
 
     @property
     def key(self) -> str:
@@ -57,12 +60,14 @@ class Planned:
         """It marks its beginning and its end outside of the product."""
         lasts_s = TOO_LONG_S if self.cancelled_after_s is not None else self.lasts_s
         mark = f">> {marks}/{self.number}"
-        return f"echo begun {mark}; sleep {lasts_s:.2f}; echo ended {mark}; exit {self.exit_code}"
+        work = f"while [ ! -e {marks / GATE} ]; do sleep 0.1; done" if self.gated else f"sleep {lasts_s:.2f}"
+        return f"echo begun {mark}; {work}; echo ended {mark}; exit {self.exit_code}"
 
 
 def plan_jobs(count: int, orgs: list[int], rng: random.Random) -> list[Planned]:
-    """Most succeed; some fail with a status of theirs, some are cancelled, queued or running."""
-    return [_plan_job(number, rng.choice(orgs), rng) for number in range(1, count + 1)]
+    """Most succeed; some fail with a status of theirs, some are cancelled, queued or running. The first are gated."""
+    gated = [Planned(number, rng.choice(orgs), 0.0, gated=True) for number in range(1, GATED + 1)]
+    return [*gated, *(_plan_job(number, rng.choice(orgs), rng) for number in range(GATED + 1, count + 1))]
 
 
 def _plan_job(number: int, org: int, rng: random.Random) -> Planned:
@@ -83,7 +88,7 @@ class Load:
     """Everybody who calls, what they were answered, and what they know."""
 
     url: str
-    secret: str
+    secret: str = field(repr=False)
     plans: list[Planned]
     marks: Path
     in_flight: int  # jobs that are confirmed and have not ended, at most
@@ -104,6 +109,11 @@ class Load:
     def is_done(self) -> bool:
         assert self.failed == [], self.failed[0]
         return len(self.job_ids) == self.ended == len(self.plans)
+
+    def release(self) -> None:
+        """Enough has happened: the gated jobs end, and what was kept back is submitted."""
+        (self.marks / GATE).touch()
+        self.enough.set()
 
     @contextmanager
     def running(self) -> Iterator[None]:

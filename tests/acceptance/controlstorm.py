@@ -186,7 +186,7 @@ def rage(load: Load, targets: list[Target], kills: int) -> float:
         for target in targets:
             target.tend(load.unfinished)
         if all(target.kills >= kills for target in targets):
-            load.enough.set()
+            load.release()
         time.sleep(TICK_S)
     took_s = time.monotonic() - began
     for target in targets:
@@ -204,7 +204,7 @@ def roll(load: Load, planes: list[Room], rounds: int) -> list[tuple[int, float]]
             assert load.unfinished > 0
             told.append(plane.stop(signal.SIGTERM))
             plane.start()
-    load.enough.set()
+    load.release()
     return told
 
 
