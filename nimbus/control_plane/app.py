@@ -29,7 +29,7 @@ from nimbus.control_plane.keys.rotation import GivenKeys, open_keychain, sweep_k
 from nimbus.control_plane.keys.shared import list_shared_keys
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
-from nimbus.control_plane.mirror import keep_mirror
+from nimbus.control_plane.mirror_database import keep_mirror
 from nimbus.control_plane.openapi.health import GET_HEALTH, GET_METRICS, GET_READINESS
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.openapi.route import build_document_api

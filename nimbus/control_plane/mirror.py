@@ -2,40 +2,29 @@
 
 In the database of NIMBUS_AGENT_STATE_DATABASE_URL where that is set, else in the control plane's own; by the same code.
 Written by one task a process, beside the heartbeats and never in their way: where the mirror's database is away they
-are answered as ever, and the last report of each host waits. Called by agents.py and hosts.py; kept by app.py.
+are answered as ever, and the last report of each host waits. Called by agents.py and hosts.py; mirror_database.py opens
+the database and lets it write.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
-import structlog
 import trio
 
-from nimbus.control_plane.migrate import apply_migrations, load_migrations
-from nimbus.model.errors import NimbusError, Unavailable
-from nimbus.runtime.postgres import Database, Row, Transaction, load_queries, open_database
-from nimbus.runtime.retry import Backoff
+from nimbus.model.errors import Unavailable
+from nimbus.runtime.postgres import Database, Row, Transaction, load_queries
 from nimbus.wire.heartbeat import Heartbeat, RecordLine
 from nimbus.wire.vmjson import Json
 
-if TYPE_CHECKING:
-    from nimbus.control_plane.services import Services
-
-log = structlog.get_logger()
-
 _SQL = load_queries("nimbus.control_plane", "queries", "mirror.sql")
 _AGENTS = load_queries("nimbus.control_plane", "queries", "agents.sql")
-POOL_SIZE = 2  # one writes, one reads
 MAX_PENDING = 65536  # records that wait for the mirror in this process; what is refused comes again with a heartbeat
 COARSE_S = 60.0  # a lease is renewed every few seconds: only once a minute is that news
-_WAITS = Backoff(1.0, 30.0)  # between two tries to open it
 READ_AFTER_S = 5.0  # for what a host has just told to be written; then what is there is read
 
 
@@ -141,66 +130,3 @@ async def _write(transaction: Transaction, agent_id: str, report: Report | None)
     await transaction.execute(_SQL["drop_records"], agent_id, [str(record["vm"]) for record in report.records])
     await transaction.execute(_SQL["keep_records"], agent_id, list(report.records))
     return True
-
-
-@dataclass
-class _Outlook:
-    """What is known of the mirror's database, told once at each change."""
-
-    services: Services
-    task_status: trio.TaskStatus[None]
-    is_started: bool = False
-    is_away: bool = False
-
-    def note_open(self) -> None:
-        if self.is_away:
-            log.info("mirror.back")
-        self._note(away=False)
-
-    def note_away(self, error: Exception) -> None:
-        if not self.is_away:
-            reason = str(error) if isinstance(error, NimbusError) else type(error).__name__
-            log.warning("mirror.away", reason=reason, lost="nothing: hosts go on, and tell it again")
-        self._note(away=True)
-
-    def _note(self, *, away: bool) -> None:
-        self.is_away = away
-        self.services.metrics.hosts.mirror_connected.set(not away)
-        if not self.is_started:
-            self.is_started = True
-            self.task_status.started()
-
-
-async def keep_mirror(  # noqa: ASYNC128 - the outlook calls it
-    services: Services, dsn: str | None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Open the mirror and write to it until cancelled; started once that was tried. While it is away: again and again.
-
-    `dsn` None: the control plane's own database.
-    """
-    outlook = _Outlook(services, task_status)
-    delays = _WAITS.delays_s()
-    while True:
-        try:
-            async with _open(services, dsn) as database:
-                await database.run(_prepare)
-                await services.database.fetch(_AGENTS["forget_mirrored"])  # it may have come back without its content
-                delays = _WAITS.delays_s()
-                outlook.note_open()
-                await services.mirror.write_pending(database, services.database)
-        except Exception as error:  # noqa: BLE001 - whatever that database says: nobody needs the mirror to go on
-            outlook.note_away(error)
-        await trio.sleep(next(delays))
-
-
-@asynccontextmanager
-async def _open(services: Services, dsn: str | None) -> AsyncIterator[Database]:
-    if dsn is None:
-        yield services.database
-        return
-    async with open_database(dsn, POOL_SIZE, services.database.bridge) as database:
-        yield database
-
-
-async def _prepare(transaction: Transaction) -> None:
-    await apply_migrations(transaction, load_migrations("migrations_mirror"), "mirror_versions")

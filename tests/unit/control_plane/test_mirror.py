@@ -12,7 +12,8 @@ import structlog
 import trio
 
 from nimbus.control_plane.hosts import show_host
-from nimbus.control_plane.mirror import COARSE_S, MAX_PENDING, Mirror, keep_mirror, plan_report
+from nimbus.control_plane.mirror import COARSE_S, MAX_PENDING, Mirror, plan_report
+from nimbus.control_plane.mirror_database import keep_mirror
 from nimbus.model.labels import Arch
 from nimbus.runtime.postgres import Row, Transaction, open_database
 from nimbus.wire.heartbeat import Heartbeat, HostRoom, RecordLine
