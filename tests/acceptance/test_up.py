@@ -88,7 +88,7 @@ def test_all_is_reachable_and_ctrl_c_leaves_nothing_running(tmp_path: Path) -> N
         assert fetch(ready["urls"]["control_plane"] + "/healthz")[0] == 200
         assert fetch(ready["urls"]["logs"] + "/healthz")[0] == 200
         status, keys = fetch(ready["urls"]["control_plane"] + "/.well-known/jwks.json")
-        assert (status, len(json.loads(keys)["keys"])) == (200, 1)
+        assert (status, len(json.loads(keys)["keys"])) == (200, 2)  # agents' and machines'
         assert fetch(ready["urls"]["control_plane"] + "/api/jobs/recent")[0] == 401
         up.popen.send_signal(signal.SIGINT)
         for name in ("host-agent", "sim", "logging-pipeline", "control-plane", "redis", "postgres"):
