@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,15 +89,16 @@ def sign(secret: str, audience: Audience, subject: str = "acceptance", *, with_k
 
 
 @dataclass
-class Client:
+class Client(ABC):
     """One thread that goes round until it is told to stop."""
 
     doors: Doors
     rounds: int = 0
     failed: str = ""
 
+    @abstractmethod
     def go_round(self, http: httpx2.Client) -> None:
-        raise NotImplementedError
+        """What it does, over and over."""
 
     def run(self) -> None:
         try:
