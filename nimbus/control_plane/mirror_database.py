@@ -1,6 +1,7 @@
 """The mirror's database: opened, migrated and written to for as long as the control plane runs, however often it goes.
 
-Nobody needs it to go on: whatever it says, it is only tried again. What is written is mirror.py's. Called by app.py.
+Nobody needs it to go on: while it is away, or refuses us, it is only tried again. What is written is mirror.py's.
+Called by app.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import trio
 from nimbus.control_plane.migrate import apply_migrations, load_migrations
 from nimbus.control_plane.services import Services
 from nimbus.model.errors import NimbusError
-from nimbus.runtime.postgres import Database, Transaction, load_queries, open_database
+from nimbus.runtime.postgres import Database, DatabaseRefusal, Transaction, load_queries, open_database
 from nimbus.runtime.retry import Backoff
 
 log = structlog.get_logger()
@@ -70,7 +71,7 @@ async def keep_mirror(  # noqa: ASYNC128 - the outlook calls it
                 delays = _WAITS.delays_s()
                 outlook.note_open()
                 await services.mirror.write_pending(database, services.database)
-        except Exception as error:  # noqa: BLE001 - whatever that database says: nobody needs the mirror to go on
+        except (NimbusError, DatabaseRefusal) as error:  # nobody needs the mirror to go on; what else escapes is a bug
             outlook.note_away(error)
         await trio.sleep(next(delays))
 

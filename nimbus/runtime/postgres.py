@@ -28,6 +28,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 P = ParamSpec("P")
 Row = Mapping[str, Any]
+DatabaseRefusal = asyncpg.PostgresError  # whatever a server may say of a statement
 UniqueViolation = asyncpg.UniqueViolationError
 ForeignKeyViolation = asyncpg.ForeignKeyViolationError
 
