@@ -66,8 +66,12 @@ class Heart:
         try:
             beat = await self.survey()
             reply = await self.listener.heartbeat(replace(beat, doing=Doing.LEAVING) if leaving else beat)
-        except Exception as error:  # noqa: BLE001 - a report of this host must never cost it a job
-            self._note_unheard(error)
+        except NimbusError as error:
+            self._note_unheard(str(error))
+        except Exception as error:
+            # at the task's edge: a bug in a report of this host must never cost it a job, and each time is told in full
+            log.exception("heartbeat.failed")
+            self._note_unheard(repr(error))
         else:
             self._hear(reply)
 
@@ -82,8 +86,8 @@ class Heart:
         self.barred = reply.barred
         self.wish.hear(reply.wanted)
 
-    def _note_unheard(self, error: Exception) -> None:
+    def _note_unheard(self, why: str) -> None:
         metrics.HEARTBEATS.labels("unheard").inc()
         if self.is_heard:
-            log.warning("heartbeat.not_heard", error=str(error) if isinstance(error, NimbusError) else repr(error))
+            log.warning("heartbeat.not_heard", error=why)
         self.is_heard = False

@@ -85,7 +85,7 @@ async def test_a_change_is_told_at_once_and_many_changes_once_a_second(autojump_
     assert len(after) <= 7
 
 
-async def test_nothing_that_goes_wrong_ends_the_reports_and_it_is_logged_once(
+async def test_nothing_that_goes_wrong_ends_the_reports_and_a_bug_is_told_in_full_each_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     plane = Plane()
@@ -101,7 +101,14 @@ async def test_nothing_that_goes_wrong_ends_the_reports_and_it_is_logged_once(
             await trio.sleep(5 * SLACK_S)
             nursery.cancel_scope.cancel()
     assert len(plane.heard) > heard
-    assert [each["event"] for each in logs] == ["heartbeat.not_heard", "heartbeat.heard_again"]
+    events = [each["event"] for each in logs]
+    assert [event for event in events if event != "heartbeat.failed"] == [
+        "heartbeat.not_heard",
+        "heartbeat.heard_again",
+    ]
+    bugs = [each for each in logs if each["event"] == "heartbeat.failed"]
+    assert len(bugs) > 1
+    assert all(each["exc_info"] for each in bugs)
 
 
 async def test_the_last_word_of_an_agent_that_leaves_waits_for_no_answer(
