@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests import secretwatch
 from tests.guests import VARIABLE, read_boots
@@ -18,6 +20,13 @@ from tests.services import (  # noqa: F401 - fixtures are found by being here
     redis_url,
     shared_redis,
 )
+
+
+@pytest.fixture(autouse=True)
+def _events_as_they_were() -> Iterator[None]:
+    """What a test makes of the events ends with it: a level that one left behind hid later events from their tests."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -32,7 +32,6 @@ def out() -> Iterator[io.StringIO]:
     logging.captureWarnings(False)
     root.handlers, level = before
     root.setLevel(level)
-    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize(
