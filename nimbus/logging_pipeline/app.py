@@ -13,16 +13,17 @@ from quart import Blueprint, Response
 
 from nimbus.logging_pipeline.access import Access
 from nimbus.logging_pipeline.directory import Directory
-from nimbus.logging_pipeline.hub import Hub
-from nimbus.logging_pipeline.ingest_api import MAX_BODY_BYTES, build_ingest_api
+from nimbus.logging_pipeline.ingest.api import MAX_BODY_BYTES, build_ingest_api
+from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.keys import KeySet
+from nimbus.logging_pipeline.live.api import build_live_api
+from nimbus.logging_pipeline.live.hub import Hub
 from nimbus.logging_pipeline.metrics import Metrics
-from nimbus.logging_pipeline.migrate import migrate
-from nimbus.logging_pipeline.read_api import build_read_api
+from nimbus.logging_pipeline.reading.api import build_read_api
 from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.settings import Settings
-from nimbus.logging_pipeline.store import open_store
-from nimbus.logging_pipeline.writer import Writer
+from nimbus.logging_pipeline.store.migrate import migrate
+from nimbus.logging_pipeline.store.opening import open_store
 from nimbus.model.errors import Unavailable
 from nimbus.runtime.http import open_http
 from nimbus.runtime.proxies import Networks, parse_networks
@@ -72,6 +73,7 @@ def build_logging_pipeline(services: Services, trusted_proxies: Networks = ()) -
     app = build_app("nimbus.logging_pipeline", max_body_bytes=MAX_BODY_BYTES, trusted_proxies=trusted_proxies)
     app.register_blueprint(build_ingest_api(services))
     app.register_blueprint(build_read_api(services))
+    app.register_blueprint(build_live_api(services))
     app.register_blueprint(build_health_api(services))
     return app
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from nimbus.logging_pipeline.access import Access
 from nimbus.logging_pipeline.directory import Directory
-from nimbus.logging_pipeline.follow import Follow, FollowRequest
-from nimbus.logging_pipeline.hub import Hub
+from nimbus.logging_pipeline.ingest.writer import Writer
+from nimbus.logging_pipeline.live.follow import Follow, FollowRequest
+from nimbus.logging_pipeline.live.hub import Hub
 from nimbus.logging_pipeline.metrics import Metrics
-from nimbus.logging_pipeline.table import LogTable
-from nimbus.logging_pipeline.writer import Writer
+from nimbus.logging_pipeline.store.table import LogTable
 
 
 @dataclass(frozen=True)

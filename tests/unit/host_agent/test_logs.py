@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from nimbus.host_agent.logs import LogShipping, LogTarget, open_log_shipping
 from nimbus.host_agent.output.logspool import open_spool
 from nimbus.host_agent.output.shipping import ingest_url
-from nimbus.logging_pipeline.engine import Endpoint
+from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.model.errors import Refused
 from tests.unit.host_agent.logpipeline import open_pipeline, until
 from tests.unit.logging_pipeline.rig import open_rig, run_engine

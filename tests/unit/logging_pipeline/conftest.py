@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nimbus.logging_pipeline.engine import Endpoint
+from nimbus.logging_pipeline.engine.child import Endpoint
 from tests.unit.logging_pipeline.rig import run_engine
 
 

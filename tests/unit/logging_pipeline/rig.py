@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from quart import Response, request
 
 from nimbus.logging_pipeline.app import build_logging_pipeline, open_services
-from nimbus.logging_pipeline.engine import USERNAME, Endpoint
+from nimbus.logging_pipeline.engine.child import USERNAME, Endpoint
 from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.settings import Settings
 from nimbus.runtime.serving import build_app, json_response, serve_app
@@ -45,7 +45,7 @@ SECRET = "a-secret-that-is-long-enough-for-hs256-0123456789"
 @contextmanager
 def run_engine(folder: Path) -> Iterator[Endpoint]:
     """The engine's child process without its supervisor."""
-    argv = [sys.executable, "-m", "nimbus.logging_pipeline.engine_main", str(folder)]
+    argv = [sys.executable, "-m", "nimbus.logging_pipeline.engine.main", str(folder)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nimbus.logging_pipeline.engine import Endpoint
+from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.logging_pipeline.keys import THROTTLE_S
 from nimbus.wire.tokens import Audience, hmac_key, new_ed25519_key, render_token
 from tests.unit.logging_pipeline.rig import SECRET, bearer, open_rig, row

@@ -17,7 +17,7 @@ import trio
 from clickhouse_connect.driver import httputil
 from clickhouse_connect.driver.exceptions import DatabaseError
 
-from nimbus.logging_pipeline.engine import EXIT_LOCKED, Endpoint, serve_engine
+from nimbus.logging_pipeline.engine.child import EXIT_LOCKED, Endpoint, serve_engine
 from nimbus.model.errors import HostFault
 from tests.unit.logging_pipeline.rig import run_engine, wait_until
 
@@ -122,7 +122,7 @@ async def test_a_wrong_request_gets_clickhouses_own_error(
 
 def test_a_second_process_on_the_same_folder_is_told_so(tmp_path: Path) -> None:
     with run_engine(tmp_path / "store"):
-        argv = [sys.executable, "-m", "nimbus.logging_pipeline.engine_main", str(tmp_path / "store")]
+        argv = [sys.executable, "-m", "nimbus.logging_pipeline.engine.main", str(tmp_path / "store")]
         second = subprocess.run(argv, input=b"x\n", capture_output=True, check=False, timeout=60)
     assert second.returncode == EXIT_LOCKED
     assert b"another process serves the log store" in second.stderr
@@ -157,7 +157,7 @@ async def test_the_supervisor_gives_up_on_a_folder_that_another_process_serves(t
 async def test_the_engine_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'nimbus.logging_pipeline.engine_main', sys.argv[1]],"
+        "child = subprocess.Popen([sys.executable, '-m', 'nimbus.logging_pipeline.engine.main', sys.argv[1]],"
         " stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         "child.stdin.write(b'x\\n'); child.stdin.flush(); child.stdout.readline()\n"
         "print(child.pid, flush=True)\n"

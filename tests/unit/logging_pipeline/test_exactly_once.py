@@ -15,13 +15,12 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbus.logging_pipeline.engine import Endpoint
-from nimbus.logging_pipeline.hub import Hub
-from nimbus.logging_pipeline.marks import MAX_ISLANDS, SeqSet
+from nimbus.logging_pipeline.engine.child import Endpoint
+from nimbus.logging_pipeline.ingest.marks import MAX_ISLANDS, SeqSet
+from nimbus.logging_pipeline.ingest.writer import Writer
+from nimbus.logging_pipeline.live.hub import Hub
 from nimbus.logging_pipeline.metrics import Metrics
-from nimbus.logging_pipeline.rows import Row, Source
-from nimbus.logging_pipeline.table import StoredRow
-from nimbus.logging_pipeline.writer import Writer
+from nimbus.logging_pipeline.rows import Row, Source, StoredRow
 from nimbus.model.errors import Unavailable
 from tests.unit.logging_pipeline.rig import open_rig, row
 
@@ -189,7 +188,7 @@ def kill_engine(state: Path) -> None:
             words = (process / "cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if wanted in words and b"nimbus.logging_pipeline.engine_main" in words:
+        if wanted in words and b"nimbus.logging_pipeline.engine.main" in words:
             os.kill(int(process.name), signal.SIGKILL)
             return
     raise AssertionError("no engine found")

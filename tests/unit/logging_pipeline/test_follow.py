@@ -8,11 +8,11 @@ from pathlib import Path
 
 import trio
 
-from nimbus.logging_pipeline import hub
-from nimbus.logging_pipeline.engine import Endpoint
-from nimbus.logging_pipeline.follow import FollowRequest
-from nimbus.logging_pipeline.hub import Hub
-from nimbus.logging_pipeline.table import ReadScope
+from nimbus.logging_pipeline.engine.child import Endpoint
+from nimbus.logging_pipeline.live import hub
+from nimbus.logging_pipeline.live.follow import FollowRequest
+from nimbus.logging_pipeline.live.hub import Hub
+from nimbus.logging_pipeline.rows import ReadScope
 from tests.unit.logging_pipeline.rig import bearer, open_rig, row, wait_until
 
 

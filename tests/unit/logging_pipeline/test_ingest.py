@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nimbus.logging_pipeline.engine import Endpoint
+from nimbus.logging_pipeline.engine.child import Endpoint
 from tests.unit.logging_pipeline.rig import bearer, open_rig, row
 
 

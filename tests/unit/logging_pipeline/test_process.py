@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx2
 import trio
 
-from nimbus.logging_pipeline.engine import Endpoint
-from nimbus.logging_pipeline.migrate import migrate, split_statements
+from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.logging_pipeline.settings import StoreSettings
+from nimbus.logging_pipeline.store.migrate import migrate, split_statements
 from tests.unit.logging_pipeline.rig import SECRET, open_rig, run_engine, wait_until
 
 ARGV = [sys.executable, "-m", "nimbus.logging_pipeline.main"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbus.logging_pipeline.statements import parse_statement
+from nimbus.logging_pipeline.engine.statements import parse_statement
 from nimbus.model.errors import Refused
 
 TABLE_FUNCTIONS = frozenset({"file", "url", "s3", "remote", "numbers", "values", "input", "python", "view", "merge"})

@@ -12,7 +12,7 @@ import pytest
 import trio
 from quart import Response, request
 
-from nimbus.logging_pipeline.engine import Endpoint
+from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.runtime.serving import build_app, serve_app
 from tests.unit.logging_pipeline.rig import open_rig, row
 

@@ -15,11 +15,11 @@ from typing import Protocol
 import structlog
 import trio
 
-from nimbus.logging_pipeline.hub import Hub
-from nimbus.logging_pipeline.marks import SeqSet
+from nimbus.logging_pipeline.ingest.body import RefusedRow
+from nimbus.logging_pipeline.ingest.marks import SeqSet
+from nimbus.logging_pipeline.live.hub import Hub
 from nimbus.logging_pipeline.metrics import Metrics
-from nimbus.logging_pipeline.rows import RefusedRow, Row, Source
-from nimbus.logging_pipeline.table import ReadRow, StoredRow
+from nimbus.logging_pipeline.rows import ReadRow, Row, Source, StoredRow
 from nimbus.model.errors import Unavailable
 
 WINDOW_S = 0.05  # between two inserts: at most 20 new parts a second, which the server merges with ease

@@ -14,7 +14,7 @@ from typing import Any
 
 import chdb.state.sqlitelike as chdb_session
 
-from nimbus.logging_pipeline.statements import DEFAULT_FORMAT, Statement
+from nimbus.logging_pipeline.engine.statements import DEFAULT_FORMAT, Statement
 
 DEFAULT_DATABASE = "main"  # the library's own `default` maps the host's files and is not served
 _CODE = re.compile(r"Code: (\d+)\. (.*)", re.DOTALL)

@@ -72,7 +72,7 @@ async def serve_engine(folder: Path, *, task_status: trio.TaskStatus[Engine] = t
 
 async def _run_once(folder: Path, engine: Engine, tell_ready: Callable[[], None]) -> int:
     password = secrets.token_urlsafe(32)
-    argv = [sys.executable, "-m", "nimbus.logging_pipeline.engine_main", str(folder)]
+    argv = [sys.executable, "-m", "nimbus.logging_pipeline.engine.main", str(folder)]
     process = await trio.lowlevel.open_process(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
     assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - asked for above
     try:

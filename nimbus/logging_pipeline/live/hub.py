@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from nimbus.logging_pipeline.table import ReadRow
+from nimbus.logging_pipeline.rows import ReadRow
 from nimbus.model.errors import RateLimited
 
 QUEUE_ROWS = 5000  # what a reader may lag behind before it reads the table: about one ingest request

@@ -1,7 +1,7 @@
 """Brings the log store's schema up to date: numbered .sql files, each applied once, in order.
 
 Every statement can be repeated, because ClickHouse has no transactions. Called by `main` at its start and by
-hand: `python -m nimbus.logging_pipeline.migrate`.
+hand: `python -m nimbus.logging_pipeline.store.migrate`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from importlib import resources
 import trio
 
 from nimbus.logging_pipeline.settings import StoreSettings
-from nimbus.logging_pipeline.store import open_store
-from nimbus.logging_pipeline.table import LogTable
+from nimbus.logging_pipeline.store.opening import open_store
+from nimbus.logging_pipeline.store.table import LogTable
 from nimbus.model.errors import NimbusError
 from nimbus.runtime.settings import read_settings
 
@@ -51,7 +51,7 @@ async def migrate(store: LogTable, settings: StoreSettings) -> list[str]:
 
 def load_migrations() -> list[tuple[int, str, str]]:
     """(version, file name, text) in the order of their versions."""
-    folder = resources.files("nimbus.logging_pipeline").joinpath("migrations")
+    folder = resources.files("nimbus.logging_pipeline").joinpath("store", "migrations")
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
     return [(int(entry.name[:4]), entry.name, entry.read_text(encoding="utf-8")) for entry in files]
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -22,8 +21,8 @@ import trio
 from clickhouse_connect.driver import httputil
 from urllib3.exceptions import HTTPError
 
-from nimbus.logging_pipeline.engine import Endpoint
-from nimbus.logging_pipeline.rows import Row, Source
+from nimbus.logging_pipeline.engine.child import Endpoint
+from nimbus.logging_pipeline.rows import Place, ReadRow, ReadScope, Row, Source, StoredRow
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.runtime.threads import ThreadLane
 
@@ -33,46 +32,6 @@ _WIDTH = 4  # one for the writer, the others for readers
 _FAILURES = (clickhouse_connect.driver.exceptions.Error, HTTPError, OSError)
 T = TypeVar("T")
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRow:
-    """A row on its way into the table."""
-
-    source: Source
-    agent_id: str
-    row: Row
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A reader's place in the output of one machine under one fence: everything up to `seq` was read."""
-
-    machine_id: int
-    fence: int
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReadScope:
-    """What one reader may see: some machines of one org, under one fence or all."""
-
-    org_id: int
-    machines: tuple[int, ...]
-    fence: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRow:
-    """A row as readers get it."""
-
-    machine_id: int
-    fence: int
-    row: Row
-
-    @property
-    def place(self) -> Place:
-        return Place(self.machine_id, self.fence, self.row.seq)
 
 
 class LogTable:

@@ -22,14 +22,14 @@ from urllib.parse import parse_qsl
 import lz4.frame
 import trio
 
-from nimbus.logging_pipeline.engine_session import (
+from nimbus.logging_pipeline.engine.session import (
     DEFAULT_DATABASE,
     EngineRefusal,
     EngineReply,
     EngineRequest,
     EngineSession,
 )
-from nimbus.logging_pipeline.statements import DEFAULT_FORMAT, READ_KINDS, parse_statement
+from nimbus.logging_pipeline.engine.statements import DEFAULT_FORMAT, READ_KINDS, parse_statement
 from nimbus.model.errors import Refused
 
 MAX_BODY_BYTES = 64 * 2**20

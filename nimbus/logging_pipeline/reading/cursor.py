@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from nimbus.logging_pipeline.rows import MAX_SEQ
-from nimbus.logging_pipeline.table import Place, ReadRow
+from nimbus.logging_pipeline.rows import MAX_SEQ, Place, ReadRow
 from nimbus.model.errors import Forbidden, Refused
 
 MAX_PLACES = 64

@@ -7,7 +7,8 @@ import zlib
 
 from quart import Blueprint, Response, request
 
-from nimbus.logging_pipeline.rows import Source, parse_batch
+from nimbus.logging_pipeline.ingest.body import parse_batch
+from nimbus.logging_pipeline.rows import Source
 from nimbus.logging_pipeline.services import Services
 from nimbus.model.errors import Refused
 from nimbus.runtime.serving import error_response, json_response

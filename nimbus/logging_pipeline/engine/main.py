@@ -1,4 +1,4 @@
-"""The engine's own process: `python -m nimbus.logging_pipeline.engine_main FOLDER`, started by `engine`.
+"""The engine's own process: `python -m nimbus.logging_pipeline.engine.main FOLDER`, started by `engine`.
 
 Reads the password from its standard input, prints one JSON line with its port when ready, and serves until
 that input ends, which is also what the death of its parent looks like. It never listens beyond loopback.
@@ -18,9 +18,9 @@ import hypercorn.trio
 import trio
 from hypercorn.config import Config
 
-from nimbus.logging_pipeline.engine import EXIT_LOCKED, USERNAME
-from nimbus.logging_pipeline.engine_http import Credentials, engine_app
-from nimbus.logging_pipeline.engine_session import EngineSession
+from nimbus.logging_pipeline.engine.child import EXIT_LOCKED, USERNAME
+from nimbus.logging_pipeline.engine.http import Credentials, engine_app
+from nimbus.logging_pipeline.engine.session import EngineSession
 
 _LAST_QUERY_LIMIT_S = 5.0
 

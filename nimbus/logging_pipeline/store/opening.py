@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from nimbus.logging_pipeline.engine import Endpoint, serve_engine
+from nimbus.logging_pipeline.engine.child import Endpoint, serve_engine
 from nimbus.logging_pipeline.settings import StoreSettings
-from nimbus.logging_pipeline.table import LogTable
+from nimbus.logging_pipeline.store.table import LogTable
 
 ENGINE_FOLDER = "clickhouse"  # below NIMBUS_STATE_DIR
 _CLOSE_S = 20.0  # above the longest call in flight that matters; the engine's own stop comes after

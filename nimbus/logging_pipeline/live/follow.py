@@ -16,11 +16,11 @@ from types import TracebackType
 import trio
 from quart.wrappers.response import ResponseBody
 
-from nimbus.logging_pipeline.cursor import Reading, render_row
 from nimbus.logging_pipeline.directory import JobEntry
-from nimbus.logging_pipeline.hub import Hub, Subscription
-from nimbus.logging_pipeline.rows import END_STREAM
-from nimbus.logging_pipeline.table import LogTable, Place, ReadRow, ReadScope
+from nimbus.logging_pipeline.live.hub import Hub, Subscription
+from nimbus.logging_pipeline.reading.cursor import Reading, render_row
+from nimbus.logging_pipeline.rows import END_STREAM, Place, ReadRow, ReadScope
+from nimbus.logging_pipeline.store.table import LogTable
 from nimbus.model.errors import NotFound, Unavailable
 
 HEARTBEAT_S = 15.0

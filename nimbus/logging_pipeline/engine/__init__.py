@@ -1,0 +1,1 @@
+"""The embedded ClickHouse engine: a child process that speaks ClickHouse's own HTTP protocol."""

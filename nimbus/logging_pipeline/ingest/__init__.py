@@ -1,0 +1,1 @@
+"""From a machine's request to stored rows: each exactly once."""

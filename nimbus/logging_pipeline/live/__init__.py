@@ -1,0 +1,1 @@
+"""What is being printed, to whoever follows it now."""

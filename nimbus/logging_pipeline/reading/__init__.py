@@ -1,0 +1,1 @@
+"""What was stored, as readers ask for it: pages, search, downloads, counts."""
