@@ -160,6 +160,7 @@ def judge(samples: Samples) -> list[Bound]:
         Bound("leases.py / bare SQL, cycles/s, p50 of rounds", rates["leases"] / rates["floor"], LEASES_MIN, True),
         Bound("HTTP / bare SQL, cycles/s, p50 of rounds", rates["http"] / rates["floor"], HTTP_MIN, True),
         Bound("long history / none, cycles/s, p50 of rounds", rates["history"] / rates["leases"], HISTORY_MIN, True),
+        Bound("share of a core for hosts that wait, long polls alone", samples["polls.cpu_share"][0], IDLE_MAX),
         Bound("share of a core for hosts that wait, polls and heartbeats", samples["idle.cpu_share"][0], IDLE_MAX),
         Bound("submitted to granted, ms, p99", percentile(wakes, 99), WAKE_MAX_MS),
         Bound("agents woken for a request", woken[0], WOKEN_MAX),
@@ -184,6 +185,9 @@ async def measure_cycles(host: ControlHost, words: argparse.Namespace) -> dict[s
 async def measure_waiting(host: ControlHost, words: argparse.Namespace) -> dict[str, list[float]]:
     """What hosts cost that wait, and how soon one of them has what is submitted."""
     say(f"{words.hosts} hosts wait")
+    async with open_crowd(host.planes[:1], words.hosts, words.settle_s, hearts=False) as crowd:
+        polls = await measure_idle(host.planes[0], crowd, words.hosts, words.idle_s)
+    say("the same with their heartbeats")
     async with open_crowd(host.planes[:1], words.hosts, words.settle_s) as crowd:
         idle = await measure_idle(host.planes[0], crowd, words.hosts, words.idle_s)
     say(f"{words.wakes} jobs are submitted")
@@ -194,6 +198,7 @@ async def measure_waiting(host: ControlHost, words: argparse.Namespace) -> dict[
         passes_ms = await measure_passes(host.planes, host.dsn, crowd, words.passes)
         check_once(crowd)
     return {
+        "polls.cpu_share": [polls.cpu_share],
         "idle.cpu_share": [idle.cpu_share],
         "idle.polls_per_s": [idle.polls_per_s],
         "idle.beats_per_s": [idle.beats_per_s],

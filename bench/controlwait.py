@@ -173,8 +173,10 @@ async def run_heart(port: int, token: str, crowd: Crowd, first_after_s: float) -
 
 
 @asynccontextmanager
-async def open_crowd(planes: Sequence[PlaneProcess], agents: int, settle_s: float = SETTLE_S) -> AsyncIterator[Crowd]:
-    """So many agents that wait at these planes in turn, each of which has asked and told of itself by now."""
+async def open_crowd(
+    planes: Sequence[PlaneProcess], agents: int, settle_s: float = SETTLE_S, *, hearts: bool = True
+) -> AsyncIterator[Crowd]:
+    """So many agents that wait at these planes in turn; each has asked by now, and told of itself if it has a heart."""
     names = [f"bench-{number}" for number in range(agents)]
     tokens = await enrol(planes[0].port, names)
     crowd = Crowd()
@@ -183,7 +185,8 @@ async def open_crowd(planes: Sequence[PlaneProcess], agents: int, settle_s: floa
             plane = planes[number % len(planes)]
             spread = min(1.0, settle_s / SETTLE_S) * number / agents
             nursery.start_soon(run_agent, plane.port, tokens[name], crowd, spread * WAIT_S)
-            nursery.start_soon(run_heart, plane.port, tokens[name], crowd, spread * BEAT_S)
+            if hearts:
+                nursery.start_soon(run_heart, plane.port, tokens[name], crowd, spread * BEAT_S)
         await trio.sleep(settle_s)
         yield crowd
         nursery.cancel_scope.cancel()
@@ -255,8 +258,9 @@ async def read_counters(planes: Sequence[PlaneProcess]) -> dict[str, float]:
 
 async def _run(folder: Path, agents: int, seconds: float, wakes: int) -> None:
     async with open_control_host(folder, planes=2) as host:
-        async with open_crowd(host.planes[:1], agents) as crowd:
-            print(asdict(await measure_idle(host.planes[0], crowd, agents, seconds)))
+        for hearts in (False, True):
+            async with open_crowd(host.planes[:1], agents, hearts=hearts) as crowd:
+                print(asdict(await measure_idle(host.planes[0], crowd, agents, seconds)))
         async with open_crowd(host.planes, 100) as crowd:
             taken_ms = await measure_wakes(host.planes, crowd, wakes)
             print({f"p{percent}_ms": round(percentile(taken_ms, percent), 2) for percent in (50, 95, 99, 100)})

@@ -6,8 +6,8 @@ from bench.control import judge
 
 GOOD = {
     "floor.per_s": [1000.0, 1200.0], "leases.per_s": [600.0, 700.0], "http.per_s": [300.0, 320.0],
-    "history.per_s": [590.0, 680.0], "idle.cpu_share": [0.1], "wake.ms": [5.0, 9.0, 20.0], "woken.a_request": [1.0],
-    "pass.ms": [1005.0, 300.0],
+    "history.per_s": [590.0, 680.0], "polls.cpu_share": [0.05], "idle.cpu_share": [0.1], "wake.ms": [5.0, 9.0, 20.0],
+    "woken.a_request": [1.0], "pass.ms": [1005.0, 300.0],
 }  # fmt: skip
 
 
@@ -32,6 +32,7 @@ def test_a_history_that_slows_leases_down_breaks_its_bound() -> None:
 
 
 def test_hosts_that_cost_much_while_they_wait_break_their_bound() -> None:
+    assert broken(polls__cpu_share=[0.16]) == ["share of a core for hosts that wait, long polls alone"]
     assert broken(idle__cpu_share=[0.16]) == ["share of a core for hosts that wait, polls and heartbeats"]
 
 
