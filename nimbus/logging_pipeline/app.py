@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
-from quart import Blueprint, Response
 
 from nimbus.logging_pipeline.access import Access
 from nimbus.logging_pipeline.directory import Directory
+from nimbus.logging_pipeline.health import build_health_api
 from nimbus.logging_pipeline.ingest.api import MAX_BODY_BYTES, build_ingest_api
 from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.keys import KeySet
@@ -24,11 +24,10 @@ from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.settings import Settings
 from nimbus.logging_pipeline.store.migrate import migrate
 from nimbus.logging_pipeline.store.opening import open_store
-from nimbus.model.errors import Unavailable
 from nimbus.runtime.http import open_http
 from nimbus.runtime.proxies import Networks, parse_networks
 from nimbus.runtime.retry import Backoff, retry_unavailable
-from nimbus.runtime.serving import App, build_app, json_response
+from nimbus.runtime.serving import App, build_app
 from nimbus.wire.tokens import hmac_key
 
 _MIGRATE_TRIES = 8  # a server that is being started beside us gets about a minute
@@ -46,6 +45,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
         await retry_unavailable(bring_up_to_date, Backoff(0.5, 15.0), _MIGRATE_TRIES)
         hub, metrics = Hub(), Metrics()
+        table.health.on_trouble = metrics.note_trouble
         writer = Writer(table, hub, metrics)
         nursery.start_soon(writer.run)
         yield Services(
@@ -76,29 +76,3 @@ def build_logging_pipeline(services: Services, trusted_proxies: Networks = ()) -
     app.register_blueprint(build_live_api(services))
     app.register_blueprint(build_health_api(services))
     return app
-
-
-def build_health_api(services: Services) -> Blueprint:
-    """Health, readiness and metrics."""
-    blueprint = Blueprint("health", __name__)
-
-    @blueprint.get("/healthz")
-    async def healthz() -> Response:
-        await trio.lowlevel.checkpoint()  # answers only while the loop turns
-        return json_response({"status": "ok"})
-
-    @blueprint.get("/readyz")
-    async def readyz() -> Response:
-        with trio.move_on_after(5):
-            await services.table.ping()
-            return json_response({"status": "ready"})
-        raise Unavailable("the log store does not answer")
-
-    @blueprint.get("/metrics")
-    async def metrics() -> Response:
-        await trio.lowlevel.checkpoint()
-        services.access.require_metrics()
-        services.metrics.followers.set(services.hub.followers)
-        return Response(services.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
-
-    return blueprint

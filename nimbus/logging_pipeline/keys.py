@@ -11,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import httpx2
 import structlog
@@ -47,6 +48,13 @@ class KeySet:
         self._good_look = 0
         self._away = False  # the last look that ended has failed
         self._fetching = trio.Lock()
+
+    @property
+    def state(self) -> Literal["fresh", "kept", "none"]:
+        """As operators read it: fetched, in use although the control plane is away, or none to check a token with."""
+        if not self._keys:
+            return "none"
+        return "kept" if self._away else "fresh"
 
     async def verify(self, token: str, audience: Audience) -> Claims:
         """What the token says; Unauthorized where it is not valid, Unavailable where its key could not be fetched."""

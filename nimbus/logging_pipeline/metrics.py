@@ -17,6 +17,16 @@ class Metrics:
         self.insert_seconds = Histogram("nimbus_logs_insert_seconds", "Time of one insert", registry=self.registry)
         self.followers = Gauge("nimbus_logs_followers", "Readers that follow output now", registry=self.registry)
 
+        self.store_up = Gauge(
+            "nimbus_logs_store_up", "1 while the log store takes and gives rows", registry=self.registry
+        )
+        self.trouble = Counter(
+            "nimbus_logs_store_trouble", "Calls of the log store that failed", ["kind"], registry=self.registry
+        )
+
+    def note_trouble(self, kind: str) -> None:
+        self.trouble.labels(kind).inc()
+
     def _counter(self, name: str, documentation: str) -> Counter:
         return Counter(name, documentation, registry=self.registry)
 

@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError
 
 from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.logging_pipeline.rows import Place, ReadRow, ReadScope, Row, Source, StoredRow
+from nimbus.logging_pipeline.store.trouble import StoreHealth, Trouble, diagnose
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.runtime.threads import ThreadLane
 
@@ -40,6 +41,7 @@ class LogTable:
     def __init__(self, endpoint: Callable[[], Endpoint | None], database: str, table: str, read_s: float) -> None:
         self._endpoint = endpoint
         self.name = f"{database}.{table}"
+        self.health = StoreHealth()
         self._read_s = read_s
         self._lane = ThreadLane("clickhouse", _WIDTH)
         self._connecting = trio.Lock()
@@ -58,7 +60,8 @@ class LogTable:
             return int(told.written_rows)
 
         # a server can answer 200 and fail behind it: only its own count of rows says that they are in
-        if await self._call(insert) != len(rows):
+        if await self._call(insert, wrote=True) != len(rows):
+            self.health.note(Trouble.BROKEN, wrote=True)
             raise Unavailable("the log store did not confirm an insert: retry", retry_after_s=1.0)
 
     async def islands(self, source: Source) -> list[tuple[int, int]]:
@@ -134,17 +137,21 @@ class LogTable:
         except ValueError as error:
             raise Unavailable("the log store gave an answer that cannot be read") from error
 
-    async def _call(self, function: Callable[[Any], T]) -> T:
+    async def _call(self, function: Callable[[Any], T], *, wrote: bool = False) -> T:
         client = await self._connect()
         try:
-            return await self._lane.run(function, client)
+            answer = await self._lane.run(function, client)
         except _FAILURES as error:
             _log.warning("clickhouse.failed", kind=type(error).__name__, code=getattr(error, "code", None))
+            self.health.note(diagnose(error), wrote=wrote)
             raise Unavailable("the log store is away or refuses: retry", retry_after_s=1.0) from None
+        self.health.note_good(wrote=wrote)
+        return answer
 
     async def _connect(self) -> Any:
         endpoint = self._endpoint()
         if endpoint is None:
+            self.health.note(Trouble.AWAY, wrote=False)
             raise Unavailable("the log store's engine is being started: retry", retry_after_s=1.0)
         if endpoint is self._connected:
             return self._client
@@ -154,6 +161,7 @@ class LogTable:
                     self._client = await self._lane.run(self._reconnect, endpoint)
                 except _FAILURES as error:
                     _log.warning("clickhouse.no_connection", kind=type(error).__name__)
+                    self.health.note(diagnose(error), wrote=False)
                     raise Unavailable("the log store cannot be reached: retry", retry_after_s=1.0) from None
                 self._connected = endpoint
             return self._client
@@ -174,7 +182,7 @@ class LogTable:
             autogenerate_session_id=False,  # one client serves several threads
             query_retries=0,  # the callers know what may be repeated
             pool_mgr=httputil.get_pool_manager(maxsize=_WIDTH, num_pools=1),
-            show_clickhouse_errors=False,
+            show_clickhouse_errors="scrub",  # for their codes: the words go nowhere
         )
 
     def _disconnect(self) -> None:
