@@ -186,7 +186,7 @@ async def open_rig(state: Path, endpoint: Endpoint | None = None, timeout_s: flo
     control = ControlPlane()
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        binds = await nursery.start(serve_app, _control_app(control), ["127.0.0.1:0"], stop)
+        binds = await nursery.start(serve_app, control_app(control), ["127.0.0.1:0"], stop)
         settings = Settings(
             control_plane_url=binds[0],
             jwt_secret=SecretStr(SECRET),
@@ -207,7 +207,7 @@ async def open_rig(state: Path, endpoint: Endpoint | None = None, timeout_s: flo
                 stop.set()
 
 
-def _control_app(control: ControlPlane):  # type: ignore[no-untyped-def]
+def control_app(control: ControlPlane):  # type: ignore[no-untyped-def]
     app = build_app("control_plane_of_tests")
 
     @app.get("/.well-known/jwks.json")
