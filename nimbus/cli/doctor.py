@@ -10,10 +10,10 @@ from typing import cast
 
 import click
 
-from nimbus.cli.screen import clean_line
 from nimbus.host_agent.doctor.finding import Finding, Patient, Verdict
 from nimbus.host_agent.doctor.rounds import examine, worst
 from nimbus.host_agent.settings import KeptBackSettings, plan_layout, read_settings
+from nimbus.wire.terminaltext import show_line
 
 
 @click.command()
@@ -61,5 +61,5 @@ def _patient() -> Patient:
 
 def render(finding: Finding) -> str:
     """Pure: one line, and the remedy below it where there is something to mend."""
-    line = clean_line(f"{finding.verdict:<10}{finding.name:<15}{finding.detail}")
-    return line + (f"\n{'':<10}{'':<15}-> {clean_line(finding.remedy)}" if finding.remedy else "")
+    line = show_line(f"{finding.verdict:<10}{finding.name:<15}{finding.detail}")
+    return line + (f"\n{'':<10}{'':<15}-> {show_line(finding.remedy)}" if finding.remedy else "")

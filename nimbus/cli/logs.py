@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +19,10 @@ import httpx2
 import trio
 
 from nimbus.cli.access import choose_token
-from nimbus.cli.screen import clean_line
 from nimbus.model.errors import NotFound, Refused, Unauthorized, Unavailable
 from nimbus.runtime.http import check_status, mapped_http_errors, open_http
 from nimbus.runtime.retry import Backoff
+from nimbus.wire.terminaltext import show_line
 from nimbus.wire.tokens import Audience
 
 SERVICE = "the logging pipeline"
@@ -180,21 +180,16 @@ def _print_rows(rows: list[Row], as_json: bool) -> None:
             sys.stdout.write(json.dumps(row) + "\n")
         elif row["stream"] == "agent":
             sys.stdout.flush()
-            print(clean_line(row["message"]), file=sys.stderr, flush=True)
+            print(show_line(row["message"]), file=sys.stderr, flush=True)
         elif row["stream"] != "end":
             sys.stdout.write(render_line(row))
     sys.stdout.flush()
 
 
 def render_line(row: Row) -> str:
-    """One line of output as it is shown; a rewritten line (carriage returns) shows each of its versions."""
+    """One line of output as it is shown."""
     prefix = "[console] " if row["stream"] == "console" else ""
-    return "".join(f"{prefix}{clean_line(part)}\n" for part in _versions(row["message"]))
-
-
-def _versions(message: str) -> Iterator[str]:
-    parts = [part for part in message.split("\r") if part]
-    yield from parts or [""]
+    return f"{prefix}{show_line(row['message'])}\n"
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from contextlib import aclosing
 import click
 import trio
 
-from nimbus.cli.screen import clean_line
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.plan import HostLayout
 from nimbus.host_agent.settings import HostSettings, plan_layout, read_settings
 from nimbus.host_agent.sight.console import read_console
 from nimbus.host_agent.sight.standing import look_at
 from nimbus.model.ids import VmId
+from nimbus.wire.terminaltext import show_line
 
 MAX_LINE_CHARS = 8192  # a guest that never ends its line is shown in pieces
 
@@ -35,7 +35,7 @@ class Lines:
         *whole, self._rest = (self._rest + self._decoder.decode(data, final)).split("\n")
         if final or len(self._rest) > MAX_LINE_CHARS:
             whole, self._rest = ([*whole, self._rest] if self._rest else whole), ""
-        return "".join(f"{clean_line(line)}\n" for line in whole)
+        return "".join(f"{show_line(line)}\n" for line in whole)
 
 
 @click.command()

@@ -10,7 +10,6 @@ from typing import Any
 import click
 import trio
 
-from nimbus.cli.screen import clean_line
 from nimbus.host_agent.ledger import Ledger
 from nimbus.host_agent.settings import HostSettings, plan_layout, read_settings
 from nimbus.host_agent.sight.inspection import Facts
@@ -18,6 +17,7 @@ from nimbus.host_agent.sight.inspection import inspect as inspect_vm
 from nimbus.host_agent.sight.standing import look_at
 from nimbus.model.errors import NotFound
 from nimbus.model.ids import VmId
+from nimbus.wire.terminaltext import show_line
 
 _MOMENTS = frozenset({"created_at", "since"})
 _UNITS = {"_ms": "ms", "_s": "s", "_mib": "MiB", "_bytes": "bytes"}  # how the facts name their units
@@ -61,7 +61,7 @@ def render(facts: Facts, indent: str = "") -> Iterator[str]:
 def _list(name: str, values: list[Any]) -> str:
     if name == "claims":
         return ", ".join(values)
-    return f"\n{'':<{_WIDTH}}".join(clean_line(_item(value)) for value in values)
+    return f"\n{'':<{_WIDTH}}".join(show_line(_item(value)) for value in values)
 
 
 def _item(value: Any) -> str:
@@ -89,4 +89,4 @@ def _value(name: str, value: Any) -> str:
         return f"passed {-value} s ago"
     if unit == "bytes" and value >= _MIB:
         return f"{value / _MIB:.1f} MiB"
-    return f"{value} {unit}" if unit else clean_line(str(value))
+    return f"{value} {unit}" if unit else show_line(str(value))
