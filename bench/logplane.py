@@ -1,0 +1,60 @@
+"""The control plane's double of `make bench-logs`: `python -m bench.logplane PORT KEY_FILE`.
+
+Every machine that is asked about has run the job of its own number, in the org that the number tells; nothing is looked
+up, so that what is measured is the pipeline. It serves until SIGTERM. Started by loghost.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import trio
+from quart import Response
+
+from nimbus.runtime.serving import App, build_app, json_response, serve_app
+from nimbus.runtime.signals import watch_signals
+from nimbus.wire.tokens import SigningKey, load_ed25519_key, render_jwks
+
+ORGS_STEP = 1_000_000  # machine 3_000_017 is one of org 3
+
+
+def org_of(machine_id: int) -> int:
+    return machine_id // ORGS_STEP
+
+
+def build_plane(key: SigningKey) -> App:
+    """What the pipeline asks a control plane for."""
+    app = build_app("bench_plane")
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        await trio.lowlevel.checkpoint()
+        return json_response({"status": "ok"})
+
+    @app.get("/.well-known/jwks.json")
+    async def jwks() -> Response:
+        await trio.lowlevel.checkpoint()
+        return json_response(render_jwks([key.verify_key()]), headers={"Cache-Control": "max-age=3600"})
+
+    @app.get("/api/internal/jobs/<int:job_id>/machines")
+    async def machines(job_id: int) -> Response:
+        await trio.lowlevel.checkpoint()
+        ran = [{"machine_id": job_id, "fence": 1}]
+        fields = {"job_id": job_id, "org_id": org_of(job_id), "repo_id": org_of(job_id), "state": "in_progress"}
+        return json_response({**fields, "machines": ran})
+
+    return app
+
+
+async def serve(port: int, key: SigningKey) -> None:
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch_signals, stop)
+        async with trio.open_nursery() as serving:
+            await serving.start(serve_app, build_plane(key), [f"127.0.0.1:{port}"], stop)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(serve, int(sys.argv[1]), load_ed25519_key(Path(sys.argv[2]).read_text()))
