@@ -94,8 +94,8 @@ async def open_log_host(folder: Path, **settings: str) -> AsyncIterator[LogHost]
     async with AsyncExitStack() as running:
         engine, engine_port = await running.enter_async_context(_open_engine(folder / "store"))
         plane_port = free_port()
-        argv = (sys.executable, "-m", "bench.logplane", str(plane_port), str(key_file))
-        plane = Service("plane", argv, _environment({}), answers_http(plane_port, "/healthz"), cwd=CHECKOUT)
+        double = (sys.executable, "-m", "bench.logplane", str(plane_port), str(key_file))
+        plane = Service("plane", double, _environment({}), answers_http(plane_port, "/healthz"), cwd=CHECKOUT)
         await _start(running, plane, folder)
         port = free_port()
         engine_url, plane_url = f"http://{LOOPBACK}:{engine_port}", f"http://{LOOPBACK}:{plane_port}"

@@ -53,7 +53,7 @@ class IngestRounds:
     def floor(self) -> dict[str, float]:
         """The bare engine, in a new store."""
         store = self._folder / f"floor-{next(self._numbers)}"
-        argv = [sys.executable, "-m", "bench.logfloor", store, self._folder / "table.sql", self._files]
+        argv = [sys.executable, "-m", "bench.logfloor", str(store), str(self._folder / "table.sql"), str(self._files)]
         done = subprocess.run(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False)
         shutil.rmtree(store, ignore_errors=True)
         if done.returncode != 0:

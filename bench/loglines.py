@@ -116,7 +116,8 @@ class _Field(dict[str, object]):
 
     def __init__(self, draw: random.Random, job: int) -> None:
         choices = {name: words.split() for name, words in _CHOICES.items()}
-        super().__init__({name: _Choice(draw, words) for name, words in choices.items()} | _COLOURS)
+        super().__init__({name: _Choice(draw, words) for name, words in choices.items()})
+        self.update(_COLOURS)
         pick = {name: self[name] for name in choices}
         names = ["{verb}_{noun}_{noun}".format_map(pick) for _ in range(300)]
         files = ["{part}/{part}/".format_map(pick) + name for name in names]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import trio
-from quart import Response
+from quart import Response, request
 
 from nimbus.runtime.serving import App, build_app, json_response, serve_app
 from nimbus.runtime.signals import watch_signals
@@ -40,19 +40,34 @@ def build_plane(key: SigningKey) -> App:
     @app.get("/api/internal/jobs/<int:job_id>/machines")
     async def machines(job_id: int) -> Response:
         await trio.lowlevel.checkpoint()
-        ran = [{"machine_id": job_id, "fence": 1}]
-        fields = {"job_id": job_id, "org_id": org_of(job_id), "repo_id": org_of(job_id), "state": "in_progress"}
-        return json_response({**fields, "machines": ran})
+        return json_response(render_job(job_id))
+
+    @app.get("/api/internal/jobs/machines")
+    async def many_machines() -> Response:
+        await trio.lowlevel.checkpoint()
+        asked = [int(word) for word in request.args.get("ids", "").split(",") if word]
+        return json_response({"jobs": [render_job(job_id) for job_id in asked]})
+
+    @app.get("/api/internal/tokens/revoked")
+    async def revoked() -> Response:
+        await trio.lowlevel.checkpoint()
+        return json_response({"jtis": [], "subjects": []})
 
     return app
+
+
+def render_job(job_id: int) -> dict[str, object]:
+    """A job that runs on the machine of its number."""
+    ran = [{"machine_id": job_id, "fence": 1}]
+    org_id = org_of(job_id)
+    return {"job_id": job_id, "org_id": org_id, "repo_id": org_id, "state": "in_progress", "machines": ran}
 
 
 async def serve(port: int, key: SigningKey) -> None:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(watch_signals, stop)
-        async with trio.open_nursery() as serving:
-            await serving.start(serve_app, build_plane(key), [f"127.0.0.1:{port}"], stop)
+        await serve_app(build_plane(key), [f"127.0.0.1:{port}"], stop)
         nursery.cancel_scope.cancel()
 
 
