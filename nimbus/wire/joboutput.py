@@ -68,8 +68,8 @@ class Annotation:
 
 
 def begins_command(line: str) -> bool:
-    """False for a line that is none, at the cost of a comparison; true for one worth parsing."""
-    return line[:1] in ":# \t" and line.lstrip(_BLANK).startswith(_MARKS)
+    """False for a line that cannot be one, at the cost of a comparison; true for one worth parsing."""
+    return line.lstrip(_BLANK).startswith(_MARKS)
 
 
 def parse_command(line: str) -> Command | None:
@@ -97,9 +97,10 @@ def _build(head: str, message: str, known: frozenset[str], separator: str, escap
         return None
     properties: dict[str, str] = {}
     for pair in told.split(separator, _PROPERTIES_MAX)[:_PROPERTIES_MAX]:
-        key, mark, value = pair.strip(_BLANK).partition("=")
-        if mark and value and len(key) <= _NAME_CHARS:
-            properties.setdefault(key.lower(), _unescape(value, escapes))
+        key, _, value = pair.strip(_BLANK).partition("=")
+        word = key.rstrip(_BLANK).lower()
+        if value and len(word) <= _NAME_CHARS:
+            properties.setdefault(word, _unescape(value, escapes))
     return Command(name.lower(), _unescape(message, _MESSAGE_ESCAPES), properties)
 
 

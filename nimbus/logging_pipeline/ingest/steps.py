@@ -1,0 +1,78 @@
+"""Which step of its job a row belongs to, and its level: what the job says by workflow commands in its output.
+
+A step is what lies between the beginnings of two groups: a machine's rows carry the number of groups that it had begun
+by then, 0 before the first. Groups do not nest, so the number of the row before is all that must be known to go on:
+after a restart it comes from the table. That a job had stopped its commands (`::stop-commands::`) is forgotten then.
+
+No I/O. Called by the writer with the rows of one machine in their order, before they are published and stored.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from nimbus.logging_pipeline.rows import Row, Source
+from nimbus.wire.joboutput import GROUP, OUTPUT_STREAMS, CommandReader
+
+KEPT_SOURCES = 20_000
+MAX_STEP = 2**16 - 1  # of the table's column; a job that begins more groups stays in its last
+
+
+class _State:
+    """How far one machine's output was read."""
+
+    __slots__ = ("commands", "next_seq", "step")
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.next_seq: int | None = None  # None: as the table had it, the first rows that come go on from there
+        self.commands = CommandReader()
+
+
+class Steps:
+    """The steps of all machines that print, as many as may be remembered."""
+
+    def __init__(self, kept: int = KEPT_SOURCES) -> None:
+        self._kept = kept
+        self._states: OrderedDict[Source, _State] = OrderedDict()
+
+    def needs(self, source: Source, first_seq: int) -> bool:
+        """True where the step before this row must be recalled: not known, or known of another place."""
+        state = self._states.get(source)
+        if state is None:
+            return first_seq > 0
+        return state.next_seq not in (None, first_seq)
+
+    def recall(self, source: Source, step: int) -> None:
+        """Go on from the greatest step of the rows that the table holds before those that come."""
+        self._remember(source, _State(min(step, MAX_STEP)))
+
+    def forget(self, source: Source) -> None:
+        """Rows that were marked may come again: the table says where they go on."""
+        self._states.pop(source, None)
+
+    def mark(self, source: Source, rows: Sequence[Row]) -> None:
+        """Give rows their step, and those that are commands their level."""
+        if not rows:
+            return
+        state = self._states.get(source)
+        if state is None:
+            state = self._remember(source, _State(0))
+        self._states.move_to_end(source)
+        step = state.step
+        for row in rows:
+            if row.message[:1] in ":# \t" and row.stream in OUTPUT_STREAMS:  # or it is none
+                command = state.commands.read(row.message)
+                if command is not None:
+                    row.level = command.level
+                    step = min(step + (command.name == GROUP), MAX_STEP)
+            row.step = step
+        state.step, state.next_seq = step, rows[-1].seq + 1
+
+    def _remember(self, source: Source, state: _State) -> _State:
+        self._states[source] = state
+        self._states.move_to_end(source)
+        while len(self._states) > self._kept:
+            self._states.popitem(last=False)
+        return state
