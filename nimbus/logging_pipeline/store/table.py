@@ -16,13 +16,17 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import clickhouse_connect
+import msgspec
 import structlog
 import trio
 from clickhouse_connect.driver import httputil
 from urllib3.exceptions import HTTPError
 
 from nimbus.logging_pipeline.engine.child import Endpoint
-from nimbus.logging_pipeline.rows import Place, ReadRow, ReadScope, Row, Source, StoredRow
+from nimbus.logging_pipeline.rows import Place, ReadRow, ReadScope, Source, StoredRow
+from nimbus.logging_pipeline.store.bounds import ReadBounds
+from nimbus.logging_pipeline.store.filters import Select
+from nimbus.logging_pipeline.store.pages import PageRow, plan_page, read_row
 from nimbus.logging_pipeline.store.trouble import StoreHealth, Trouble, diagnose
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.runtime.threads import ThreadLane
@@ -87,19 +91,19 @@ class LogTable:
 
     async def page(self, scope: ReadScope, places: Sequence[Place], limit: int) -> list[ReadRow]:
         """The next rows in this scope beyond the places read so far, in their order."""
-        if not scope.machines:
-            return []
-        where, parameters = _plan_where(scope.machines, places)
-        if scope.fence is not None:
-            where = f"({where}) AND fence = {{only:UInt64}}"
-            parameters["only"] = scope.fence
-        found = await self._select(
-            "SELECT machine_id, fence, seq, stream, level, message, toUnixTimestamp64Milli(ts) AS ts_ms "  # noqa: S608 - checked names, typed parameters
-            f"FROM {self.name} WHERE org_id = {{org:UInt64}} AND ({where}) "
-            "ORDER BY org_id, machine_id, fence, seq LIMIT 1 BY org_id, machine_id, fence, seq LIMIT {limit:UInt32}",
-            {**parameters, "org": scope.org_id, "limit": limit},
-        )
-        return [_parse_read(entry) for entry in found]
+        return await self.rows(plan_page(self.name, scope, places, limit))
+
+    async def rows(self, select: Select, bounds: ReadBounds | None = None) -> list[ReadRow]:
+        """The rows of output that a planned statement gives."""
+        return [read_row(told) for told in await self.read(select, PageRow, bounds)]
+
+    async def read(self, select: Select, kind: type[T], bounds: ReadBounds | None = None) -> list[T]:
+        """What a planned statement gives, each row as a `kind` of msgspec; Refused where its caller must narrow it."""
+        body = await self._fetch(select.sql, select.parameters, bounds)
+        try:
+            return msgspec.json.Decoder(kind, strict=False).decode_lines(body)
+        except ValueError as error:
+            raise Unavailable("the log store gave an answer that cannot be read") from error
 
     async def org_of(self, machine_id: int) -> int | None:
         """Whose machine it is, for operators whose token names no org."""
@@ -125,24 +129,34 @@ class LogTable:
         await self._lane.run(self._disconnect)
 
     async def _select(self, sql: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
-        def select(client: Any) -> bytes:
-            # whole answers only: an error in the middle of a stream must not look like the end of it
-            settings = {"wait_end_of_query": 1, "max_execution_time": max(1, math.floor(self._read_s))}
-            body: bytes = client.raw_query(sql, parameters=parameters, settings=settings, fmt="JSONEachRow")
-            return body
-
-        body = await self._call(select)
+        body = await self._fetch(sql, parameters, None)
         try:
             return [json.loads(line) for line in body.splitlines()]
         except ValueError as error:
             raise Unavailable("the log store gave an answer that cannot be read") from error
 
-    async def _call(self, function: Callable[[Any], T], *, wrote: bool = False) -> T:
+    async def _fetch(self, sql: str, parameters: Mapping[str, object], bounds: ReadBounds | None) -> bytes:
+        held = f"{sql}{bounds.clause}" if bounds else f"{sql} SETTINGS max_execution_time = {max(1, self._read_s):.3f}"
+
+        def select(client: Any) -> bytes:
+            # whole answers only: an error in the middle of a stream must not look like the end of it
+            body: bytes = client.raw_query(
+                held, parameters=parameters, settings={"wait_end_of_query": 1}, fmt="JSONEachRow"
+            )
+            return body
+
+        return await self._call(select, bounds=bounds)
+
+    async def _call(self, function: Callable[[Any], T], *, wrote: bool = False, bounds: ReadBounds | None = None) -> T:
         client = await self._connect()
         try:
             answer = await self._lane.run(function, client)
         except _FAILURES as error:
-            _log.warning("clickhouse.failed", kind=type(error).__name__, code=getattr(error, "code", None))
+            code = getattr(error, "code", None)
+            excess = None if bounds is None else bounds.judge(code)
+            if excess is not None:  # the caller asked for too much: no trouble of the store's
+                raise excess from None
+            _log.warning("clickhouse.failed", kind=type(error).__name__, code=code)
             self.health.note(diagnose(error), wrote=wrote)
             raise Unavailable("the log store is away or refuses: retry", retry_after_s=1.0) from None
         self.health.note_good(wrote=wrote)
@@ -209,25 +223,3 @@ def render_rows(rows: Sequence[StoredRow]) -> str:
             f'"ts":"{seconds}.{ms:03d}"}}\n'
         )
     return "".join(lines)
-
-
-def _plan_where(machines: Sequence[int], places: Sequence[Place]) -> tuple[str, dict[str, object]]:
-    """A condition that the primary key can answer: one range per place, one for each machine's other fences."""
-    parts: list[str] = []
-    parameters: dict[str, object] = {}
-    for index, machine in enumerate(machines):
-        parameters[f"m{index}"] = machine
-        mine = [place for place in places if place.machine_id == machine]
-        parameters[f"known{index}"] = [place.fence for place in mine]
-        parts.append(f"(machine_id = {{m{index}:UInt64}} AND NOT has({{known{index}:Array(UInt64)}}, fence))")
-        for number, place in enumerate(mine):
-            name = f"{index}_{number}"
-            parameters |= {f"f{name}": place.fence, f"s{name}": place.seq}
-            of_place = f"fence = {{f{name}:UInt64}} AND seq > {{s{name}:UInt64}}"
-            parts.append(f"(machine_id = {{m{index}:UInt64}} AND {of_place})")
-    return " OR ".join(parts), parameters
-
-
-def _parse_read(entry: dict[str, Any]) -> ReadRow:
-    row = Row(int(entry["seq"]), int(entry["ts_ms"]), entry["stream"], entry["level"], entry["message"])
-    return ReadRow(int(entry["machine_id"]), int(entry["fence"]), row)

@@ -1,0 +1,116 @@
+"""The statements that read pages of output: beyond a reader's places, or before one, in the order of the table. Pure.
+
+Every condition is one that the primary key can answer, however deep in the output the page lies. Called by `table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from nimbus.logging_pipeline.rows import Place, ReadRow, ReadScope, Row
+from nimbus.logging_pipeline.store.filters import EVERYTHING, RowFilter, Select, plan_filter
+
+COLUMNS = "machine_id, fence, seq, step, stream, level, message, toUnixTimestamp64Milli(ts) AS ts_ms"
+_ORDER = "org_id, machine_id, fence, seq"
+_BACKWARDS = "org_id DESC, machine_id DESC, fence DESC, seq DESC"
+_NOTHING = "0"
+
+
+class PageRow(msgspec.Struct, gc=False):
+    """A row as the store tells it."""
+
+    machine_id: int
+    fence: int
+    seq: int
+    step: int
+    stream: str
+    level: str
+    message: str
+    ts_ms: int
+
+
+def plan_page(
+    table: str, scope: ReadScope, places: Sequence[Place], limit: int, wanted: RowFilter = EVERYTHING
+) -> Select:
+    """The next rows in this scope beyond the places read so far."""
+    return _plan(table, scope, _plan_beyond(scope.machines, places), limit, wanted, _ORDER)
+
+
+def plan_page_before(
+    table: str, scope: ReadScope, place: Place | None, limit: int, wanted: RowFilter = EVERYTHING
+) -> Select:
+    """The last rows in this scope, or those before a place, the last of them first."""
+    return _plan(table, scope, _plan_before(scope.machines, place), limit, wanted, _BACKWARDS)
+
+
+def plan_ends_before(table: str, scope: ReadScope, place: Place) -> Select:
+    """The last number of each machine and fence whose output comes before that of `place`."""
+    where, parameters = _plan_before(scope.machines, Place(place.machine_id, place.fence, 0))
+    if scope.fence is not None:
+        where, parameters["only"] = f"({where}) AND fence = {{only:UInt64}}", scope.fence
+    return Select(
+        f"SELECT machine_id, fence, max(seq) AS seq FROM {table} WHERE org_id = {{org:UInt64}} AND ({where}) "  # noqa: S608 - checked names, typed parameters
+        "GROUP BY machine_id, fence ORDER BY machine_id, fence",
+        {**parameters, "org": scope.org_id},
+    )
+
+
+def _plan(
+    table: str, scope: ReadScope, where: tuple[str, dict[str, object]], limit: int, wanted: RowFilter, order: str
+) -> Select:
+    conditions, parameters = plan_filter(wanted)
+    parameters |= {**where[1], "org": scope.org_id, "limit": limit}
+    if scope.fence is not None:
+        conditions.append("fence = {only:UInt64}")
+        parameters["only"] = scope.fence
+    every = " AND ".join(["org_id = {org:UInt64}", f"({where[0]})", *conditions])
+    return Select(
+        f"SELECT {COLUMNS} FROM {table} WHERE {every} "  # noqa: S608 - checked names, typed parameters
+        f"ORDER BY {order} LIMIT 1 BY {_ORDER} LIMIT {{limit:UInt32}}",
+        parameters,
+    )
+
+
+def _plan_beyond(machines: Sequence[int], places: Sequence[Place]) -> tuple[str, dict[str, object]]:
+    """One range for each place, and one for each stretch of fences of which nothing was read."""
+    untouched = sorted(set(machines) - {place.machine_id for place in places})
+    parts: list[str] = []
+    parameters: dict[str, object] = {}
+    if untouched:
+        parts.append(
+            "has({untouched:Array(UInt64)}, machine_id)" if len(untouched) > 1 else "machine_id = {one:UInt64}"
+        )
+        parameters |= {"untouched": untouched} if len(untouched) > 1 else {"one": untouched[0]}
+    for index, machine in enumerate(sorted(set(machines) - set(untouched))):
+        parameters[f"m{index}"] = machine
+        mine = sorted((place for place in places if place.machine_id == machine), key=lambda place: place.fence)
+        ranges: list[str] = []
+        for number, place in enumerate(mine):
+            fence = f"f{index}_{number}"
+            above = f"fence > {{f{index}_{number - 1}:UInt64}} AND " if number else ""
+            ranges.append(f"({above}fence < {{{fence}:UInt64}})")
+            ranges.append(f"(fence = {{{fence}:UInt64}} AND seq > {{s{index}_{number}:UInt64}})")
+            parameters |= {fence: place.fence, f"s{index}_{number}": place.seq}
+        ranges.append(f"(fence > {{f{index}_{len(mine) - 1}:UInt64}})")
+        parts += [f"(machine_id = {{m{index}:UInt64}} AND {each})" for each in ranges]
+    return " OR ".join(parts) or _NOTHING, parameters
+
+
+def _plan_before(machines: Sequence[int], place: Place | None) -> tuple[str, dict[str, object]]:
+    if place is None:
+        return _plan_beyond(machines, ())
+    earlier, parameters = _plan_beyond([machine for machine in machines if machine < place.machine_id], ())
+    parameters |= {"m": place.machine_id, "f": place.fence, "s": place.seq}
+    mine = (
+        "(machine_id = {m:UInt64} AND fence < {f:UInt64})",
+        ("(machine_id = {m:UInt64} AND fence = {f:UInt64} AND seq < {s:UInt64})"),
+    )
+    return " OR ".join([earlier, *mine]), parameters
+
+
+def read_row(told: PageRow) -> ReadRow:
+    """A row as readers get it."""
+    row = Row(told.seq, told.ts_ms, told.stream, told.level, told.message, told.step)
+    return ReadRow(told.machine_id, told.fence, row)
