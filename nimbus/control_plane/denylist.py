@@ -5,6 +5,7 @@ Holds ids and nothing else. revocation.py fills it from the database and keeps i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 
@@ -12,7 +13,7 @@ class DenyList:
     """What this process knows of revoked tokens."""
 
     def __init__(self, token_ids: Iterable[str] = ()) -> None:
-        self._token_ids = frozenset(token_ids)
+        self.replace(token_ids)
 
     def holds(self, token_id: str) -> bool:
         return token_id in self._token_ids
@@ -20,3 +21,5 @@ class DenyList:
     def replace(self, token_ids: Iterable[str]) -> None:
         """Take over what the database says now."""
         self._token_ids = frozenset(token_ids)
+        self.ids = sorted(self._token_ids)
+        self.tag = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()[:32]  # another list has another

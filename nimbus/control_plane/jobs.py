@@ -7,7 +7,8 @@ jobwait.py beside it, which find a job here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -179,6 +180,19 @@ async def _find_output(transaction: Transaction, job_id: int) -> Json:
         **{name: row[name] for name in ("job_id", "org_id", "repo_id", "state")},
         "machines": [{"machine_id": lease["machine_id"], "fence": lease["fence"]} for lease in leases],
     }
+
+
+async def find_outputs(services: Services, job_ids: Sequence[int]) -> list[Json]:
+    """The same for many jobs by our own ids, in two statements; those that do not exist are left out."""
+    return await services.database.run(_find_outputs, list(job_ids))
+
+
+async def _find_outputs(transaction: Transaction, job_ids: list[int]) -> list[Json]:
+    leases: dict[int, list[Json]] = defaultdict(list)
+    for row in await transaction.fetch(_SQL["leases_of_jobs"], job_ids):
+        leases[row["job_id"]].append({"machine_id": row["machine_id"], "fence": row["fence"]})
+    rows = await transaction.fetch(_SQL["jobs_with_output"], job_ids)
+    return [{**dict(row), "machines": leases[row["job_id"]]} for row in rows]
 
 
 async def count_queue(services: Services, caller_org: int | None) -> Mapping[str, object]:

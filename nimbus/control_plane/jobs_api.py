@@ -4,11 +4,11 @@ jobs.py, renders. Lists stand in joblist_api.py.
 
 from __future__ import annotations
 
-from quart import Blueprint
+from quart import Blueprint, request
 
 from nimbus.control_plane.access import read_caller, read_service, read_writer
 from nimbus.control_plane.hosts import list_seen
-from nimbus.control_plane.jobs import cancel_job, count_queue, find_job, find_output, submit_job
+from nimbus.control_plane.jobs import cancel_job, count_queue, find_job, find_output, find_outputs, submit_job
 from nimbus.control_plane.openapi.jobs import (
     CANCEL_JOB,
     GET_JOB,
@@ -17,9 +17,14 @@ from nimbus.control_plane.openapi.jobs import (
     SUBMIT_JOB,
 )
 from nimbus.control_plane.openapi.operation import declare
+from nimbus.control_plane.openapi.outputs import LIST_JOBS_LEASES
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.submission import parse_submission
+from nimbus.model.errors import Refused
 from nimbus.runtime.serving import Response, json_response, read_body
+from nimbus.wire.fields import MAX_BIGINT
+
+MAX_JOBS = 200  # of one question; an address has its bounds
 
 
 def build_jobs_api(services: Services) -> Blueprint:
@@ -68,4 +73,19 @@ def build_jobs_api(services: Services) -> Blueprint:
         read_service(access)
         return json_response(await find_output(services, job_id))
 
+    @blueprint.get("/api/internal/jobs/machines")
+    @declare(LIST_JOBS_LEASES)
+    async def outputs() -> Response:
+        read_service(access)
+        return json_response({"jobs": await find_outputs(services, parse_ids(request.args.get("ids", "")))})
+
     return blueprint
+
+
+def parse_ids(text: str) -> list[int]:
+    """Job ids as a query lists them; Refused where one is none, or where there are too many."""
+    words = text.split(",") if len(text) <= MAX_JOBS * 20 else []
+    known = [int(word) for word in words if word.isascii() and word.isdigit() and len(word) <= 19]
+    if not 0 < len(known) == len(words) <= MAX_JOBS or max(known) > MAX_BIGINT:
+        raise Refused(f"ids must be 1 to {MAX_JOBS} of our job ids, separated by commas")
+    return known

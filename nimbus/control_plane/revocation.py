@@ -11,11 +11,11 @@ import re
 
 import structlog
 import trio
-from quart import Blueprint
+from quart import Blueprint, request
 
 from nimbus.control_plane.access import read_operator, read_service
 from nimbus.control_plane.openapi.operation import declare
-from nimbus.control_plane.openapi.tokens import GET_LEASE_STATE, REVOKE_TOKEN
+from nimbus.control_plane.openapi.tokens import GET_LEASE_STATE, LIST_REVOKED, REVOKE_TOKEN
 from nimbus.control_plane.services import DENIALS, Services
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.runtime.postgres import Transaction, load_queries
@@ -40,6 +40,17 @@ def build_revocation_api(services: Services) -> Blueprint:
     async def lease(machine_id: int, fence: int) -> Response:
         read_service(services.access)
         return json_response(render_standing(await find_standing(services, machine_id, fence)))
+
+    @blueprint.get("/api/internal/tokens/revoked")
+    @declare(LIST_REVOKED)
+    async def revoked() -> Response:
+        read_service(services.access)
+        await trio.lowlevel.checkpoint()
+        denied = services.access.denied
+        headers = {"ETag": f'"{denied.tag}"', "Cache-Control": "no-cache"}
+        if denied.tag in request.if_none_match:
+            return Response("", status=304, headers=headers)
+        return json_response({"jtis": denied.ids}, headers=headers)
 
     @blueprint.post("/api/admin/tokens/revoke")
     @declare(REVOKE_TOKEN)

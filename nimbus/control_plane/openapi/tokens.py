@@ -44,6 +44,21 @@ class TokenRevoked:
     revoked: bool
 
 
+@dataclass(frozen=True)
+class RevokedHeaders:
+    """What the caller knows already."""
+
+    if_none_match: Annotated[str | None, said("the ETag of the last answer")] = None
+
+
+@dataclass(frozen=True)
+class RevokedTokens:
+    """The tokens that nobody may take any more."""
+
+    jtis: list[Annotated[str, _TOKEN_ID]]
+
+
+_TAGGED = {"ETag": "of this list", "Cache-Control": "ask each time"}
 GET_LEASE_STATE = Operation(
     "getLeaseState",
     "Whether a lease is held right now",
@@ -56,6 +71,16 @@ GET_LEASE_STATE = Operation(
         )
     },
     paths={"machine_id": "of the lease", "fence": "of the lease"},
+)
+LIST_REVOKED = Operation(
+    "listRevokedTokens",
+    "The ids of tokens that ended before their time",
+    Access.SERVICE,
+    {
+        200: Answer("all that have not expired meanwhile", RevokedTokens, {"jtis": ["5b6f2c"]}, headers=_TAGGED),
+        304: Answer("still the same as by If-None-Match", headers=_TAGGED),
+    },
+    headers=RevokedHeaders,
 )
 REVOKE_TOKEN = Operation(
     "revokeToken",

@@ -83,6 +83,16 @@ FROM machine_events e JOIN machines m USING (machine_id)
 WHERE m.job_id = $1 AND e.event = 'lease'
 ORDER BY e.event_id
 
+-- name: jobs_with_output
+SELECT job_id, org_id, repo_id, state FROM jobs WHERE job_id = ANY($1::bigint[])
+
+-- name: leases_of_jobs
+-- The same as leases_of_job for many jobs at once.
+SELECT m.job_id, e.machine_id, e.fence
+FROM machine_events e JOIN machines m USING (machine_id)
+WHERE m.job_id = ANY($1::bigint[]) AND e.event = 'lease'
+ORDER BY e.event_id
+
 -- name: events_of_job
 -- Steps of the job and of its machines, merged. What demand did to a machine has no teller: it is the control plane.
 SELECT * FROM (

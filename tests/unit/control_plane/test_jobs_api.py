@@ -142,6 +142,7 @@ async def test_bodies_that_are_no_json_or_too_large_are_refused(database_dsn: st
 ROUTES = [
     ("GET", "/api/jobs/recent"), ("GET", "/api/jobs/1"), ("POST", "/api/jobs"), ("POST", "/api/jobs/1/cancel"),
     ("GET", "/api/status"), ("GET", "/api/internal/jobs/1/machines"), ("POST", "/api/agents/enrol"),
+    ("GET", "/api/internal/jobs/machines?ids=1"), ("GET", "/api/internal/tokens/revoked"),
     ("POST", "/api/agents/lease"), ("POST", "/api/machines/1/renew"), ("POST", "/api/machines/1/finish"),
 ]  # fmt: skip
 
@@ -242,6 +243,26 @@ async def test_the_logging_pipeline_learns_every_lease_of_a_job(database_dsn: st
         "org_id": 1, "job_id": submitted["job_id"], "repo_id": None, "state": "queued",
         "machines": [{"machine_id": machine, "fence": 1}, {"machine_id": machine, "fence": 2}],
     }  # fmt: skip
+
+
+async def test_the_output_of_many_jobs_is_found_by_one_question(database_dsn: str, redis_url: str) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        agent = await plane.enrol()
+        first, second = await plane.submit(), await plane.submit()
+        await plane.lease(agent)
+        path = "/api/internal/jobs/machines?ids="
+        asked = f"{path}{first['job_id']},{second['job_id']},999"
+        told = await plane.http.get(asked, headers=plane.service())
+        bad = ["", ",", "1,", "x", "-1", "1" * 20, "9" * 19 + "9", ",".join(["1"] * 201), "\u0661", "1 OR 1=1"]
+        refused = [(await plane.http.get(path + ids, headers=plane.service())).status_code for ids in bad]
+        by_person = await plane.http.get(asked, headers=plane.admin())
+
+    jobs = {entry["job_id"]: entry for entry in told.json()["jobs"]}
+    assert set(jobs) == {first["job_id"], second["job_id"]}
+    assert sorted(len(entry["machines"]) for entry in jobs.values()) == [0, 1]
+    assert {(entry["org_id"], entry["repo_id"]) for entry in jobs.values()} == {(1, None)}
+    assert refused == [400] * len(bad)
+    assert by_person.status_code == 401
 
 
 async def test_metrics_are_for_loopback_and_not_for_what_a_proxy_forwards(database_dsn: str, redis_url: str) -> None:

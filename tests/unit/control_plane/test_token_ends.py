@@ -270,3 +270,20 @@ async def test_who_reads_or_belongs_to_an_org_revokes_nobodys_token(doors: Doors
     ):
         assert (await plane.http.post("/api/admin/tokens/revoke", json=body, headers=plane.admin())).status_code == 400
     assert await plane.sql("SELECT jti FROM revoked_tokens") == []
+
+
+async def test_services_are_told_the_revoked_ids_and_that_they_are_as_they_were(
+    database_dsn: str, redis_url: str
+) -> None:
+    async with open_plane(database_dsn, redis_url) as plane:
+        path = "/api/internal/tokens/revoked"
+        before = await plane.http.get(path, headers=plane.service())
+        for jti in ("b", "a"):
+            await plane.http.post("/api/admin/tokens/revoke", json={"jti": jti}, headers=plane.admin())
+        after = await plane.http.get(path, headers=plane.service())
+        same = await plane.http.get(path, headers={**plane.service(), "If-None-Match": after.headers["etag"]})
+        other = await plane.http.get(path, headers={**plane.service(), "If-None-Match": before.headers["etag"]})
+        by_person = await plane.http.get(path, headers=plane.admin())
+
+    assert (before.json(), after.json(), other.json()) == ({"jtis": []}, {"jtis": ["a", "b"]}, {"jtis": ["a", "b"]})
+    assert (same.status_code, same.content, by_person.status_code) == (304, b"", 401)
