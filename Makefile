@@ -17,7 +17,7 @@ ROUNDS ?=
 AT_ONCE ?=
 LINTED := nimbus tests bench native docs
 
-.PHONY: help setup setup-run build check format test test-pythons test-controllers test-storms test-control-storm fuzz-api demo up run soak-run faults model storm storm-qemu lock clean
+.PHONY: help setup setup-run build check format test test-pythons test-controllers test-storms test-control-storm fuzz-api demo up run soak-run soak-logs faults model storm storm-qemu lock clean
 
 help: ## show this list
 	@echo "Nimbus: self-hosted CI, one throw-away microVM per job"
@@ -84,6 +84,9 @@ run: setup-run ## one command in a fresh microVM: make run ARGS='-- uname -r'
 soak-run: setup ## 8 runs at once, 20 rounds, and big outputs (ROUNDS=5 AT_ONCE=4 changes that)
 	@$(BIN)/nimbus assets build
 	@$(BIN)/python -m bench.soak $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(AT_ONCE),--at-once $(AT_ONCE)) $(ARGS)
+
+soak-logs: setup ## 2,000,000 lines of 50 jobs while pipeline, engine, agents and network are killed (ARGS='--seed 7' repeats)
+	@$(BIN)/python -m tests.acceptance.logsoak $(ARGS)
 
 faults: setup ## strike every operation of an agent with every kind of fault (ARGS='--only nft' takes a few; 30 minutes)
 	@$(BIN)/nimbus assets build
