@@ -1,195 +1,203 @@
-"""`nimbus logs`: a job's output from the logging pipeline, as a page or live. Holds no rule of the business.
+"""`nimbus logs`: output of jobs from the logging pipeline: as pages, live, searched, downloaded. No rule lives here.
 
-Output is hostile text: what could drive the terminal is taken out, colours stay. A stream that breaks (a
-restart, a token that ran out) goes on from the last line that was shown.
+Options become one request, which `logreading` makes and `logview` shows. Output is hostile text: what could drive the
+terminal is taken out, colours stay.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import quote
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 
 import click
-import httpx2
 import trio
 
-from nimbus.cli.access import choose_token
-from nimbus.model.errors import NotFound, Refused, Unauthorized, Unavailable
-from nimbus.runtime.http import check_status, mapped_http_errors, open_http
-from nimbus.runtime.retry import Backoff
-from nimbus.wire.terminaltext import show_line
-from nimbus.wire.tokens import Audience
+from nimbus.cli.command import LazyGroup
+from nimbus.cli.logfile import save_output
+from nimbus.cli.logreading import DEFAULT_URL, LogReader
+from nimbus.cli.logrequest import SEARCH, Wanted, check_together, plan_request, render_form
+from nimbus.cli.logview import AGENT_STREAM, Row, View, render_hit
+from nimbus.cli.plane import check_text
+from nimbus.wire.joboutput import LEVELS, Annotation
+from nimbus.wire.terminaltext import plain_text, show_line
 
-SERVICE = "the logging pipeline"
-DEFAULT_URL = "http://127.0.0.1:8002"
-SILENCE_S = 45.0  # three missed heartbeats: the connection is dead
-MAX_TRIES = 10  # in a row, without a line between them: about a minute
-_PAGE_ROWS = 1000
-Row = dict[str, Any]
+MAX_TAIL = 10_000
+_STREAMS = ("stdout", "stderr", "console", "agent")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What the user asked for."""
+class LogsGroup(LazyGroup):
+    """`nimbus logs` reads; what else can be done with output is listed here."""
 
-    path: str
-    token: str | None = field(repr=False)
-    as_json: bool
+    listed: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "migrate": ("nimbus.cli.logmigrate:migrate", "Bring the log store's schema up to date."),
+    }
 
 
-@click.command()
+@click.group(cls=LogsGroup, invoke_without_command=True)
 @click.option("--logs-url", envvar="NIMBUS_LOGS_URL", default=DEFAULT_URL, show_default=True, help="Logging pipeline.")
-@click.option("--job-id", type=click.IntRange(1), default=None, help="The output of this job, all its machines.")
-@click.option("--machine-id", type=click.IntRange(1), default=None, help="The output of this machine.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="At most this many lines, from the first.")
+@click.option("--job-id", type=click.IntRange(1), help="The output of this job, all its machines.")
+@click.option("--machine-id", type=click.IntRange(1), help="The output of this machine.")
+@click.option("--repo", type=click.IntRange(1), help="With --search: in this repository, by Nimbus' number.")
+@click.option("--org", type=click.IntRange(1), help="With --search: in this organisation, by Nimbus' number.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended and all of its output is here.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with time, stream and number.")
-@click.option("--token", default=None, help="A JWT; left out, one is minted from NIMBUS_JWT_SECRET.")
-def logs(
-    *,
-    logs_url: str,
-    job_id: int | None,
-    machine_id: int | None,
-    limit: int | None,
-    follow: bool,
-    as_json: bool,
-    token: str | None,
-) -> None:
-    """Read or follow the output of a job.
+@click.option("--tail", type=click.IntRange(1, MAX_TAIL), help="Begin with the last so many lines.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many lines, from the first.")
+@click.option("--search", "-s", metavar="TEXT", help="Lines that hold these words, in whatever case.")
+@click.option("--substring", is_flag=True, help="With --search: TEXT anywhere in a line, also inside a word.")
+@click.option("--since", metavar="WHEN", help="Printed then or later: 20m, 2h, or 2026-11-21T08:00:00Z.")
+@click.option("--until", metavar="WHEN", help="Printed before then, written alike.")
+@click.option("--level", multiple=True, type=click.Choice(LEVELS), help="Only lines of this level; or of several.")
+@click.option("--stream", multiple=True, type=click.Choice(_STREAMS), help="Only lines of this stream.")
+@click.option("--step", type=click.IntRange(0), help="Only what its Nth group holds; 0: before the first.")
+@click.option("--annotations", is_flag=True, help="Errors, warnings and notices, with their files and lines.")
+@click.option("--download", metavar="FILE", help="All of it into a file; - is stdout.")
+@click.option("--gzip", "zipped", is_flag=True, help="With --download: compressed.")
+@click.option("--timestamps", "-t", is_flag=True, help="When each line was printed, in UTC.")
+@click.option("--color/--no-color", default=None, help="Colours; left out, on a terminal and nowhere else.")
+@click.option("--raw", is_flag=True, help="Each line exactly as it is stored; not on a terminal, which it could drive.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with time, stream, level and number.")
+@click.option("--token", help="A JWT; left out, one is minted from NIMBUS_JWT_SECRET.")
+@click.pass_context
+def logs(context: click.Context, /, **given: Any) -> None:
+    """Read, follow, search or download the output of jobs.
 
     \b
     Examples:
-      nimbus logs --job-id 12
-      nimbus logs --job-id 12 --follow
+      nimbus logs --job-id 12                         all that it printed
+      nimbus logs --job-id 12 --follow                live, until it ends
+      nimbus logs --job-id 12 --tail 50 --timestamps
+      nimbus logs --job-id 12 --level error --level warning
+      nimbus logs --job-id 12 --annotations           what it says is wrong, file by file
+      nimbus logs --job-id 12 --search "permission denied"
+      nimbus logs --org 3 --search ENOSPC --since 2h  in all jobs of an organisation
+      nimbus logs --job-id 12 --download job-12.log
       nimbus logs --machine-id 7 --json --limit 100
+
+    On a terminal groups (::group::) are headings, and errors, warnings and notices stand out. In a pipe each line is as
+    the job printed it, without colours.
     """
-    if (job_id is None) == (machine_id is None):
-        raise Refused("give either --job-id or --machine-id; jobs are listed by: nimbus jobs recent")
-    if follow and limit is not None:
-        raise Refused("--limit and --follow exclude each other")
-    path = f"/logs/jobs/{job_id}" if job_id is not None else f"/logs/machines/{machine_id}"
-    wanted = Wanted(path, token, as_json)
-    choose_token(token, Audience.LOGS_READ)  # a missing credential is told before any connection
-    if follow:
-        trio.run(_follow, logs_url, wanted)
+    if context.invoked_subcommand is not None:
+        return
+    for name, value in given.items():
+        check_text(f"--{name}", value)
+    check_together(given)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a line that the terminal's encoding lacks
+    reader, wanted = LogReader(given["logs_url"], given["token"]), plan_request(given, datetime.now(UTC))
+    if given["download"] is not None:
+        plain = given["color"] is False
+        trio.run(save_output, reader, wanted.path, given["download"], render_form(given, plain=plain))
+    elif given["follow"]:
+        trio.run(_follow, reader, wanted)
+    elif given["annotations"]:
+        trio.run(_show_annotations, reader, wanted)
+    elif wanted.path == SEARCH:
+        trio.run(_show_hits, reader, wanted)
     else:
-        trio.run(_print_pages, logs_url, wanted, limit)
+        trio.run(_show_pages, reader, wanted)
 
 
-async def _print_pages(url: str, wanted: Wanted, limit: int | None) -> None:
-    left, cursor, more = limit, "", True
-    async with open_http(url, token=choose_token(wanted.token, Audience.LOGS_READ)) as http:
-        while more and left != 0:
-            count = _PAGE_ROWS if left is None else min(_PAGE_ROWS, left)
-            page = await _get_page(http, f"{wanted.path}?limit={count}&after={quote(cursor)}")
-            _print_rows(page["rows"], wanted.as_json)
-            cursor, more = page["next"] or "", bool(page["more"])
-            left = None if left is None else left - len(page["rows"])
+async def _show_pages(reader: LogReader, wanted: Wanted) -> None:
+    view = View(wanted.look)
+    if wanted.tail:
+        await _show_tail(reader, wanted, view)
+        return
+    async with aclosing(reader.pages(wanted.path, wanted.query, "rows", wanted.limit)) as pages:
+        async for page in pages:
+            show_rows(page["rows"], wanted, view)
 
 
-async def _get_page(http: httpx2.AsyncClient, path: str) -> Row:
-    with _explained(http), mapped_http_errors(SERVICE):
-        response = check_status(await http.get(path), SERVICE)
-    page = response.json()
-    if not isinstance(page, dict) or not isinstance(page.get("rows"), list):
-        raise Unavailable(f"{SERVICE} gave an answer that is none of its own: is {http.base_url} really one?")
-    return page
+async def _show_tail(reader: LogReader, wanted: Wanted, view: View) -> str:
+    """The last lines; the place behind them."""
+    async with reader.open() as http:
+        page = await reader.get(http, wanted.path, wanted.query | {"tail": str(wanted.tail)})
+    show_rows(page["rows"], wanted, view)
+    return page["next"] or ""
 
 
-async def _follow(url: str, wanted: Wanted) -> None:
-    """Print until the stream says that this was all, connecting again where it breaks."""
-    cursor, tries, delays = "", 0, Backoff(base_s=0.3, max_s=10).delays_s()
-    while True:
-        before, complete = cursor, False
-        try:
-            async with (
-                open_http(url, token=choose_token(wanted.token, Audience.LOGS_READ), read_s=SILENCE_S) as http,
-                aclosing(_stream(http, wanted, cursor)) as events,
-            ):
-                async for kind, event_id, data in events:
-                    cursor = event_id or cursor
-                    complete = complete or (kind == "end" and data.get("why") == "complete")
-                    _print_event(kind, data, wanted.as_json)
-            if complete:
-                return
-            if wanted.token is not None and wanted.token.count(".") == 2:
-                raise Unauthorized("the token given by --token ran out: mint a new one to read on")
-        except Unavailable:
-            tries, delays = (tries + 1, delays) if cursor == before else (1, Backoff(0.3, 10).delays_s())
-            if tries >= MAX_TRIES:
-                raise
-            await trio.sleep(next(delays))
+async def _follow(reader: LogReader, wanted: Wanted) -> None:
+    """The last lines first, where they were asked for; then all that comes."""
+    view = View(wanted.look)
+    cursor = await _show_tail(reader, wanted, view) if wanted.tail else ""
+    async with aclosing(reader.follow(wanted.path, cursor)) as events:
+        async for kind, data in events:
+            if kind == "row" and wanted.shows(data):
+                show_rows([data], wanted, view)
+            elif kind == "gap" and not wanted.as_json:
+                print(f"nimbus: {int(data['missing'])} lines are missing here", file=sys.stderr, flush=True)
 
 
-async def _stream(http: httpx2.AsyncClient, wanted: Wanted, cursor: str) -> AsyncGenerator[tuple[str, str, Row], None]:
-    """(kind, id, data) of each event of one connection; Unavailable where it breaks."""
-    headers = {"Last-Event-ID": cursor} if cursor else {}
-    with _explained(http), mapped_http_errors(SERVICE):
-        async with http.stream("GET", f"{wanted.path}/follow", headers=headers) as response:
-            if response.status_code >= 400:
-                await response.aread()
-                check_status(response, SERVICE)
-            kind, event_id, data, ended = "row", "", "", False
-            async for line in response.aiter_lines():  # to its end: an iterator left early is never closed
-                name, _, value = line.partition(": ")
-                if name == "event":
-                    kind = value
-                elif name == "id":
-                    event_id = value
-                elif name == "data":
-                    data = value
-                elif not line and data:
-                    yield kind, event_id, json.loads(data)
-                    ended = ended or kind == "end"
-                    kind, event_id, data = "row", "", ""
-    if not ended:
-        raise Unavailable(f"{SERVICE} closed the stream")
-
-
-class _explained:  # noqa: N801 - reads as what it does in a with statement
-    """Adds the next command to the errors that a newcomer meets."""
-
-    def __init__(self, http: httpx2.AsyncClient) -> None:
-        self._url = http.base_url
-
-    def __enter__(self) -> None:
-        """Nothing to open."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, NotFound):
-            raise NotFound(f"{error}; the newest are listed by: nimbus jobs recent") from error
-        if isinstance(error, Unavailable):
-            raise Unavailable(f"{error} ({self._url}; start one by: nimbus up)", error.retry_after_s) from error
-
-
-def _print_event(kind: str, data: Row, as_json: bool) -> None:
-    if kind == "row":
-        _print_rows([data], as_json)
-    elif kind == "gap" and not as_json:
-        print(f"nimbus: {data.get('missing')} lines are missing here", file=sys.stderr, flush=True)
-
-
-def _print_rows(rows: list[Row], as_json: bool) -> None:
-    for row in rows:
-        if as_json:
-            sys.stdout.write(json.dumps(row) + "\n")
-        elif row["stream"] == "agent":
+async def _show_hits(reader: LogReader, wanted: Wanted) -> None:
+    found, more, view = 0, False, View(wanted.look)
+    before: object = None
+    async with aclosing(reader.pages(wanted.path, wanted.query, "hits", wanted.limit)) as pages:
+        async for page in pages:
+            for hit in page["hits"]:
+                if wanted.as_json:
+                    sys.stdout.write(json.dumps(hit) + "\n")
+                else:
+                    before = _show_hit(hit, view, before)
             sys.stdout.flush()
-            print(show_line(row["message"]), file=sys.stderr, flush=True)
-        elif row["stream"] != "end":
-            sys.stdout.write(render_line(row))
+            found, more = found + len(page["hits"]), bool(page["more"])
+    if wanted.as_json:
+        return
+    if not found:
+        print("nimbus: no such line; inside words too: --substring", file=sys.stderr)
+    elif more:
+        print(f"nimbus: the newest {found}; older ones: --limit N, --until WHEN", file=sys.stderr)
+
+
+def _show_hit(hit: Row, view: View, before: object) -> object:
+    heading, line = render_hit(hit, view)
+    if heading is not None and heading != before:
+        sys.stdout.write(f"{heading}\n")
+    sys.stdout.write(f"{line}\n")
+    return heading
+
+
+async def _show_annotations(reader: LogReader, wanted: Wanted) -> None:
+    view, found = View(wanted.look), 0
+    async with aclosing(reader.pages(f"{wanted.path}/annotations", {}, "annotations", wanted.limit)) as pages:
+        async for page in pages:
+            for entry in page["annotations"]:
+                if wanted.as_json:
+                    sys.stdout.write(json.dumps(entry) + "\n")
+                else:
+                    sys.stdout.write("".join(f"{line}\n" for line in view.annotation(parse_entry(entry))))
+            sys.stdout.flush()
+            found += len(page["annotations"])
+    if not found and not wanted.as_json:
+        print("nimbus: the job printed no error, warning or notice of its own", file=sys.stderr)
+
+
+def parse_entry(entry: Row) -> Annotation:
+    """An annotation as the pipeline tells it."""
+    places = (entry[name] for name in ("line", "end_line", "col", "end_col"))
+    return Annotation(entry["level"], entry["message"], entry["title"] or "", entry["file"] or "", *places)
+
+
+def show_rows(rows: list[Row], wanted: Wanted, view: View) -> None:
+    """Rows on stdout; what the agent says about them on stderr."""
+    for row in rows:
+        if wanted.as_json:
+            sys.stdout.write(json.dumps(row) + "\n")
+        elif row["stream"] == AGENT_STREAM and not wanted.raw:
+            sys.stdout.flush()
+            show = show_line if sys.stderr.isatty() else plain_text
+            print(show(row["message"]), file=sys.stderr, flush=True)
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in _lines(row, wanted, view))
     sys.stdout.flush()
 
 
-def render_line(row: Row) -> str:
-    """One line of output as it is shown."""
-    prefix = "[console] " if row["stream"] == "console" else ""
-    return f"{prefix}{show_line(row['message'])}\n"
+def _lines(row: Row, wanted: Wanted, view: View) -> Iterator[str]:
+    if not wanted.raw:
+        yield from view.lines(row)
+    elif row["stream"] in ("stdout", "stderr", "console"):
+        yield row["message"]
 
 
 if __name__ == "__main__":

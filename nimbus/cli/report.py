@@ -19,8 +19,8 @@ import trio
 
 from nimbus.cli.access import choose_token
 from nimbus.cli.joblist import read_pages
-from nimbus.cli.logs import DEFAULT_URL as LOGS_URL
-from nimbus.cli.logs import SERVICE as LOGS
+from nimbus.cli.logreading import DEFAULT_URL as LOGS_URL
+from nimbus.cli.logreading import SERVICE as LOGS
 from nimbus.cli.plane import SERVICE as PLANE
 from nimbus.cli.plane import Reply, call, connection_options, print_json, run_with
 from nimbus.cli.tables import cell, render_table, sentence, terminal_width

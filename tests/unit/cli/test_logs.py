@@ -7,20 +7,21 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 import trio
 
-from nimbus.cli.logs import render_line
+from nimbus.cli.logrequest import Wanted, check_together, plan_request
+from nimbus.cli.logs import logs
+from nimbus.cli.logview import Look
+from nimbus.model.errors import Refused
 from tests.unit.logging_pipeline.rig import SECRET, open_rig, row
 
 
-def test_a_rewritten_line_is_shown_as_it_was_at_its_end() -> None:
-    assert render_line({"stream": "stdout", "message": "10%\r20%\r"}) == "20%\n"
-    assert render_line({"stream": "stdout", "message": ""}) == "\n"
-
-
 async def run_logs(*arguments: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    """`nimbus logs` with its output in pipes."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("NIMBUS_")} | environ
     argv = [sys.executable, "-m", "nimbus", "logs", *arguments]
     return await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False, env=env)
@@ -74,3 +75,54 @@ async def test_errors_name_the_next_command(tmp_path: Path) -> None:
         assert (no_token.returncode, neither.returncode) == (2, 2)
         assert b"NIMBUS_JWT_SECRET" in no_token.stderr
         assert b"nimbus jobs recent" in neither.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--job-id 1 --machine-id 2", "either --job-id or --machine-id"),
+        ("--job-id 1 --org 2 --search x", "--repo and --org are for a search in all jobs"),
+        ("--job-id 1 --substring", "--substring belongs to --search"),
+        ("--job-id 1 --follow --limit 3", "--limit and --follow exclude each other"),
+        ("--job-id 1 --follow --search x", "--search and --follow exclude each other"),
+        ("--job-id 1 --follow --download f", "exclude each other"),
+        ("--job-id 1 --tail 3 --limit 3", "--tail and --limit exclude each other"),
+        ("--job-id 1 --gzip", "--gzip belongs to --download"),
+        ("--job-id 1 --download f --gzip --json", "--gzip and --json exclude each other"),
+        ("--org 1", "nimbus jobs recent"),
+        ("--machine-id 1 --annotations", "--annotations needs --job-id"),
+        ("--job-id 1 --since yesterday", "write it like 2h"),
+        ("--job-id 1 --raw --json", "--raw and --json exclude each other"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_in_words(words: str, told: str) -> None:
+    with pytest.raises(Refused, match=told):
+        plan(words)
+
+
+def plan(words: str) -> Wanted:
+    """What an invocation asks for."""
+    context = logs.make_context("logs", words.split())
+    check_together(context.params)
+    return plan_request(context.params, datetime(2026, 11, 21, 8, tzinfo=UTC))
+
+
+def test_options_become_the_path_and_the_query_of_one_request() -> None:
+    assert plan("--job-id 12").path == "/logs/jobs/12"
+    assert plan("--machine-id 7 --limit 3").limit == 3
+    asked = plan(
+        "--job-id 12 --level error --level warning --stream stderr --step 2 --since 2h --search disk --substring"
+    )
+    assert asked.query == {
+        "level": "error,warning", "stream": "stderr", "step": "2", "since": "2026-11-21T06:00:00Z", "q": "disk",
+        "match": "substring",
+    }  # fmt: skip
+    search = plan("--org 3 --repo 4 --search x")
+    assert (search.path, search.query, search.limit) == (
+        "/logs/search", {"org": "3", "repo": "4", "q": "x", "match": "token"}, 100,
+    )  # fmt: skip
+
+
+def test_colours_are_for_terminals_unless_asked_for() -> None:
+    assert plan("--job-id 1").look == Look(pretty=False, colour=False)
+    assert plan("--job-id 1 --color -t").look == Look(pretty=True, colour=True, timestamps=True)
