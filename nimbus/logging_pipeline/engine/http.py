@@ -1,9 +1,8 @@
-"""ClickHouse's HTTP protocol over one embedded engine session, as a plain ASGI application.
+"""ClickHouse's HTTP protocol over the embedded engine's sessions, as a plain ASGI application.
 
 Speaks what real clients send (`/?query=&database=&param_x=&setting=`, inline inserts in any format, Basic
 auth, compressed bodies) and answers with ClickHouse's own headers. It never lets two statements or a table
-function through (see `statements`), and runs one statement at a time: the library holds the interpreter's
-lock anyway. Called by `engine_main` in the engine's own process; never imported by the pipeline.
+function through (see `statements`). Called by `main` in the engine's own process; never imported by the pipeline.
 """
 
 from __future__ import annotations
@@ -20,15 +19,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import lz4.frame
-import trio
 
-from nimbus.logging_pipeline.engine.session import (
-    DEFAULT_DATABASE,
-    EngineRefusal,
-    EngineReply,
-    EngineRequest,
-    EngineSession,
-)
+from nimbus.logging_pipeline.engine.lanes import EngineLanes
+from nimbus.logging_pipeline.engine.session import DEFAULT_DATABASE, EngineRefusal, EngineReply, EngineRequest
 from nimbus.logging_pipeline.engine.statements import DEFAULT_FORMAT, READ_KINDS, parse_statement
 from nimbus.model.errors import Refused
 
@@ -53,9 +46,8 @@ class Credentials:
     password: str = field(repr=False)
 
 
-def engine_app(session: EngineSession, credentials: Credentials) -> Callable[..., Awaitable[None]]:
-    """The ASGI application; one statement at a time in a thread of its own."""
-    limiter = trio.CapacityLimiter(1)
+def engine_app(lanes: EngineLanes, credentials: Credentials) -> Callable[..., Awaitable[None]]:
+    """The ASGI application."""
 
     async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -70,8 +62,7 @@ def engine_app(session: EngineSession, credentials: Credentials) -> Callable[...
         try:
             _authenticate(scope, credentials)
             body = await _read_body(receive)
-            request = _parse_request(scope, body, session.table_functions)
-            reply = await trio.to_thread.run_sync(session.run, request, limiter=limiter)
+            reply = await lanes.run(_parse_request(scope, body, lanes.table_functions))
         except EngineRefusal as refusal:
             await _refuse(send, refusal)
             return

@@ -2,7 +2,7 @@
 
 Reads the password from its standard input, prints one JSON line with its port when ready, and serves until
 that input ends, which is also what the death of its parent looks like. It never listens beyond loopback.
-The library holds the interpreter's lock while a query runs, which is why it may not share the pipeline's process.
+It is a process of its own because the library brings gigabytes and crashes of its own with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypercorn.config import Config
 
 from nimbus.logging_pipeline.engine.child import EXIT_LOCKED, USERNAME
 from nimbus.logging_pipeline.engine.http import Credentials, engine_app
-from nimbus.logging_pipeline.engine.session import EngineSession
+from nimbus.logging_pipeline.engine.lanes import EngineLanes
 
 _LAST_QUERY_LIMIT_S = 5.0
 
@@ -35,15 +35,15 @@ def main() -> int:
     except BlockingIOError:
         print(f"another process serves the log store in {folder}: stop it first", file=sys.stderr)  # noqa: T201 - for the parent
         return EXIT_LOCKED
-    session = EngineSession(os.path.join(folder, "engine"))
+    lanes = EngineLanes(os.path.join(folder, "engine"))
     try:
-        trio.run(_serve, session, Credentials(USERNAME, password))
+        trio.run(_serve, lanes, Credentials(USERNAME, password))
     finally:
-        session.close()
+        lanes.close()
     return 0
 
 
-async def _serve(session: EngineSession, credentials: Credentials) -> None:
+async def _serve(lanes: EngineLanes, credentials: Credentials) -> None:
     stop = trio.Event()
     config = Config()
     config.bind = ["127.0.0.1:0"]
@@ -56,7 +56,7 @@ async def _serve(session: EngineSession, credentials: Credentials) -> None:
         target=_wait_for_end_of_input, args=(trio.lowlevel.current_trio_token(), stop), daemon=True
     ).start()
     async with trio.open_nursery() as nursery:
-        serve = partial(hypercorn.trio.serve, engine_app(session, credentials), config, shutdown_trigger=stop.wait)
+        serve = partial(hypercorn.trio.serve, engine_app(lanes, credentials), config, shutdown_trigger=stop.wait)
         binds = await nursery.start(serve)
         print(json.dumps({"port": int(binds[0].rsplit(":", 1)[1])}), flush=True)  # noqa: T201 - read by the parent
 

@@ -1,14 +1,12 @@
-"""One session of the embedded engine library: a statement in, bytes out, settings put back afterwards.
+"""One session of the embedded engine library: a statement in, bytes out, under the settings that it came with.
 
-Not thread-safe and blocking: `engine_http` runs one call at a time in a thread. It never parses SQL (that is
-`statements`) and never sees HTTP.
+Not thread-safe and blocking: `lanes` runs one call at a time in a thread. It never parses SQL (that is `statements`)
+and never sees HTTP.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +49,31 @@ class EngineReply:
 
 
 class EngineSession:
-    """The library's session on one folder. Not thread-safe: the application runs one call at a time."""
+    """One of the library's sessions on a folder. Settings belong to a session and are no other's."""
 
-    def __init__(self, path: str) -> None:
-        self._connection: Any = chdb_session.Connection(path)
+    def __init__(self, path: str, *, reads_only: bool = False) -> None:
+        self._path, self._reads_only = path, reads_only
+        self._connection: Any = None
+        self._open()
+
+    def _open(self) -> None:
+        self._connection = chdb_session.Connection(self._path)
         self._database = ""
+        self._in_force: dict[str, str] = {}
         self._connection.query(f"CREATE DATABASE IF NOT EXISTS {DEFAULT_DATABASE} ENGINE = Atomic")
         self.use(DEFAULT_DATABASE)
+        if self._reads_only:  # a second fence behind `statements`; 2: settings may still be set
+            self._connection.query("SET readonly = 2")
+
+    def _reopen(self) -> None:
+        former = self._connection
+        self._open()  # first, since the library unloads its tables with its last session
+        former.close()
+
+    def list_table_functions(self) -> frozenset[str]:
+        """The names, in lower case, of what can stand where a table does."""
         listed = self._connection.query("SELECT lower(name) FROM system.table_functions FORMAT TSV").bytes()
-        self.table_functions = frozenset(listed.decode().split())
+        return frozenset(listed.decode().split())
 
     def use(self, database: str) -> None:
         if database != self._database:
@@ -73,24 +87,25 @@ class EngineSession:
         """The reply to one statement; EngineRefusal with the engine's own code where it failed."""
         try:
             self.use(request.database)
-            with self._settings(request.settings):
-                if request.statement.data is not None:
-                    return self._insert(request.statement)
-                return self._query(request)
+            self._apply(request.settings)
+            if request.statement.data is not None:
+                return self._insert(request.statement)
+            return self._query(request)
         except RuntimeError as error:  # the library's one way to fail, ChdbError among them
             raise _refusal(error) from None
 
-    @contextmanager
-    def _settings(self, settings: dict[str, str]) -> Iterator[None]:
-        done: list[str] = []
+    def _apply(self, wanted: dict[str, str]) -> None:
+        """Exactly these settings, and no other's. They stay until a request wants others: most want the same."""
+        if wanted == self._in_force:
+            return
+        words = [f"{name} = {_quote(value)}" for name, value in wanted.items() if self._in_force.get(name) != value]
+        words += [f"{name} = DEFAULT" for name in self._in_force if name not in wanted]
         try:
-            for name, value in settings.items():
-                self._connection.query(f"SET {name} = {_quote(value)}")
-                done.append(name)
-            yield
-        finally:
-            for name in done:
-                self._connection.query(f"SET {name} = DEFAULT")
+            self._connection.query(f"SET {', '.join(words)}")
+        except RuntimeError:  # some of them may be in force now, or one in force forbids to set any
+            self._reopen()
+            raise
+        self._in_force = dict(wanted)
 
     def _insert(self, statement: Statement) -> EngineReply:
         with self._connection.send_insert(statement.sql, statement.format) as inserter:

@@ -1,7 +1,7 @@
 """What the embedded engine lets through: one plain statement about its own tables, and nothing else.
 
 The engine library runs several statements at once, reads the host's files and opens URLs when asked to; a
-real server refuses or is configured not to. This guard never executes anything. Called by `engine_http` only.
+real server refuses or is configured not to. This guard never executes anything. Called by `http` only.
 
 It drops comments, so that the engine's idea of where a comment ends can never differ from ours, and it
 refuses what it does not know (statement kinds, table engines, table functions) instead of listing evils.
@@ -26,6 +26,7 @@ _TOKEN = re.compile(
       | (?P<mark>[-+*/%=<>!,.()\[\]{}:?|&^~@;])""",
     re.VERBOSE | re.DOTALL,
 )
+_REST_OF_LINE = re.compile(rb"[ \t]*\r?\n?")
 READ_KINDS = frozenset({"select", "with", "show", "describe", "desc", "exists", "explain", "check"})
 _KINDS = READ_KINDS | {"insert", "create", "alter", "drop", "optimize", "truncate", "delete"}
 _CREATES = frozenset({"database", "table", "view", "materialized"})
@@ -99,8 +100,14 @@ def _scan(text: bytes) -> tuple[list[_Token], bytes | None]:
         if kind == "word" and depth == 0:
             words.append(piece.lower())
             if words[0] == "insert" and words[-2:-1] == ["format"] and not {"select", "with", "values"} & set(words):
-                return _without_format(tokens), re.sub(rb"\A[ \t]*\r?\n?", b"", text[position:])
+                return _without_format(tokens), _cut_data(text, position)
     return tokens, None
+
+
+def _cut_data(text: bytes, position: int) -> bytes:
+    """What follows the format's name: binary as it is, without the rest of that line. Copied once: it may be large."""
+    rest = _REST_OF_LINE.match(text, position)
+    return text[rest.end() if rest else position :]
 
 
 def _without_format(tokens: list[_Token]) -> list[_Token]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,8 @@ from clickhouse_connect.driver import httputil
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from nimbus.logging_pipeline.engine.child import EXIT_LOCKED, Endpoint, serve_engine
+from nimbus.logging_pipeline.engine.session import EngineRefusal, EngineRequest, EngineSession
+from nimbus.logging_pipeline.engine.statements import Statement
 from nimbus.model.errors import HostFault
 from tests.unit.logging_pipeline.rig import run_engine, wait_until
 
@@ -65,6 +68,14 @@ def test_a_summary_counts_written_rows_and_settings_do_not_outlive_their_request
     with pytest.raises(DatabaseError):
         client.query("SELECT a FROM summed", settings={"max_result_rows": 1, "result_overflow_mode": "throw"})
     assert len(client.query("SELECT a FROM summed").result_rows) == 2
+
+
+def test_a_setting_that_does_not_exist_leaves_nothing_of_its_request_behind(client: Any) -> None:
+    found = "SELECT getSetting('max_result_rows')"
+    for _ in range(6):  # each session has its turn
+        with pytest.raises(DatabaseError):
+            client.raw_query("SELECT 1", settings={"max_result_rows": 77, "no_setting_at_all": 1})
+    assert {client.raw_query(found, fmt="TSV") for _ in range(6)} == {b"0\n"}
 
 
 def test_a_parameter_is_a_value_and_never_sql(client: Any) -> None:
@@ -141,6 +152,46 @@ async def test_the_supervisor_starts_a_killed_engine_again_and_nothing_stored_is
             pid = engine.process.pid
             nursery.cancel_scope.cancel()
         assert not is_alive(pid)
+
+
+async def test_a_long_search_holds_up_neither_an_insert_nor_a_page(tmp_path: Path) -> None:
+    ended = False
+
+    async def search(endpoint: Endpoint) -> None:
+        nonlocal ended
+        with suppress(httpx2.HTTPError):  # it ends with the engine
+            await trio.to_thread.run_sync(run, endpoint, "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)")
+        ended = True
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            engine = await nursery.start(serve_engine, tmp_path / "store")
+            endpoint = engine.endpoint
+            await trio.to_thread.run_sync(run, endpoint, "CREATE TABLE kept (a UInt64) ENGINE = MergeTree ORDER BY a")
+            nursery.start_soon(search, endpoint)
+            await trio.to_thread.run_sync(wait_for_query, endpoint)
+            await trio.to_thread.run_sync(run, endpoint, "INSERT INTO kept VALUES (7)")
+            assert await trio.to_thread.run_sync(run, endpoint, "SELECT a FROM kept") == b"7\n"
+            assert not ended
+            engine.process.kill()
+            await wait_until(lambda: ended)
+            nursery.cancel_scope.cancel()
+
+
+def wait_for_query(endpoint: Endpoint) -> None:
+    """Return once the engine works on a search over numbers."""
+    sql = "SELECT count() FROM system.processes WHERE query LIKE '%sip' || 'Hash64%'"
+    while run(endpoint, sql) == b"0\n":
+        pass
+
+
+def test_a_session_that_reads_cannot_write_whatever_gets_past_the_guard(tmp_path: Path) -> None:
+    statement = Statement("select", "CREATE TABLE main.forged (a UInt64) ENGINE = Memory", "TabSeparated")
+    session = EngineSession(str(tmp_path / "store"), reads_only=True)
+    with pytest.raises(EngineRefusal) as refused:
+        session.run(EngineRequest(statement, "main", "TabSeparated", {}, {}))
+    session.close()
+    assert refused.value.code == 164
 
 
 def run(endpoint: Endpoint, sql: str) -> bytes:
