@@ -27,6 +27,8 @@ from nimbus.control_plane.keys.api import build_keys_api
 from nimbus.control_plane.keys.ring import KeyTerms
 from nimbus.control_plane.keys.rotation import GivenKeys, open_keychain, sweep_keys
 from nimbus.control_plane.keys.shared import list_shared_keys
+from nimbus.control_plane.masks import reseal_masks
+from nimbus.control_plane.masks_api import build_masks_api
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
 from nimbus.control_plane.mirror_database import keep_mirror
@@ -35,6 +37,7 @@ from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.openapi.route import build_document_api
 from nimbus.control_plane.problems import count_problems
 from nimbus.control_plane.revocation import build_revocation_api, follow_denied, refresh_denied
+from nimbus.control_plane.seals import Seals
 from nimbus.control_plane.services import AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
 from nimbus.control_plane.settings import Settings
 from nimbus.control_plane.silence import sweep_leases
@@ -46,6 +49,7 @@ from nimbus.runtime.postgres import Transaction, open_database
 from nimbus.runtime.proxies import Networks, parse_networks
 from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import App, Response, build_app, json_response
+from nimbus.runtime.settings import read_shared
 from nimbus.wire.cachetokens import derive_cache_key
 from nimbus.wire.tokens import hmac_key
 
@@ -75,6 +79,7 @@ async def open_services(settings: Settings, stopping: trio.Event) -> AsyncIterat
                 nonces=nonces,
                 limiter=limiter,
                 cache_terms=plan_cache(settings),
+                seals=Seals(read_shared(settings, "jwt_secret")),
                 lease_terms=plan_leases(settings),
                 job_rules=plan_jobs(settings),
                 host_terms=HostTerms(settings.agent_heartbeat_interval, settings.agent_min_version),
@@ -162,6 +167,7 @@ async def open_app(settings: Settings, stopping: trio.Event) -> AsyncIterator[Ap
     ):
         await refresh_denied(services)  # before the first request: a revoked token has no second chance at a restart
         await judge_agents(services)
+        await reseal_masks(services)
         mirror = settings.agent_state_database_url
         await sweepers.start(keep_mirror, services, None if mirror is None else mirror.get_secret_value())
         sweepers.start_soon(sweep_leases, services)
@@ -185,6 +191,7 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     app.register_blueprint(build_joblist_api(services))
     app.register_blueprint(build_revocation_api(services))
     app.register_blueprint(build_keys_api(services))
+    app.register_blueprint(build_masks_api(services))
     app.register_blueprint(build_health_api(services))
     app.register_blueprint(build_document_api(app))
     return app

@@ -97,7 +97,7 @@ async def show_org(services: Services, name: str, caller: Caller) -> Json:
 
 
 async def _show(transaction: Transaction, name: str, caller_org: int | None) -> Json:
-    row = await _require_org(transaction, name, caller_org)
+    row = await require_org(transaction, name, caller_org)
     [org] = await _describe(transaction, [row])
     return {**org, "labels": await _labels(transaction, str(row["org_id"]), caller_org)}
 
@@ -108,11 +108,12 @@ async def list_labels(services: Services, name: str, caller: Caller) -> list[Jso
 
 
 async def _labels(transaction: Transaction, name: str, caller_org: int | None) -> list[Json]:
-    row = await _require_org(transaction, name, caller_org)
+    row = await require_org(transaction, name, caller_org)
     return [_render_alias(each) for each in await list_aliases(transaction, row["org_id"])]
 
 
-async def _require_org(transaction: Transaction, name: str, caller_org: int | None) -> Row:
+async def require_org(transaction: Transaction, name: str, caller_org: int | None) -> Row:
+    """The org of this id or login; NotFound where the caller has no such org."""
     row = await transaction.fetchrow(_SQL["find_org"], name, caller_org)
     if row is None:
         raise NotFound(f"there is no org {name[:64]}")
@@ -171,9 +172,9 @@ async def limit_org(services: Services, name: str, change: OrgChange, caller: Ca
 
 
 async def _limit_org(transaction: Transaction, name: str, change: OrgChange, caller_org: int | None) -> Json:
-    row = await _require_org(transaction, name, caller_org)
+    row = await require_org(transaction, name, caller_org)
     await lock_org(transaction, row["org_id"])
-    row = await _require_org(transaction, str(row["org_id"]), caller_org)  # as it is under the lock
+    row = await require_org(transaction, str(row["org_id"]), caller_org)  # as it is under the lock
     if caller_org is not None:
         for limit in _OPERATORS:
             if _raises(row[limit], change.limits.get(limit, row[limit])):
@@ -198,7 +199,7 @@ async def set_label(services: Services, name: str, capped: CappedAlias, rules: D
 async def _set_label(
     transaction: Transaction, name: str, capped: CappedAlias, rules: DemandRules, caller_org: int | None
 ) -> tuple[int, int]:
-    org_id: int = (await _require_org(transaction, name, caller_org))["org_id"]
+    org_id: int = (await require_org(transaction, name, caller_org))["org_id"]
     await lock_org(transaction, org_id)
     wanted = capped.alias
     if caller_org is not None and wanted.priority > 0:
@@ -219,7 +220,7 @@ async def drop_label(services: Services, name: str, alias: str, rules: DemandRul
 async def _drop_label(
     transaction: Transaction, name: str, alias: str, rules: DemandRules, caller_org: int | None
 ) -> int:
-    row: Any = await _require_org(transaction, name, caller_org)
+    row: Any = await require_org(transaction, name, caller_org)
     await lock_org(transaction, row["org_id"])
     if not await remove_alias(transaction, row["org_id"], alias):
         raise NotFound(f"{row['login']} has no label {alias[:64]}")

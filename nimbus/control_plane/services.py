@@ -14,6 +14,7 @@ from nimbus.control_plane.keys.ring import Keychain
 from nimbus.control_plane.keys.shared import SharedKey
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.mirror import Mirror
+from nimbus.control_plane.seals import Seals
 from nimbus.control_plane.seats import Room
 from nimbus.control_plane.verified import VerifiedTokens
 from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
@@ -108,6 +109,7 @@ class Services:
     nonces: Nonces
     limiter: RateLimiter
     cache_terms: CacheTerms
+    seals: Seals
     lease_terms: LeaseTerms = field(default_factory=LeaseTerms)
     job_rules: JobRules = field(default_factory=JobRules)
     host_terms: HostTerms = field(default_factory=HostTerms)

@@ -17,6 +17,7 @@ from nimbus.control_plane.cachetokens import CacheTerms
 from nimbus.control_plane.keys.ring import KeyTerms
 from nimbus.control_plane.keys.rotation import open_keychain
 from nimbus.control_plane.metrics import Metrics
+from nimbus.control_plane.seals import Seals
 from nimbus.control_plane.services import AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
 from nimbus.control_plane.silence import expire_leases
 from nimbus.control_plane.waitroom import run_waitroom
@@ -27,6 +28,7 @@ from nimbus.runtime.postgres import Row, Transaction, open_database
 from nimbus.runtime.proxies import parse_networks
 from nimbus.runtime.redis import open_bell
 from nimbus.runtime.serving import serve_app
+from nimbus.runtime.settings import SharedSecret
 from nimbus.wire.cachetokens import derive_cache_key
 from nimbus.wire.tokens import Audience, hmac_key, render_token
 from tests.secretwatch import learn
@@ -157,6 +159,7 @@ async def open_services(
         ):
             yield Services(
                 database, bell, keys, Metrics(), access, nonces, limiter, CacheTerms(derive_cache_key(CACHE_SECRET)),
+                Seals(SharedSecret("NIMBUS_JWT_SECRET", ADMIN_SECRET)),
                 terms or LeaseTerms(), rules or JobRules(rate_limit=1000),
                 hosts or HostTerms(), log_url="http://logs.test/ingest",
             )  # fmt: skip
