@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from nimbus.logging_pipeline.access import Access
+from nimbus.logging_pipeline.access import HIDDEN, Access
 from nimbus.logging_pipeline.directory import Directory
 from nimbus.logging_pipeline.health import build_health_api
 from nimbus.logging_pipeline.ingest.api import MAX_BODY_BYTES, build_ingest_api
@@ -18,8 +18,11 @@ from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.keys import KeySet
 from nimbus.logging_pipeline.live.api import build_live_api
 from nimbus.logging_pipeline.live.hub import Hub
+from nimbus.logging_pipeline.live.tails import open_tails, plan_hub
 from nimbus.logging_pipeline.metrics import Metrics
+from nimbus.logging_pipeline.plane import Plane
 from nimbus.logging_pipeline.reading.api import build_read_api
+from nimbus.logging_pipeline.revoked import RevokedTokens
 from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.settings import Settings
 from nimbus.logging_pipeline.store.migrate import migrate
@@ -44,20 +47,28 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             await migrate(table, settings)
 
         await retry_unavailable(bring_up_to_date, Backoff(0.5, 15.0), _MIGRATE_TRIES)
-        hub, metrics = Hub(), Metrics()
+        hub, metrics = Hub(plan_hub(settings)), Metrics()
+        plane = Plane(client, settings.control_plane_url, keys[0])
+        directory, revoked = Directory(plane), RevokedTokens(plane, settings.logging_revocation_interval, hub.wake_all)
         table.health.on_trouble = metrics.note_trouble
         writer = Writer(table, hub, metrics)
         nursery.start_soon(writer.run)
-        yield Services(
-            table=table,
-            writer=writer,
-            hub=hub,
-            directory=Directory(client, settings.control_plane_url, keys[0]),
-            access=Access(
-                KeySet(client, settings.key_set_url), keys, None if token is None else token.get_secret_value()
-            ),
-            metrics=metrics,
-        )
+        nursery.start_soon(revoked.run)
+        async with open_tails(settings, table, hub, directory, revoked, metrics) as tails:
+            yield Services(
+                table=table,
+                writer=writer,
+                hub=hub,
+                directory=directory,
+                access=Access(
+                    KeySet(client, settings.key_set_url),
+                    revoked,
+                    keys,
+                    None if token is None else token.get_secret_value(),
+                ),
+                metrics=metrics,
+                tails=tails,
+            )
         nursery.cancel_scope.cancel()
 
 
@@ -71,6 +82,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
 def build_logging_pipeline(services: Services, trusted_proxies: Networks = ()) -> App:
     """Every route of the logging pipeline, on these services."""
     app = build_app("nimbus.logging_pipeline", max_body_bytes=MAX_BODY_BYTES, trusted_proxies=trusted_proxies)
+    app.hidden_parameters = HIDDEN
     app.register_blueprint(build_ingest_api(services))
     app.register_blueprint(build_read_api(services))
     app.register_blueprint(build_live_api(services))

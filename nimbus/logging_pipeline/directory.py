@@ -5,23 +5,22 @@ Answers are kept for a moment, so that a hundred readers of one job ask once. Ca
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-import httpx2
 import trio
 
-from nimbus.model.errors import NotFound, Unavailable
-from nimbus.runtime.http import check_status, mapped_http_errors
-from nimbus.wire.fields import parse_object
-from nimbus.wire.tokens import Audience, SigningKey, render_token
+from nimbus.logging_pipeline.plane import Plane
+from nimbus.model.errors import NotFound, Refused, Unavailable
+from nimbus.wire.fields import Fields, parse_object
 
 KEEP_S = 1.0
 _KEPT_JOBS = 1000
 _MAX_MACHINES = 64
-_ASK_S = 5.0
-_TOKEN_TTL_S = 300.0
+NOT_FOUND = 404
+_ANSWER = "the control plane's answer"
 _TERMINAL = frozenset({"completed", "lost", "done", "failed", "cancelled"})
 
 
@@ -50,10 +49,8 @@ class JobEntry:
 class Directory:
     """Jobs as the control plane knows them."""
 
-    def __init__(self, client: httpx2.AsyncClient, control_plane_url: str, key: SigningKey) -> None:
-        self._client = client
-        self._base_url = control_plane_url.rstrip("/")
-        self._key = key
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
         self._kept: OrderedDict[int, tuple[float, JobEntry]] = OrderedDict()
 
     async def job(self, job_id: int, org_id: int | None) -> JobEntry:
@@ -75,22 +72,26 @@ class Directory:
         return entry
 
     async def _ask(self, job_id: int) -> JobEntry:
-        token = render_token(
-            self._key, subject="service:logs", audience=Audience.INTERNAL, now_s=time.time(), ttl_s=_TOKEN_TTL_S
-        )
-        url = f"{self._base_url}/api/internal/jobs/{job_id}/machines"
-        with trio.move_on_after(_ASK_S), mapped_http_errors("the control plane"):
-            response = await self._client.get(url, headers={"Authorization": f"Bearer {token}"})
-            if response.status_code == 404:
-                raise NotFound(f"there is no job {job_id}")
-            if response.status_code in (401, 403):  # our own credential: the reader cannot mend it
-                raise Unavailable("the control plane refuses the logging pipeline: compare their NIMBUS_JWT_SECRET")
-            return _parse_entry(check_status(response, "the control plane").content)
-        raise Unavailable("the control plane does not answer: retry")
+        response = await self._plane.ask(f"/api/internal/jobs/{job_id}/machines")
+        if response.status_code == NOT_FOUND:
+            raise NotFound(f"there is no job {job_id}")
+        return _parse_entry(parse_object(response.content, _ANSWER))
+
+    async def jobs(self, job_ids: Sequence[int]) -> dict[int, JobEntry]:
+        """Many jobs by one question, those that do not exist left out. For streams: never answered from memory."""
+        response = await self._plane.ask(f"/api/internal/jobs/machines?ids={','.join(map(str, job_ids))}")
+        if response.status_code == NOT_FOUND:
+            raise Unavailable("the control plane is older than this service: update it first")
+        listed = parse_object(response.content, _ANSWER).children("jobs", len(job_ids))
+        entries = {}
+        for fields in listed:
+            with suppress(Refused):  # one that is larger than what we take must not hide the others
+                entry = _parse_entry(fields)
+                entries[entry.job_id] = entry
+        return entries
 
 
-def _parse_entry(body: bytes) -> JobEntry:
-    fields = parse_object(body, "the control plane's answer")
+def _parse_entry(fields: Fields) -> JobEntry:
     listed = fields.children("machines", _MAX_MACHINES)
     machines = tuple(JobMachine(each.integer("machine_id"), each.integer("fence")) for each in listed)
     return JobEntry(fields.integer("job_id"), fields.integer("org_id"), fields.text("state", 64), machines)

@@ -29,7 +29,12 @@ def build_health_api(services: Services) -> Blueprint:
     @blueprint.get("/readyz")
     async def readyz() -> Response:
         standing = await find_standing(services)
-        body = {"store": render_standing(standing), "keys": services.access.machine_keys.state}
+        body = {
+            "store": render_standing(standing),
+            "keys": services.access.machine_keys.state,
+            "revoked": services.access.revoked.state,
+            "relay": services.hub.relay_state,
+        }
         if standing.trouble is None:
             return json_response({"status": "ready", **body})
         message = f"the log store is in trouble, this service is not: {ACTIONS[standing.trouble]}"
@@ -41,6 +46,7 @@ def build_health_api(services: Services) -> Blueprint:
         await trio.lowlevel.checkpoint()
         services.access.require_metrics()
         services.metrics.followers.set(services.hub.followers)
+        services.metrics.relay_up.set(services.hub.is_whole)
         services.metrics.store_up.set(services.table.health.standing.trouble is None)
         return Response(services.metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -16,7 +16,12 @@ class Metrics:
         self.failures = self._counter("nimbus_logs_insert_failures", "Inserts whose outcome was not certain")
         self.insert_seconds = Histogram("nimbus_logs_insert_seconds", "Time of one insert", registry=self.registry)
         self.followers = Gauge("nimbus_logs_followers", "Readers that follow output now", registry=self.registry)
-
+        self.relay_up = Gauge(
+            "nimbus_logs_relay_up", "1 while other replicas are heard, or where there are none", registry=self.registry
+        )
+        self.tail_resyncs = self._counter("nimbus_logs_tail_resyncs", "Streams that fell behind and read the store")
+        self.tail_gaps = self._counter("nimbus_logs_tail_gaps", "Holes that a stream told its reader of")
+        self.tail_ends = Counter("nimbus_logs_tail_ends", "Streams that ended", ["why"], registry=self.registry)
         self.store_up = Gauge(
             "nimbus_logs_store_up", "1 while the log store takes and gives rows", registry=self.registry
         )

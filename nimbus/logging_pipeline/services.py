@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nimbus.logging_pipeline.access import Access
 from nimbus.logging_pipeline.directory import Directory
 from nimbus.logging_pipeline.ingest.writer import Writer
-from nimbus.logging_pipeline.live.follow import Follow, FollowRequest
+from nimbus.logging_pipeline.live.follow import Surroundings
 from nimbus.logging_pipeline.live.hub import Hub
 from nimbus.logging_pipeline.metrics import Metrics
 from nimbus.logging_pipeline.store.table import LogTable
@@ -23,6 +23,4 @@ class Services:
     directory: Directory
     access: Access
     metrics: Metrics
-
-    def follow(self, wanted: FollowRequest) -> Follow:
-        return Follow(self.table, self.hub, wanted)
+    tails: Surroundings

@@ -45,6 +45,26 @@ class Settings(StoreSettings):
     jwt_secret_previous: SigningSecret | None = None
     jwks_url: str | None = None  # none: the control plane's own
     logging_bind: str = "127.0.0.1:8002"
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Redis, where several of this service run behind one address: it carries live output between them. "
+        "One alone needs none",
+    )
+    logging_tail_heartbeat: float = Field(
+        default=15.0, ge=1, le=300, description="seconds after which a silent stream says that it is alive"
+    )
+    logging_tail_limit: int = Field(default=2000, ge=1, le=100_000, description="streams that this process serves")
+    logging_tail_org_limit: int = Field(default=200, ge=1, le=100_000, description="the same for one org")
+    logging_tail_queue_rows: int = Field(
+        default=5000, ge=1, le=1_000_000, description="rows a slow stream may lag behind before it reads the store"
+    )
+    logging_tail_queue_kib: int = Field(default=2048, ge=64, le=1_048_576, description="the same in KiB of output")
+    logging_revocation_interval: float = Field(
+        default=2.0,
+        ge=0.1,
+        le=300,
+        description="seconds between two looks at the list of revoked tokens: a stream ends so long after its token",
+    )
     metrics_token: SecretStr | None = None
     trusted_proxies: TrustedProxies = ""  # comma-separated networks; empty: no proxy is believed
 

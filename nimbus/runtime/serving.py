@@ -11,9 +11,9 @@ Never handles signals (runtime/signals.py) and holds no route. Called by each ro
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import cast
+from typing import Any, cast
 
 import structlog
 import trio
@@ -31,6 +31,7 @@ from werkzeug.routing import IntegerConverter, UnicodeConverter, ValidationError
 from nimbus.model.errors import NimbusError
 from nimbus.runtime.answers import judge_error, render_json
 from nimbus.runtime.direct import DirectRoute, fits_direct, serve_direct
+from nimbus.runtime.hidden import hide_parameters
 from nimbus.runtime.listening import start_hypercorn
 from nimbus.runtime.proxies import FOR, HOST, PROTO, Networks, find_origin
 from nimbus.wire.fields import MAX_BIGINT, is_storable
@@ -178,6 +179,7 @@ class App(QuartTrio):
     asgi_http_class = CarefulConnection
     request_class = GatedRequest
     trusted_proxies: Networks = ()
+    hidden_parameters: Collection[str] = ()  # of an address: never written down
 
     def __init__(self, name: str) -> None:
         super().__init__(name, static_folder=None)
@@ -185,6 +187,8 @@ class App(QuartTrio):
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] == "http":
+            if self.hidden_parameters:
+                hide_parameters(cast("dict[str, Any]", scope), self.hidden_parameters)
             route = self.direct.get(scope["path"])
             if route is not None and fits_direct(scope):
                 await serve_direct(route, scope, receive, send)

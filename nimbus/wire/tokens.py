@@ -42,6 +42,7 @@ class Audience(enum.StrEnum):
     ADMIN = "nimbus-admin"
     LOGS = "nimbus-logs"
     LOGS_READ = "nimbus-logs-read"
+    LOGS_TICKET = "nimbus-logs-ticket"  # the one kind that may stand in an address: see logging_pipeline/tickets.py
     INTERNAL = "nimbus-internal"
     CACHE = "nimbus-cache"
     REGISTRY = "nimbus-registry"

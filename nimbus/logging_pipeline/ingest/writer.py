@@ -17,9 +17,9 @@ import trio
 
 from nimbus.logging_pipeline.ingest.body import RefusedRow
 from nimbus.logging_pipeline.ingest.marks import SeqSet
-from nimbus.logging_pipeline.live.hub import Hub
+from nimbus.logging_pipeline.live.hub import Publisher
 from nimbus.logging_pipeline.metrics import Metrics
-from nimbus.logging_pipeline.rows import ReadRow, Row, Source, StoredRow
+from nimbus.logging_pipeline.rows import Row, Source, StoredRow
 from nimbus.model.errors import Unavailable
 
 WINDOW_S = 0.05  # between two inserts: at most 20 new parts a second, which the server merges with ease
@@ -63,9 +63,9 @@ class Stored:
 class Writer:
     """Queue, memory and the task that empties the one into the table by means of the other."""
 
-    def __init__(self, table: RowTable, hub: Hub, metrics: Metrics) -> None:
+    def __init__(self, table: RowTable, publisher: Publisher, metrics: Metrics) -> None:
         self._table = table
-        self._hub = hub
+        self._publisher = publisher
         self._metrics = metrics
         self._queue: deque[_Request] = deque()
         self._queued_bytes = 0
@@ -113,6 +113,7 @@ class Writer:
             await self._recall({request.source for request in requests})
             fresh = [stored for request in requests for stored in self._select_fresh(request)]
             if fresh:
+                self._publish(fresh)
                 with self._metrics.insert_seconds.time():
                     await self._table.insert(fresh)
         except Unavailable as error:
@@ -122,7 +123,7 @@ class Writer:
             for request in requests:
                 request.acked = self._known[request.source].acked
                 request.done.set()
-            self._publish(fresh)
+            self._metrics.stored.inc(len(fresh))
         finally:  # cancelled, or the outcome is unknown: what is known of these machines may be wrong
             for request in requests:
                 if not request.done.is_set():
@@ -154,10 +155,9 @@ class Writer:
         return fresh
 
     def _publish(self, fresh: list[StoredRow]) -> None:
-        self._metrics.stored.inc(len(fresh))
-        by_source: dict[Source, list[ReadRow]] = defaultdict(list)
+        """Told before they are stored: a reader drops what comes again after an insert that failed."""
+        by_source: dict[Source, list[Row]] = defaultdict(list)
         for stored in fresh:
-            source = stored.source
-            by_source[source].append(ReadRow(source.machine_id, source.fence, stored.row))
+            by_source[stored.source].append(stored.row)
         for source, rows in by_source.items():
-            self._hub.publish(source.org_id, source.machine_id, rows)
+            self._publisher.publish(source, rows)

@@ -1,78 +1,166 @@
-"""Stored rows on their way to whoever follows: in-process, bounded, never waiting for a slow reader.
+"""Rows on their way to whoever follows: in-process, bounded, never waiting for a slow reader.
 
-A reader that falls behind loses its queue and is told to read the table instead; no row is lost by that.
-The writer publishes after the insert, so that nobody sees a row that is not stored. Called by `writer` and `follow`.
+The writer publishes before it stores, so a reader sees a line while it is being stored. A reader that falls behind
+loses its queue and is told to read the table instead; no row is lost by that. Knows neither the table nor Redis: what
+other replicas publish comes in by `relayed`, as `relay` hears it. Called by `writer`, `relay` and `follow`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakSet
 
 import trio
 
-from nimbus.logging_pipeline.rows import ReadRow
+from nimbus.logging_pipeline.rows import Row, Source
 from nimbus.model.errors import RateLimited
 
-QUEUE_ROWS = 5000  # what a reader may lag behind before it reads the table: about one ingest request
-MAX_PER_ORG = 100
-MAX_ALL = 1000
+_ROW_BYTES = 120  # what a row weighs beside its message
+Machine = tuple[int, int]  # org, machine
+
+
+class Publisher(Protocol):
+    """What the writer tells of rows that it is about to store."""
+
+    def publish(self, source: Source, rows: Sequence[Row]) -> None:
+        """Never waits and never fails."""
+
+
+@dataclass(frozen=True)
+class HubTerms:
+    """How much readers may take: of places, and of memory for what they have not read yet."""
+
+    readers: int = 2000
+    readers_per_org: int = 200
+    queue_rows: int = 5000  # about one ingest request
+    queue_bytes: int = 2 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one source, in the order of their numbers; shared by all who follow it."""
+
+    source: Source
+    rows: Sequence[Row]
+    size: int
+
+
+class Seat:
+    """A reader's place among those that the hub lets in. Left by `leave`, or with the reader itself."""
+
+    def __init__(self, org_id: int, leave: Callable[[Seat], None]) -> None:
+        self.org_id = org_id
+        self._leave = leave
+
+    def leave(self) -> None:
+        self._leave(self)
 
 
 class Subscription:
-    """One reader's queue."""
+    """One reader's mailbox: batches, and the wish that it looks at the table."""
 
-    def __init__(self, org_id: int, queue_rows: int) -> None:
+    def __init__(self, org_id: int, terms: HubTerms) -> None:
         self.org_id = org_id
         self.machines: set[int] = set()
-        self._queue_rows = queue_rows
-        self._rows: deque[ReadRow] = deque()
-        self._overflowed = False
+        self._terms = terms
+        self._batches: deque[Batch] = deque()
+        self._rows = self._size = 0
+        self._overflowed = self._look = False
         self._wake = trio.Event()
 
-    def offer(self, rows: Iterable[ReadRow]) -> None:
-        if self._overflowed:
-            return
-        self._rows.extend(rows)
-        if len(self._rows) > self._queue_rows:
-            self._rows.clear()
-            self._overflowed = True
+    def offer(self, batch: Batch) -> None:
+        if not self._overflowed:
+            self._batches.append(batch)
+            self._rows += len(batch.rows)
+            self._size += batch.size
+            if self._rows > self._terms.queue_rows or self._size > self._terms.queue_bytes:
+                self._clear()
+                self._overflowed = True
         self._wake.set()
 
-    def take(self) -> list[ReadRow] | None:
-        """What came since the last time; None after an overflow."""
-        rows = None if self._overflowed else list(self._rows)
-        self._rows.clear()
-        self._overflowed = False
-        self._wake = trio.Event()
-        return rows
+    def take(self) -> Batch | None:
+        """The next batch, if there is one."""
+        if not self._batches:
+            return None
+        batch = self._batches.popleft()
+        self._rows -= len(batch.rows)
+        self._size -= batch.size
+        return batch
+
+    def take_overflow(self) -> bool:
+        """Whether batches were thrown away since the last call: the table has them, or will."""
+        overflowed, self._overflowed = self._overflowed, False
+        return overflowed
+
+    def ask_to_look(self) -> None:
+        """Something may have been stored that was not published here."""
+        self._look = True
+        self._wake.set()
+
+    def take_look(self) -> bool:
+        look, self._look = self._look, False
+        return look
+
+    def wake(self) -> None:
+        """Let the reader see how things stand: its job or its token has changed."""
+        self._wake.set()
 
     async def wait(self) -> None:
-        """Return when there is something to take."""
+        """Return when something came since the last wait."""
         await self._wake.wait()
+        self._wake = trio.Event()
+
+    def _clear(self) -> None:
+        self._batches.clear()
+        self._rows = self._size = 0
 
 
 class Hub:
     """All readers by the machine they follow."""
 
-    def __init__(self, queue_rows: int = QUEUE_ROWS) -> None:
-        self._queue_rows = queue_rows
-        self._by_machine: dict[tuple[int, int], set[Subscription]] = {}
+    def __init__(self, terms: HubTerms | None = None) -> None:
+        self._terms = terms or HubTerms()
+        self._by_machine: dict[Machine, set[Subscription]] = {}
         self._subscriptions: set[Subscription] = set()
+        self._seats: WeakSet[Seat] = WeakSet()
+        self.is_whole = True  # what any replica publishes arrives here: where not, readers look at the table
+        self.carry: Callable[[Source, Sequence[Row]], None] | None = None  # to the other replicas
+        self.followed: Callable[[Machine], None] | None = None  # told of each machine that gets its first reader
+        self.forsaken: Callable[[Machine], None] | None = None  # and of each that lost its last
 
     @property
     def followers(self) -> int:
         return len(self._subscriptions)
 
-    def require_room(self, org_id: int) -> None:
-        """RateLimited where the org or the process has as many readers as it may have."""
-        mine = sum(1 for each in self._subscriptions if each.org_id == org_id)
-        if mine >= MAX_PER_ORG or self.followers >= MAX_ALL:
+    @property
+    def relay_state(self) -> str:
+        """As operators read it: whether what other replicas publish arrives here."""
+        if self.carry is None:
+            return "none"
+        return "redis" if self.is_whole else "polling"
+
+    @property
+    def machines(self) -> list[Machine]:
+        """All that are followed now."""
+        return list(self._by_machine)
+
+    # --- readers -------------------------------------------------------------------------------------------------
+
+    def take_seat(self, org_id: int) -> Seat:
+        """A place for one more reader; RateLimited where the org or the process has as many as it may have."""
+        mine = sum(1 for seat in self._seats if seat.org_id == org_id)
+        if mine >= self._terms.readers_per_org or len(self._seats) >= self._terms.readers:
             raise RateLimited("too many readers follow output at once: close some, or page instead")
+        seat = Seat(org_id, self._seats.discard)
+        self._seats.add(seat)
+        return seat
 
     def subscribe(self, org_id: int, machines: Iterable[int]) -> Subscription:
         """A new reader; ends with `unsubscribe`."""
-        subscription = Subscription(org_id, self._queue_rows)
+        subscription = Subscription(org_id, self._terms)
         self._subscriptions.add(subscription)
         self.watch(subscription, machines)
         return subscription
@@ -81,7 +169,11 @@ class Hub:
         """Follow these machines too."""
         for machine in machines:
             subscription.machines.add(machine)
-            self._by_machine.setdefault((subscription.org_id, machine), set()).add(subscription)
+            key = (subscription.org_id, machine)
+            readers = self._by_machine.setdefault(key, set())
+            readers.add(subscription)
+            if len(readers) == 1 and self.followed is not None:
+                self.followed(key)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)
@@ -89,9 +181,36 @@ class Hub:
             key = (subscription.org_id, machine)
             readers = self._by_machine.get(key, set())
             readers.discard(subscription)
-            if not readers:
-                self._by_machine.pop(key, None)
+            if not readers and self._by_machine.pop(key, None) is not None and self.forsaken is not None:
+                self.forsaken(key)
 
-    def publish(self, org_id: int, machine_id: int, rows: Sequence[ReadRow]) -> None:
-        for subscription in self._by_machine.get((org_id, machine_id), ()):
-            subscription.offer(rows)
+    def wake_all(self) -> None:
+        """Every reader sees anew whether it may read on."""
+        for subscription in self._subscriptions:
+            subscription.wake()
+
+    def ask_all_to_look(self) -> None:
+        """Every reader may have missed something."""
+        for subscription in self._subscriptions:
+            subscription.ask_to_look()
+
+    def ask_to_look(self, machine: Machine) -> None:
+        """The readers of that machine may have missed something."""
+        for subscription in self._by_machine.get(machine, ()):
+            subscription.ask_to_look()
+
+    # --- rows ----------------------------------------------------------------------------------------------------
+
+    def publish(self, source: Source, rows: Sequence[Row]) -> None:
+        """Rows that are about to be stored, to all who follow their machine, here and in other replicas."""
+        self.relayed(source, rows)
+        if self.carry is not None:
+            self.carry(source, rows)
+
+    def relayed(self, source: Source, rows: Sequence[Row]) -> None:
+        """Rows that some replica is about to store, to those who follow their machine here."""
+        readers = self._by_machine.get((source.org_id, source.machine_id))
+        if readers and rows:
+            batch = Batch(source, rows, sum(len(row.message) + _ROW_BYTES for row in rows))
+            for subscription in readers:
+                subscription.offer(batch)

@@ -10,11 +10,11 @@ from functools import partial
 
 from quart import request
 
-from nimbus.logging_pipeline.access import Reader
 from nimbus.logging_pipeline.directory import JobEntry
 from nimbus.logging_pipeline.reading.cursor import check_cursor, parse_cursor
 from nimbus.logging_pipeline.rows import Place, ReadScope
 from nimbus.logging_pipeline.services import Services
+from nimbus.logging_pipeline.tickets import Reader
 from nimbus.model.errors import NotFound, Refused
 from nimbus.wire.fields import MAX_BIGINT
 

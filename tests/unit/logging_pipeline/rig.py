@@ -64,7 +64,9 @@ class ControlPlane:
     signing_key: SigningKey = field(default_factory=new_ed25519_key)
     published: list[SigningKey] = field(default_factory=list)
     jobs: dict[int, dict[str, object]] = field(default_factory=dict)
+    revoked: list[str] = field(default_factory=list)
     key_set_fetches: int = 0
+    job_questions: int = 0
     away: bool = False
 
     def __post_init__(self) -> None:
@@ -91,8 +93,9 @@ class Rig:
             claims=claims,
         )  # fmt: skip
 
-    def read_token(self, org: int | None = 1, ttl_s: float = 600) -> str:
+    def read_token(self, org: int | None = 1, ttl_s: float = 600, jti: str | None = None) -> str:
         claims: dict[str, object] = {"role": "read"} | ({} if org is None else {"org_id": org})
+        claims |= {} if jti is None else {"jti": jti}
         return render_token(
             hmac_key(SECRET), subject="tester", audience=Audience.LOGS_READ, now_s=time.time(), ttl_s=ttl_s,
             claims=claims,
@@ -114,15 +117,24 @@ class Rig:
 
     @asynccontextmanager
     async def follow(
-        self, path: str, *, after: str | None = None, org: int | None = 1, ttl_s: float = 600
+        self,
+        path: str,
+        *,
+        after: str | None = None,
+        org: int | None = 1,
+        ttl_s: float = 600,
+        jti: str | None = None,
+        ticket: str | None = None,
     ) -> AsyncIterator[Events]:
-        """The events of a stream, each with its kind in `event` and its id in `id`."""
-        headers = bearer(self.read_token(org, ttl_s)) | ({"Last-Event-ID": after} if after else {})
+        """The events of a stream, each with its kind in `event` and its id in `id`. With a ticket, no header."""
+        headers = {} if ticket else bearer(self.read_token(org, ttl_s, jti))
+        headers |= {"Last-Event-ID": after} if after else {}
         host, _, port = self.url.removeprefix("http://").partition(":")
         stream = await trio.open_tcp_stream(host, int(port))
         async with stream:
             events = Events(stream)
-            await events.ask(f"{path}/follow", {"Host": host, **headers})
+            query = f"?ticket={ticket}" if ticket else ""
+            await events.ask(f"{path}/follow{query}", {"Host": host, **headers})
             yield events
 
 
@@ -181,9 +193,18 @@ def row(seq: int, message: str = "", stream: str = "stdout") -> dict[str, object
 
 
 @asynccontextmanager
-async def open_rig(state: Path, endpoint: Endpoint | None = None, timeout_s: float = 10) -> AsyncIterator[Rig]:
-    """A pipeline on `endpoint` with a database of its own, or on an engine of its own below `state`."""
-    control = ControlPlane()
+async def open_rig(
+    state: Path,
+    endpoint: Endpoint | None = None,
+    timeout_s: float = 10,
+    control: ControlPlane | None = None,
+    **other: Any,
+) -> AsyncIterator[Rig]:
+    """A pipeline on `endpoint` with a database of its own, or on an engine of its own below `state`.
+
+    With the `control` and the `clickhouse_database` of another rig it is a replica of that one.
+    """
+    control = control or ControlPlane()
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         binds = await nursery.start(serve_app, control_app(control), ["127.0.0.1:0"], stop)
@@ -191,13 +212,15 @@ async def open_rig(state: Path, endpoint: Endpoint | None = None, timeout_s: flo
             control_plane_url=binds[0],
             jwt_secret=SecretStr(SECRET),
             state_dir=state,
-            clickhouse_database=f"t{uuid.uuid4().hex[:12]}",
+            clickhouse_database=other.pop("clickhouse_database", f"t{uuid.uuid4().hex[:12]}"),
             clickhouse_timeout=timeout_s,
             clickhouse_url=endpoint.url if endpoint else None,
             clickhouse_username=endpoint.username if endpoint else None,
             clickhouse_password=SecretStr(endpoint.password) if endpoint else None,
+            **other,
         )
         async with open_services(settings) as services, httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+            await wait_until(lambda: services.access.revoked.state == "fresh")  # until then nobody reads
             app = build_logging_pipeline(services)
             async with trio.open_nursery() as serving:
                 serve = partial(serve_app, graceful_s=0.5)
@@ -221,10 +244,32 @@ def control_app(control: ControlPlane):  # type: ignore[no-untyped-def]
     @app.get("/api/internal/jobs/<int:job_id>/machines")
     async def machines(job_id: int) -> Response:
         await trio.lowlevel.checkpoint()
-        token = parse_bearer(request.headers.get("Authorization"))
-        verify_token(token, [hmac_key(SECRET).verify_key()], audience=Audience.INTERNAL, now_s=time.time())
+        _require_service()
         if job_id not in control.jobs:
             return json_response({"error": "not_found", "message": f"there is no job {job_id}"}, 404)
         return json_response(control.jobs[job_id])
 
+    @app.get("/api/internal/jobs/machines")
+    async def machines_of_many() -> Response:
+        await trio.lowlevel.checkpoint()
+        _require_service()
+        control.job_questions += 1
+        if control.away:
+            return Response("", status=503)
+        ids = [int(word) for word in request.args["ids"].split(",")]
+        return json_response({"jobs": [control.jobs[each] for each in ids if each in control.jobs]})
+
+    @app.get("/api/internal/tokens/revoked")
+    async def revoked() -> Response:
+        await trio.lowlevel.checkpoint()
+        _require_service()
+        if control.away:
+            return Response("", status=503)
+        return json_response({"jtis": control.revoked})
+
     return app
+
+
+def _require_service() -> None:
+    token = parse_bearer(request.headers.get("Authorization"))
+    verify_token(token, [hmac_key(SECRET).verify_key()], audience=Audience.INTERNAL, now_s=time.time())

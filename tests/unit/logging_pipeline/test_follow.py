@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import trio
 
 from nimbus.logging_pipeline.engine.child import Endpoint
-from nimbus.logging_pipeline.live import hub
-from nimbus.logging_pipeline.live.follow import FollowRequest
-from nimbus.logging_pipeline.live.hub import Hub
-from nimbus.logging_pipeline.rows import ReadScope
+from nimbus.logging_pipeline.live.hub import Hub, HubTerms
+from tests.unit.logging_pipeline.bodies import open_body, read_until, seqs_of
 from tests.unit.logging_pipeline.rig import bearer, open_rig, row, wait_until
 
 
@@ -118,37 +115,53 @@ async def test_a_stream_ends_when_its_token_does(tmp_path: Path, engine: Endpoin
 
 async def test_a_slow_reader_is_told_to_resync_and_still_gets_every_row(tmp_path: Path, engine: Endpoint) -> None:
     with trio.fail_after(60):
-        async with open_rig(tmp_path, engine) as rig:
-            services = replace(rig.services, hub=(small := Hub(queue_rows=10)))
-            services.writer._hub = small
-            wanted = FollowRequest(ReadScope(1, (7,)), (), time.time() + 60, None)
-            async with services.follow(wanted) as body:
+        async with open_rig(tmp_path, engine, logging_tail_queue_rows=10) as rig:
+            async with open_body(rig) as body:
                 await rig.ingest([row(0)])
-                text = await body.__anext__()
+                text = await read_until(body, b'"seq":0')
                 for first in range(1, 60, 6):  # while it reads nothing
                     await rig.ingest([row(n) for n in range(first, first + 6)])
                 await rig.ingest([row(61, "", "end")])
-                while b"event: end" not in text:
-                    text += await body.__anext__()
-            seqs = [
-                int(line.partition(b'"seq":')[2].partition(b",")[0]) for line in text.splitlines() if b'"seq"' in line
-            ]
-            assert seqs == [*range(61), 61]
+                text += await read_until(body, b"event: end")
+            assert seqs_of(text) == [*range(61), 61]
+            assert text.count(b"event: resync") == 1
+
+
+async def test_a_reader_may_lag_behind_by_so_many_bytes_too(tmp_path: Path, engine: Endpoint) -> None:
+    with trio.fail_after(60):
+        async with open_rig(tmp_path, engine, logging_tail_queue_kib=64) as rig:
+            async with open_body(rig) as body:
+                await rig.ingest([row(0)])
+                text = await read_until(body, b'"seq":0')
+                for seq in range(1, 5):
+                    await rig.ingest([row(seq, "x" * 40_000)])
+                await rig.ingest([row(5, "", "end")])
+                text += await read_until(body, b"event: end")
+            assert seqs_of(text) == [*range(6)]
             assert b"event: resync" in text
 
 
-async def test_a_gap_is_told_and_filled_rows_are_not_told_twice(tmp_path: Path, engine: Endpoint) -> None:
+async def test_a_gap_is_told_once_nothing_can_fill_it(tmp_path: Path, engine: Endpoint) -> None:
     with trio.fail_after(60):
         async with open_rig(tmp_path, engine) as rig:
-            rig.control.add_job(100, 1, "in_progress", [(7, 1)])
-            async with rig.follow("/logs/jobs/100") as events:
+            async with open_body(rig, gap_s=0.5) as body:
+                await rig.ingest([row(0), row(3), row(4, "", "end")])
+                text = await read_until(body, b"event: end")
+            assert seqs_of(text) == [0, 3, 4]
+            assert text.count(b"event: gap") == 1
+            assert b'"missing":2' in text
+
+
+async def test_rows_that_fill_a_hole_in_time_are_told_and_no_gap(tmp_path: Path, engine: Endpoint) -> None:
+    with trio.fail_after(60):
+        async with open_rig(tmp_path, engine) as rig:
+            async with rig.follow("/logs/machines/7") as events:
                 await rig.ingest([row(0), row(3)])
-                told = [await anext(events) for _ in range(3)]
-            assert [(event["event"], event.get("seq"), event.get("missing")) for event in told] == [
-                ("message", 0, None),
-                ("gap", None, 2),
-                ("message", 3, None),
-            ]
+                assert (await anext(events))["seq"] == 0
+                await rig.ingest([row(2)])
+                await rig.ingest([row(1), row(4, "", "end")])
+                told = [await anext(events) for _ in range(4)]
+            assert [(event["event"], event["seq"]) for event in told] == [("message", seq) for seq in (1, 2, 3, 4)]
 
 
 async def test_pages_go_on_where_the_last_one_ended(tmp_path: Path, engine: Endpoint) -> None:
@@ -169,20 +182,32 @@ async def test_pages_go_on_where_the_last_one_ended(tmp_path: Path, engine: Endp
                 assert (await rig.read("/logs/jobs/100", limit=limit)).status_code == 400
 
 
-async def test_readers_are_capped_for_each_org_and_go_when_they_leave(tmp_path: Path, engine: Endpoint) -> None:
+async def test_readers_are_capped_for_each_org_and_for_all_and_go_when_they_leave(
+    tmp_path: Path, engine: Endpoint
+) -> None:
     with trio.fail_after(60):
-        async with open_rig(tmp_path, engine) as rig:
+        async with open_rig(tmp_path, engine, logging_tail_org_limit=3, logging_tail_limit=4) as rig:
             rig.control.add_job(100, 1, "in_progress", [(7, 1)])
-            taken = [rig.services.hub.subscribe(1, [7]) for _ in range(hub.MAX_PER_ORG)]
+            taken = [rig.services.hub.take_seat(1) for _ in range(3)]
             refused = await rig.read("/logs/jobs/100/follow")
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
-            for subscription in taken:
-                rig.services.hub.unsubscribe(subscription)
+            of_all = [rig.services.hub.take_seat(2)]
+            assert (await rig.read("/logs/machines/9/follow", org=3)).status_code == 429
+            for seat in taken + of_all:
+                seat.leave()
             async with rig.follow("/logs/jobs/100") as events:
                 await rig.ingest([row(0)])
                 await anext(events)
                 assert rig.services.hub.followers == 1
             await wait_until(lambda: rig.services.hub.followers == 0)  # the server notices the closed connection
+
+
+async def test_a_seat_is_free_again_where_its_stream_never_began() -> None:
+    hub = Hub(HubTerms(readers=1))
+    hub.take_seat(1)  # and nobody holds it
+    await trio.lowlevel.checkpoint()
+
+    hub.take_seat(1).leave()
 
 
 async def test_head_on_a_stream_opens_none(tmp_path: Path, engine: Endpoint) -> None:
