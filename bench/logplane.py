@@ -48,10 +48,17 @@ def build_plane(key: SigningKey) -> App:
         asked = [int(word) for word in request.args.get("ids", "").split(",") if word]
         return json_response({"jobs": [render_job(job_id) for job_id in asked]})
 
+    @app.get("/api/internal/machines/<int:machine_id>/<int:fence>/job")
+    async def job_of(machine_id: int, fence: int) -> Response:
+        await trio.lowlevel.checkpoint()
+        org_id = org_of(machine_id)
+        link = {"org_id": org_id, "repo_id": org_id, "job_id": machine_id, "attempt": 1}
+        return json_response({"machine_id": machine_id, "fence": fence, **link})
+
     @app.get("/api/internal/tokens/revoked")
     async def revoked() -> Response:
         await trio.lowlevel.checkpoint()
-        return json_response({"jtis": [], "subjects": []})
+        return json_response({"jtis": []})
 
     return app
 
