@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,7 +19,7 @@ import trio
 from nimbus.cli.access import choose_token
 from nimbus.model.errors import NotFound, Unauthorized, Unavailable
 from nimbus.runtime.http import READ_S, check_status, mapped_http_errors, open_http
-from nimbus.runtime.retry import Backoff
+from nimbus.runtime.retry import Backoff, retry_unavailable
 from nimbus.wire.tokens import Audience
 
 SERVICE = "the logging pipeline"
@@ -26,6 +27,7 @@ DEFAULT_URL = "http://127.0.0.1:8002"
 SILENCE_S = 45.0  # three missed heartbeats: the connection is dead
 MAX_TRIES = 10  # in a row, without a row between them: about a minute
 PAGE_ROWS = 1000
+PAGE_ATTEMPTS = 5
 Reply = dict[str, Any]
 Query = Mapping[str, str]
 
@@ -65,6 +67,8 @@ class LogReader:
         except NotFound as error:
             raise NotFound(f"{error}; the newest jobs are listed by: nimbus jobs recent") from error
         except Unavailable as error:
+            if not isinstance(error.__cause__, httpx2.RequestError):  # it answered, and says itself what is wrong
+                raise
             raise Unavailable(f"{error} ({self._url}; start one by: nimbus up)", error.retry_after_s) from error
 
     async def get(self, http: httpx2.AsyncClient, path: str, query: Query) -> Reply:
@@ -86,7 +90,9 @@ class LogReader:
             while more and left != 0:
                 count = PAGE_ROWS if left is None else min(PAGE_ROWS, left)
                 asked = {**query, "limit": str(count)} | ({"after": cursor} if cursor else {})
-                page = await self.get(http, path, asked)
+                ask = partial(self.get, http, path, asked)
+                # what began is not broken off by a restart or by a busy moment
+                page = await (retry_unavailable(ask, Backoff(), PAGE_ATTEMPTS) if cursor else ask())
                 if not isinstance(page.get(what), list):
                     raise Unavailable(f"{SERVICE} gave an answer that is none of its own: is {self._url} really one?")
                 yield page
