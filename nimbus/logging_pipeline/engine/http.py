@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 
 import lz4.frame
 
+from nimbus.logging_pipeline.engine.forms import parse_form
 from nimbus.logging_pipeline.engine.lanes import EngineLanes
 from nimbus.logging_pipeline.engine.session import DEFAULT_DATABASE, EngineRefusal, EngineReply, EngineRequest
 from nimbus.logging_pipeline.engine.statements import DEFAULT_FORMAT, READ_KINDS, parse_statement
@@ -106,14 +107,16 @@ async def _read_body(receive: Receive) -> bytes:
 
 def _parse_request(scope: dict[str, Any], body: bytes, table_functions: frozenset[str]) -> EngineRequest:
     headers = {name.lower(): value for name, value in scope["headers"]}
-    if headers.get(b"content-type", b"").startswith(b"multipart/"):
-        raise EngineRefusal(NOT_IMPLEMENTED, "DB::Exception: form requests are not served. (NOT_IMPLEMENTED)")
     body = _decompress(body, headers.get(b"content-encoding", b"").decode("latin-1").strip().lower())
+    form: dict[str, str] = {}
+    content_type = headers.get(b"content-type", b"").decode("latin-1").strip()
+    if content_type.lower().startswith("multipart/"):
+        form, body = parse_form(content_type, body), b""
     try:
         pairs = parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
         raise Refused("the query string is not UTF-8") from None
-    arguments = dict(pairs)
+    arguments = form | dict(pairs)
     text = b"\n".join(part for part in (arguments.get("query", "").encode(), body) if part)
     database = arguments.get("database") or DEFAULT_DATABASE
     if not _DATABASE.fullmatch(database) or database.lower() == "default":
