@@ -41,6 +41,7 @@ from tests.unit.logging_pipeline.rig import bearer, run_engine
 
 TABLE = "nimbus.ci_logs"
 PAGE_ROWS = 10_000
+READERS = 3  # jobs that are read at once
 TICK_S = 0.1
 EVEN_S = 2.0  # a card that was played lets more lines out over some seconds: there are always some on their way
 STORE_S = 300.0  # for the first rows after a kill, on a machine that others use as well
@@ -148,8 +149,10 @@ async def run_soak(plan: SoakPlan, folder: Path, say: Callable[[str], None] = pr
                 else:
                     following.cancel_scope.cancel()
             say("reading pages")
-            for job in jobs:
-                await read_pages(site, job, found)
+            limiter = trio.CapacityLimiter(READERS)
+            async with trio.open_nursery() as reading:
+                for job in jobs:
+                    reading.start_soon(read_pages, site, job, found, limiter)
             nursery.cancel_scope.cancel()
         await stop_service(site)
         say("reading the table")
@@ -188,10 +191,15 @@ async def settle(site: Site, found: Found) -> bool:
     return not waiting.cancelled_caught
 
 
-async def read_pages(site: Site, job: Printed, found: Found) -> None:
+async def read_pages(site: Site, job: Printed, found: Found, limiter: trio.CapacityLimiter) -> None:
     """A job through the query API."""
     check = JobCheck(job, "pages")
     found.checks.append(check)
+    async with limiter:
+        await read_all_pages(site, job, found, check)
+
+
+async def read_all_pages(site: Site, job: Printed, found: Found, check: JobCheck) -> None:
     headers, after = bearer(site.read_token(org_of(job.job_id))), ""
     while True:
         params = {"limit": str(PAGE_ROWS)} | ({"after": after} if after else {})
@@ -240,7 +248,8 @@ async def show_progress(site: Site, found: Found, say: Callable[[str], None]) ->
         seen = sum(follower.check.lines for follower in found.followers)
         say(
             f"+{trio.current_time() - began:4.0f} s  printed {site.lines}  stored {site.counters[STORED]}"
-            f"  followed {seen}  arrived {arrived} of {len(site.jobs)} jobs  kills: {struck}"
+            f"  followed {seen}  read {sum(check.lines for check in found.checks)}"
+            f"  arrived {arrived} of {len(site.jobs)} jobs  kills: {struck}"
         )
 
 
