@@ -11,6 +11,7 @@ from functools import partial
 import click
 import trio
 
+from nimbus.cli.events import quiet_events
 from nimbus.cli.plane import print_json
 from nimbus.logging_pipeline.settings import StoreSettings
 from nimbus.logging_pipeline.store.migrate import migrate_store
@@ -31,6 +32,7 @@ def migrate(check: bool, as_json: bool) -> None:
     Each step runs once and can be repeated where it was cut short. A logging pipeline does the same when it starts.
     Without NIMBUS_CLICKHOUSE_URL it is the embedded engine below NIMBUS_STATE_DIR, which only one process can open.
     """
+    quiet_events()
     names = trio.run(partial(migrate_store, read_settings(StoreSettings), check=check))
     if as_json:
         print_json({"missing" if check else "applied": names})
