@@ -27,6 +27,7 @@ from nimbus.control_plane.keys.api import build_keys_api
 from nimbus.control_plane.keys.ring import KeyTerms
 from nimbus.control_plane.keys.rotation import GivenKeys, open_keychain, sweep_keys
 from nimbus.control_plane.keys.shared import list_shared_keys
+from nimbus.control_plane.machinelinks import build_machinelinks_api
 from nimbus.control_plane.masks import reseal_masks
 from nimbus.control_plane.masks_api import build_masks_api
 from nimbus.control_plane.metrics import Metrics
@@ -189,6 +190,7 @@ def build_control_plane(services: Services, trusted_proxies: Networks = ()) -> A
     app.register_blueprint(build_hosts_api(services))
     app.register_blueprint(build_jobs_api(services))
     app.register_blueprint(build_joblist_api(services))
+    app.register_blueprint(build_machinelinks_api(services))
     app.register_blueprint(build_revocation_api(services))
     app.register_blueprint(build_keys_api(services))
     app.register_blueprint(build_masks_api(services))
