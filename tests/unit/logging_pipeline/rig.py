@@ -65,6 +65,8 @@ class ControlPlane:
     published: list[SigningKey] = field(default_factory=list)
     jobs: dict[int, dict[str, object]] = field(default_factory=dict)
     revoked: list[str] = field(default_factory=list)
+    links: dict[tuple[int, int], dict[str, object]] = field(default_factory=dict)  # by machine and fence
+    link_questions: list[tuple[int, int]] = field(default_factory=list)
     key_set_fetches: int = 0
     job_questions: int = 0
     away: bool = False
@@ -76,6 +78,10 @@ class ControlPlane:
         listed = [{"machine_id": machine, "fence": fence} for machine, fence in machines]
         self.jobs[job_id] = {"job_id": job_id, "org_id": org_id, "repo_id": None, "state": state, "machines": listed}
 
+    def add_link(self, machine: int, fence: int, org: int, job: int | None, repo: int | None = None) -> None:
+        told = {"machine_id": machine, "fence": fence, "org_id": org, "job_id": job, "repo_id": repo}
+        self.links[machine, fence] = {**told, "run_attempt": None if repo is None else 2}
+
 
 @dataclass
 class Rig:
@@ -85,6 +91,7 @@ class Rig:
     control: ControlPlane
     services: Services
     client: httpx2.AsyncClient
+    control_url: str
 
     def machine_token(self, org: int = 1, machine: int = 7, fence: int = 1, **other: object) -> str:
         claims = {"org_id": org, "machine_id": machine, "fence": fence, "agent_id": "agent-1"} | other
@@ -225,7 +232,7 @@ async def open_rig(
             async with trio.open_nursery() as serving:
                 serve = partial(serve_app, graceful_s=0.5)
                 served = await serving.start(serve, app, ["127.0.0.1:0"], stop)
-                yield Rig(served[0], control, services, client)
+                yield Rig(served[0], control, services, client, binds[0])
                 await client.aclose()
                 stop.set()
 
@@ -258,6 +265,17 @@ def control_app(control: ControlPlane):  # type: ignore[no-untyped-def]
             return Response("", status=503)
         ids = [int(word) for word in request.args["ids"].split(",")]
         return json_response({"jobs": [control.jobs[each] for each in ids if each in control.jobs]})
+
+    @app.get("/api/internal/machines/<int:machine_id>/<int:fence>/job")
+    async def job_of(machine_id: int, fence: int) -> Response:
+        await trio.lowlevel.checkpoint()
+        _require_service()
+        control.link_questions.append((machine_id, fence))
+        if control.away:
+            return Response("", status=503)
+        if (machine_id, fence) not in control.links:
+            return json_response({"error": "not_found", "message": "never leased"}, 404)
+        return json_response(control.links[machine_id, fence])
 
     @app.get("/api/internal/tokens/revoked")
     async def revoked() -> Response:
