@@ -14,6 +14,7 @@ from nimbus.logging_pipeline.access import HIDDEN, Access
 from nimbus.logging_pipeline.directory import Directory
 from nimbus.logging_pipeline.health import build_health_api
 from nimbus.logging_pipeline.ingest.api import MAX_BODY_BYTES, build_ingest_api
+from nimbus.logging_pipeline.ingest.masknet import MaskNet
 from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.keys import KeySet
 from nimbus.logging_pipeline.live.api import build_live_api
@@ -22,6 +23,7 @@ from nimbus.logging_pipeline.live.tails import open_tails, plan_hub
 from nimbus.logging_pipeline.metrics import Metrics
 from nimbus.logging_pipeline.plane import Plane
 from nimbus.logging_pipeline.reading.api import build_read_api
+from nimbus.logging_pipeline.registered import MaskTerms, Registered
 from nimbus.logging_pipeline.revoked import RevokedTokens
 from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.settings import Settings
@@ -50,13 +52,18 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         hub, metrics = Hub(plan_hub(settings)), Metrics()
         plane = Plane(client, settings.control_plane_url, keys[0])
         directory, revoked = Directory(plane), RevokedTokens(plane, settings.logging_revocation_interval, hub.wake_all)
+        terms = MaskTerms(settings.logging_mask_refresh, settings.logging_mask_patience)
+        registered = Registered(plane, terms, metrics.masks_missing.inc)
+        masknet = MaskNet(registered, metrics.note_masked)
         table.health.on_trouble = metrics.note_trouble
         writer = Writer(table, hub, metrics)
         nursery.start_soon(writer.run)
+        nursery.start_soon(registered.run)
         nursery.start_soon(revoked.run)
         async with open_tails(settings, table, hub, directory, revoked, metrics) as tails:
             yield Services(
                 table=table,
+                masknet=masknet,
                 writer=writer,
                 hub=hub,
                 directory=directory,

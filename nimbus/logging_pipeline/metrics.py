@@ -14,6 +14,12 @@ class Metrics:
         self.repeated = self._counter("nimbus_logs_rows_repeated", "Rows that came again and were passed over")
         self.refused = self._counter("nimbus_logs_rows_refused", "Rows that could not be taken as they came")
         self.failures = self._counter("nimbus_logs_insert_failures", "Inserts whose outcome was not certain")
+        self.masked = Counter(
+            "nimbus_logs_masked", "Rows in which something was hidden", ["by"], registry=self.registry
+        )
+        self.masks_missing = self._counter(
+            "nimbus_logs_masks_missing", "Requests taken though their org's registered secrets were never fetched"
+        )
         self.insert_seconds = Histogram("nimbus_logs_insert_seconds", "Time of one insert", registry=self.registry)
         self.followers = Gauge("nimbus_logs_followers", "Readers that follow output now", registry=self.registry)
         self.relay_up = Gauge(
@@ -28,6 +34,9 @@ class Metrics:
         self.trouble = Counter(
             "nimbus_logs_store_trouble", "Calls of the log store that failed", ["kind"], registry=self.registry
         )
+
+    def note_masked(self, kind: str, rows: int) -> None:
+        self.masked.labels(kind).inc(rows)
 
     def note_trouble(self, kind: str) -> None:
         self.trouble.labels(kind).inc()

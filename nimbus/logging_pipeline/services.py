@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nimbus.logging_pipeline.access import Access
 from nimbus.logging_pipeline.directory import Directory
+from nimbus.logging_pipeline.ingest.masknet import MaskNet
 from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.live.follow import Surroundings
 from nimbus.logging_pipeline.live.hub import Hub
@@ -18,6 +19,7 @@ class Services:
     """Everything with a lifetime."""
 
     table: LogTable
+    masknet: MaskNet
     writer: Writer
     hub: Hub
     directory: Directory

@@ -65,6 +65,19 @@ class Settings(StoreSettings):
         le=300,
         description="seconds between two looks at the list of revoked tokens: a stream ends so long after its token",
     )
+    logging_mask_refresh: float = Field(
+        default=30.0,
+        ge=1,
+        le=3600,
+        description="seconds after which an org's registered secrets are asked for anew, while its output comes",
+    )
+    logging_mask_patience: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="seconds that output of an org waits at its agents for registered secrets that were never fetched; "
+        "then it is taken with the known shapes hidden only",
+    )
     metrics_token: SecretStr | None = None
     trusted_proxies: TrustedProxies = ""  # comma-separated networks; empty: no proxy is believed
 
