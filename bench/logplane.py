@@ -16,6 +16,7 @@ from nimbus.runtime.serving import App, build_app, json_response, serve_app
 from nimbus.runtime.signals import watch_signals
 from nimbus.wire.tokens import SigningKey, load_ed25519_key, render_jwks
 
+SECRETS = 20  # that an org has registered; none is printed, and all of the output is searched for them
 ORGS_STEP = 1_000_000  # machine 3_000_017 is one of org 3
 
 
@@ -52,8 +53,13 @@ def build_plane(key: SigningKey) -> App:
     async def job_of(machine_id: int, fence: int) -> Response:
         await trio.lowlevel.checkpoint()
         org_id = org_of(machine_id)
-        link = {"org_id": org_id, "repo_id": org_id, "job_id": machine_id, "attempt": 1}
+        link = {"org_id": org_id, "repo_id": org_id, "job_id": machine_id, "run_attempt": 1}
         return json_response({"machine_id": machine_id, "fence": fence, **link})
+
+    @app.get("/api/internal/orgs/<int:org_id>/masks")
+    async def masks(org_id: int) -> Response:
+        await trio.lowlevel.checkpoint()
+        return json_response({"values": [f"secret-{org_id}-{number:032x}" for number in range(SECRETS)]})
 
     @app.get("/api/internal/tokens/revoked")
     async def revoked() -> Response:
