@@ -5,6 +5,7 @@ Called by `app` and by `migrate`; nothing else knows which of the two it is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,12 +16,16 @@ from nimbus.logging_pipeline.settings import StoreSettings
 from nimbus.logging_pipeline.store.table import LogTable
 
 ENGINE_FOLDER = "clickhouse"  # below NIMBUS_STATE_DIR
+# at each failure they log the whole address, and what a reader searched for stands in it; store.trouble says it all
+_TALKATIVE = ("clickhouse_connect", "urllib3")
 _CLOSE_S = 20.0  # above the longest call in flight that matters; the engine's own stop comes after
 
 
 @asynccontextmanager
 async def open_store(settings: StoreSettings) -> AsyncIterator[LogTable]:
     """The table's client for as long as the body runs. A crash of the engine never escapes; a taken folder does."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     if settings.clickhouse_url is not None:
         password = settings.clickhouse_password
         endpoint = Endpoint(
