@@ -23,10 +23,15 @@ from nimbus.logging_pipeline.live.tails import open_tails, plan_hub
 from nimbus.logging_pipeline.metrics import Metrics
 from nimbus.logging_pipeline.plane import Plane
 from nimbus.logging_pipeline.reading.api import build_read_api
+from nimbus.logging_pipeline.reading.counting import build_count_api
+from nimbus.logging_pipeline.reading.downloading import build_download_api
+from nimbus.logging_pipeline.reading.searching import build_search_api
+from nimbus.logging_pipeline.reading.turns import Turns
 from nimbus.logging_pipeline.registered import MaskTerms, Registered
 from nimbus.logging_pipeline.revoked import RevokedTokens
 from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.settings import Settings
+from nimbus.logging_pipeline.store.bounds import ReadBounds
 from nimbus.logging_pipeline.store.migrate import migrate
 from nimbus.logging_pipeline.store.opening import open_store
 from nimbus.runtime.http import open_http
@@ -63,6 +68,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         async with open_tails(settings, table, hub, directory, revoked, metrics) as tails:
             yield Services(
                 table=table,
+                bounds=ReadBounds(
+                    settings.logging_query_seconds, settings.logging_query_rows, settings.logging_query_memory_mib
+                ),
+                turns=Turns(settings.logging_query_org_limit),
                 masknet=masknet,
                 writer=writer,
                 hub=hub,
@@ -92,6 +101,9 @@ def build_logging_pipeline(services: Services, trusted_proxies: Networks = ()) -
     app.hidden_parameters = HIDDEN
     app.register_blueprint(build_ingest_api(services))
     app.register_blueprint(build_read_api(services))
+    app.register_blueprint(build_search_api(services))
+    app.register_blueprint(build_count_api(services))
+    app.register_blueprint(build_download_api(services))
     app.register_blueprint(build_live_api(services))
     app.register_blueprint(build_health_api(services))
     return app

@@ -11,6 +11,8 @@ from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.live.follow import Surroundings
 from nimbus.logging_pipeline.live.hub import Hub
 from nimbus.logging_pipeline.metrics import Metrics
+from nimbus.logging_pipeline.reading.turns import Turns
+from nimbus.logging_pipeline.store.bounds import ReadBounds
 from nimbus.logging_pipeline.store.table import LogTable
 
 
@@ -19,6 +21,8 @@ class Services:
     """Everything with a lifetime."""
 
     table: LogTable
+    bounds: ReadBounds
+    turns: Turns
     masknet: MaskNet
     writer: Writer
     hub: Hub

@@ -45,6 +45,29 @@ class Settings(StoreSettings):
     jwt_secret_previous: SigningSecret | None = None
     jwks_url: str | None = None  # none: the control plane's own
     logging_bind: str = "127.0.0.1:8002"
+    logging_query_seconds: float = Field(
+        default=5.0,
+        ge=0.1,
+        le=300,
+        description="seconds that one search, count or page may take in the store; beyond that its caller is told to "
+        "narrow it (503)",
+    )
+    logging_query_rows: int = Field(
+        default=50_000_000,
+        ge=1000,
+        le=10**12,
+        description="rows that one search or count may read; beyond that its caller is told to narrow it (400)",
+    )
+    logging_query_memory_mib: int = Field(
+        default=512, ge=64, le=1_048_576, description="memory that one of them may use in the store, in MiB (400)"
+    )
+    logging_query_org_limit: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="searches, counts and beginnings of downloads of one org that run or wait at once; more are told "
+        "to come again (429). One of them runs at a time, so that no org's searches hold up another's",
+    )
     redis_url: SecretStr | None = Field(
         default=None,
         description="Redis, where several of this service run behind one address: it carries live output between them. "

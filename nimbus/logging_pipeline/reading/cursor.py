@@ -70,6 +70,7 @@ def render_row(read: ReadRow) -> dict[str, object]:
         "fence": read.fence,
         "seq": row.seq,
         "ts_ms": row.ts_ms,
+        "step": row.step,
         "stream": row.stream,
         "level": row.level,
         "message": row.message,

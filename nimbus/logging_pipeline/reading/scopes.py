@@ -50,6 +50,14 @@ def read_places(scope: ReadScope, text: str | None) -> tuple[Place, ...]:
     return places
 
 
+def read_place(scope: ReadScope, text: str) -> Place:
+    """One place, from which a reader goes back."""
+    places = read_places(scope, text)
+    if len(places) != 1:
+        raise Refused("before and around take the `prev` of a page or the cursor of one row, unchanged")
+    return places[0]
+
+
 def read_id(text: str, name: str = "id") -> int:
     """An id as it stands in a path or a query; Refused where it is none."""
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= MAX_BIGINT):
@@ -59,7 +67,12 @@ def read_id(text: str, name: str = "id") -> int:
 
 def read_limit() -> int:
     """How many rows at most."""
-    text = request.args.get("limit", str(DEFAULT_ROWS))
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= MAX_ROWS):
-        raise Refused(f"limit must be a whole number from 1 to {MAX_ROWS}")
+    return read_number("limit", DEFAULT_ROWS)
+
+
+def read_number(name: str, default: int | None = None, most: int = MAX_ROWS) -> int:
+    """A number of rows from the query."""
+    text = request.args.get(name, "" if default is None else str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= most):
+        raise Refused(f"{name} must be a whole number from 1 to {most}")
     return int(text)

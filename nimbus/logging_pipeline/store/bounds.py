@@ -6,7 +6,7 @@ The bounds stand in the statement itself, so that a real server and the embedded
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nimbus.model.errors import NimbusError, Refused, Unavailable
 
@@ -21,11 +21,16 @@ _MEMORY = 241  # MEMORY_LIMIT_EXCEEDED
 
 @dataclass(frozen=True)
 class ReadBounds:
-    """Of one statement."""
+    """Of one statement. 0 rows: any number."""
 
     seconds: float
     rows: int
     memory_mib: int
+
+    @property
+    def of_pages(self) -> ReadBounds:
+        """A page ends with its limit, but the engine would count all rows of the job against it before it reads."""
+        return replace(self, rows=0)
 
     @property
     def clause(self) -> str:

@@ -7,7 +7,13 @@ is escaped. Called by the planners of pages, search and counts.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
+
+# what the store takes for one word: ASCII letters and digits, and everything beyond ASCII
+_WORD = re.compile(r"[0-9A-Za-z\u0080-\U0010ffff]+")
+# lower() of the store knows ASCII only
+_SMALL = {big: big + 32 for big in range(ord("A"), ord("Z") + 1)}
 
 
 class Match(enum.StrEnum):
@@ -23,6 +29,11 @@ class Phrase:
 
     text: str
     match: Match = Match.TOKEN
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its different words, in small letters."""
+        return tuple(dict.fromkeys(_WORD.findall(self.text.translate(_SMALL))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +87,10 @@ def _plan_phrase(phrase: Phrase, parameters: dict[str, object]) -> str:
     if phrase.match is Match.SUBSTRING:
         parameters["like"] = f"%{escape_like(phrase.text)}%"
         return "message ILIKE {like:String}"
-    parameters["words"] = phrase.text.lower()
-    return "hasAllTokens(lower(message), {words:String})"
+    # one condition for each word: in this form the index of words answers them
+    names = {f"word{number}": word for number, word in enumerate(phrase.words)}
+    parameters.update(names)
+    return " AND ".join(f"hasToken(lower(message), {{{name}:String}})" for name in names) or "0"
 
 
 def escape_like(text: str) -> str:

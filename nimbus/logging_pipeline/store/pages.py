@@ -31,6 +31,14 @@ class PageRow(msgspec.Struct, gc=False):
     ts_ms: int
 
 
+class PlaceRow(msgspec.Struct, gc=False):
+    """The last number of a machine and fence."""
+
+    machine_id: int
+    fence: int
+    last: int
+
+
 def plan_page(
     table: str, scope: ReadScope, places: Sequence[Place], limit: int, wanted: RowFilter = EVERYTHING
 ) -> Select:
@@ -51,7 +59,7 @@ def plan_ends_before(table: str, scope: ReadScope, place: Place) -> Select:
     if scope.fence is not None:
         where, parameters["only"] = f"({where}) AND fence = {{only:UInt64}}", scope.fence
     return Select(
-        f"SELECT machine_id, fence, max(seq) AS seq FROM {table} WHERE org_id = {{org:UInt64}} AND ({where}) "  # noqa: S608 - checked names, typed parameters
+        f"SELECT machine_id, fence, max(seq) AS last FROM {table} WHERE org_id = {{org:UInt64}} AND ({where}) "  # noqa: S608 - checked names, typed parameters
         "GROUP BY machine_id, fence ORDER BY machine_id, fence",
         {**parameters, "org": scope.org_id},
     )
