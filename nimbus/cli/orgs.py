@@ -1,6 +1,7 @@
-"""`nimbus orgs`: see and limit organisations, and give one labels of its own, over the control plane's API.
+"""`nimbus orgs`: see and limit organisations, give one labels of its own, register what its output must not show.
 
-Holds no rule of the business. Output for people is an aligned table; `--json` gives the API's own objects.
+Over the control plane's API; holds no rule of the business. Output for people is an aligned table; `--json` gives the
+API's own objects.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nimbus.model.labels import Arch
 from nimbus.wire.tokens import Audience
 
 NONE = "none"
+_MAX_VALUE_BYTES = 64 * 1024  # of UTF-8: the API says how many characters it takes
 _LIMITS = ("max_machines", "max_cpus", "runner_group_id", "weight")
 
 
@@ -38,6 +40,7 @@ def orgs() -> None:
       nimbus orgs limit octo-org --max-cpus none --weight 200
       nimbus orgs label set octo-org big --cpus 16 --memory 64G --disk 100G
       nimbus orgs label remove octo-org big
+      nimbus orgs mask add octo-org deploy-key < key.pem
 
     \b
     A workflow then says:  runs-on: big
@@ -146,6 +149,79 @@ def remove(base_url: str, token: str | None, as_json: bool, org: str, word: str)
         click.echo(f"{cell(reply['label'])} is no label any more")
 
 
+@orgs.group()
+def mask() -> None:
+    """What is hidden in its jobs' output beside what each job tells: as it is, and in every common encoding.
+
+    \b
+    Examples:
+      nimbus orgs mask add octo-org deploy-key < key.pem
+      nimbus orgs mask list octo-org
+      nimbus orgs mask remove octo-org deploy-key
+    """
+
+
+@mask.command(name="add")
+@connection_options
+@click.argument("org")
+@click.argument("name")
+def add_mask(base_url: str, token: str | None, as_json: bool, org: str, name: str) -> None:
+    """Register a value, or another one in its place. It is read from standard input or asked for, and never shown.
+
+    \b
+    Examples:
+      nimbus orgs mask add octo-org registry-password
+      printenv REGISTRY_PASSWORD | nimbus orgs mask add octo-org registry-password
+    """
+    reply = _ask(base_url, token, "PUT", _mask_path(org, name), body={"value": read_value()})
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(f"{cell(reply['name'])} is hidden from now on: {reply['lines']} lines, {reply['bytes']} bytes")
+
+
+@mask.command(name="list")
+@connection_options
+@click.argument("org")
+def list_masks(base_url: str, token: str | None, as_json: bool, org: str) -> None:
+    """Names, sizes and ages; the values are shown to nobody."""
+    reply = _ask(base_url, token, "GET", f"{_path(org)}/masks")
+    if as_json:
+        print_json(reply)
+        return
+    rows = [
+        (cell(each["name"]), str(each["lines"]), str(each["bytes"]), cell(each["created_at"]), cell(each["changed_at"]))
+        for each in reply["masks"]
+    ]
+    click.echo(render_table(("NAME", "LINES", "BYTES", "REGISTERED", "CHANGED"), rows, terminal_width()))
+
+
+@mask.command(name="remove")
+@connection_options
+@click.argument("org")
+@click.argument("name")
+def remove_mask(base_url: str, token: str | None, as_json: bool, org: str, name: str) -> None:
+    """Forget a value: output to come shows it, what was hidden stays hidden."""
+    reply = _ask(base_url, token, "DELETE", _mask_path(org, name))
+    if as_json:
+        print_json(reply)
+    else:
+        click.echo(f"{cell(reply['name'])} is hidden no more")
+
+
+def read_value() -> str:
+    """The value, from a prompt on a terminal and else from standard input: a command line is no place for it."""
+    if sys.stdin.isatty():
+        return str(click.prompt("Value (not shown)", hide_input=True, err=True))
+    text = sys.stdin.buffer.read(_MAX_VALUE_BYTES + 1)
+    if len(text) > _MAX_VALUE_BYTES:
+        raise Refused(f"the value on standard input is longer than {_MAX_VALUE_BYTES} bytes")
+    try:
+        return text.decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise Refused("the value on standard input is no UTF-8 text") from None
+
+
 # --- requests and values -----------------------------------------------------------------------------------------
 
 
@@ -159,6 +235,10 @@ def _ask(base_url: str, token: str | None, method: str, path: str, body: Reply |
 
 def _path(org: str) -> str:
     return f"/api/orgs/{quote(org, safe='')}"
+
+
+def _mask_path(org: str, name: str) -> str:
+    return f"{_path(org)}/masks/{quote(name, safe='')}"
 
 
 def render_limits(limits: dict[str, str | None]) -> Reply:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import trio
 from nimbus.cli.orgs import render_limits, render_machine, render_org, row
 from nimbus.cli.tables import render_table
 from nimbus.control_plane.admission import admit_due
+from nimbus.control_plane.masks import read_masks
 from nimbus.model.errors import Refused
 from tests.unit.cli.test_jobs import Said, nimbus_cli
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
@@ -96,3 +100,44 @@ def test_a_terminal_breaks_a_long_sentence_below_its_own_column() -> None:
     assert address in render_table(("octo-org", ""), [("on GitHub", f"see {address}")], width=50)
     assert render_table(("octo-org", ""), lines).count("\n") == 1
     assert render_table(("octo-org", ""), lines, width=30).count("\n") == 1
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+VALUE = "correct-horse-battery-staple"
+
+
+def add_mask(url: str, name: str, value: bytes, *words: str) -> subprocess.CompletedProcess[bytes]:
+    argv = [sys.executable, "-m", "nimbus", "orgs", "mask", "add", "octo-org", name, *words]
+    env = {**os.environ, "NIMBUS_CONTROL_PLANE_URL": url, "NIMBUS_JWT_SECRET": ADMIN_SECRET}
+    return subprocess.run(argv, input=value, env=env, capture_output=True, check=False)
+
+
+@pytest.mark.services
+async def test_a_value_comes_from_standard_input_and_is_never_shown(database_dsn: str, redis_url: str) -> None:
+    async with open_github_plane(database_dsn, redis_url) as github:
+        await github.tell("queued")
+        lines = f"{VALUE}\nand a second line\n".encode()
+        added = await trio.to_thread.run_sync(add_mask, github.plane.url, "deploy-key", lines)
+        listed = await orgs(github, "mask", "list", "octo-org")
+        told = await orgs(github, "mask", "list", "octo-org", "--json")
+        [row] = await github.plane.sql("SELECT org_id FROM orgs WHERE login = 'octo-org'")
+        kept = await read_masks(github.plane.services, row["org_id"])
+        removed = await orgs(github, "mask", "remove", "octo-org", "deploy-key")
+        again = await orgs(github, "mask", "remove", "octo-org", "deploy-key")
+
+    assert added.stdout == b"deploy-key is hidden from now on: 2 lines, 46 bytes\n"
+    assert kept == [f"{VALUE}\nand a second line"]
+    assert listed.out.splitlines()[0].split() == ["NAME", "LINES", "BYTES", "REGISTERED", "CHANGED"]
+    assert [mask["name"] for mask in json.loads(told.out)["masks"]] == ["deploy-key"]
+    assert VALUE not in listed.out + told.out + added.stderr.decode()
+    assert (removed.status, removed.out) == (0, "deploy-key is hidden no more\n")
+    assert (again.status, again.out) == (2, "")
+
+
+@pytest.mark.parametrize("value", [b"x" * 100_000, b"caf\xe9-is-no-utf-8"])
+def test_a_value_that_no_request_can_carry_is_refused_without_a_word_of_it(value: bytes) -> None:
+    refused = add_mask("http://127.0.0.1:9", "key", value)
+    assert refused.returncode == 2
+    assert b"standard input" in refused.stderr
+    assert value[:6] not in refused.stderr
