@@ -126,8 +126,9 @@ async def _open_agent(
     try:
         told = [f"{machine.machine_id} {host.machine_token(machine)}\n" for machine in machines]
         await process.stdin.send_all("".join([*told, "\n"]).encode())
-        if await process.stdout.receive_some(64) != b"ready\n":
-            sys.exit("an agent of the bench did not start")
+        told_back = await process.stdout.receive_some(64)
+        if not told_back.startswith(b"ready"):
+            sys.exit(f"an agent of the bench did not start: {bytes(told_back)!r}")
         yield process
     finally:
         with trio.CancelScope(shield=True):
