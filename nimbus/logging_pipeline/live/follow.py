@@ -84,7 +84,7 @@ class Follow(ResponseBody):
     def __init__(self, around: Surroundings, wanted: FollowRequest) -> None:
         self._around = around
         self._terms = around.terms
-        self._wanted = wanted
+        self.wanted = wanted
         self._scope = wanted.scope
         self._order = Order(wanted.places, around.terms.held_rows)
         self._places = {(place.machine_id, place.fence): place for place in wanted.places}  # of the last row told
@@ -114,7 +114,7 @@ class Follow(ResponseBody):
         self._around.hub.unsubscribe(self._subscription)
         if self._job is not None:
             self._around.watch.leave(self._job, self._subscription)
-        self._wanted.seat.leave()
+        self.wanted.seat.leave()
 
     def __aiter__(self) -> Follow:
         return self
@@ -133,9 +133,9 @@ class Follow(ResponseBody):
     async def _next(self) -> bytes:
         """What there is to say now; nothing, after a wait, where there is nothing."""
         now = trio.current_time()
-        if self._around.is_revoked(self._wanted.reader.token_id):
+        if self._around.is_revoked(self.wanted.reader.token_id):
             return self._end("revoked")
-        if time.time() >= self._wanted.reader.expires_at_s:
+        if time.time() >= self.wanted.reader.expires_at_s:
             return self._end("expired")
         self._follow_job(now)
         said = self._resync(now) or (b"" if self._catching_up else self._tell_published(now))
@@ -150,7 +150,7 @@ class Follow(ResponseBody):
         return HEARTBEAT if trio.current_time() - self._last_sent >= self._terms.heartbeat_s else b""
 
     def _plan_wake(self, now: float) -> float:
-        expires = now + self._wanted.reader.expires_at_s - time.time()
+        expires = now + self.wanted.reader.expires_at_s - time.time()
         return min(self._look_at, self._last_sent + self._terms.heartbeat_s, expires)
 
     # --- what is told --------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class Follow(ResponseBody):
 
     async def _recall_ends(self) -> None:
         """A reader that comes back may have been told the end row already."""
-        for place in self._wanted.places:
+        for place in self.wanted.places:
             scope = ReadScope(self._scope.org_id, (place.machine_id,), place.fence)
             before = [replace(place, seq=place.seq - 1)] if place.seq else []
             for read in await self._around.table.page(scope, before, 1):

@@ -6,7 +6,7 @@ Called by app.py.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import trio
 
@@ -14,6 +14,7 @@ from nimbus.logging_pipeline.directory import Directory
 from nimbus.logging_pipeline.live.follow import FollowTerms, Surroundings
 from nimbus.logging_pipeline.live.hub import Hub, HubTerms
 from nimbus.logging_pipeline.live.jobwatch import JobWatch
+from nimbus.logging_pipeline.live.relay import open_live_relay
 from nimbus.logging_pipeline.metrics import Metrics
 from nimbus.logging_pipeline.revoked import RevokedTokens
 from nimbus.logging_pipeline.settings import Settings
@@ -43,7 +44,9 @@ async def open_tails(
         late_s=max(FollowTerms.late_s, _LATE * settings.clickhouse_timeout),
     )
     watch = JobWatch(directory.jobs)
-    async with trio.open_nursery() as nursery:
+    url = settings.redis_url
+    relay = nullcontext() if url is None else open_live_relay(url.get_secret_value(), hub)
+    async with relay, trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
         yield Surroundings(table, hub, watch, metrics, revoked.holds, trio.CapacityLimiter(_LOOKS), terms)
         nursery.cancel_scope.cancel()
