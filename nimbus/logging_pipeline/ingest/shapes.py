@@ -38,11 +38,11 @@ def compile_pattern(pattern: bytes, memory: int = _MEMORY) -> re2._Regexp:
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of secret. `check` has the last word, and `behind` bytes of what `secret` matches are none of it."""
+    """One kind of secret. `check` has the last word, and `behind` bytes of what `body` matches are none of it."""
 
     first: str  # the two characters with which its alarm may begin, in lower case
     alarm: bytes  # matches wherever the whole may begin; rare in ordinary output
-    secret: bytes
+    body: bytes
     lead: bytes = b""  # from the alarm's beginning to the secret's
     check: Check | None = None
     behind: int = 0
@@ -131,7 +131,7 @@ _PEM_END = rb"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 ROW_ALARM = compile_pattern(b"|".join(dict.fromkeys([*(shape.alarm for shape in SHAPES), b"PRIVATE KEY"])))
 ALARMS = compile_pattern(b"|".join(dict.fromkeys(shape.alarm for shape in SHAPES)))
 _LEADS = [compile_pattern(shape.lead) if shape.lead else None for shape in SHAPES]
-_SECRETS = [compile_pattern(shape.secret) for shape in SHAPES]
+_SECRETS = [compile_pattern(shape.body) for shape in SHAPES]
 _BY_FIRST = {
     first.encode(): [index for index, each in enumerate(SHAPES) if first in each.first.split()]
     for shape in SHAPES
