@@ -9,9 +9,8 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
 
 import click
 import httpx2
@@ -19,8 +18,9 @@ import trio
 
 from nimbus.cli.access import choose_token
 from nimbus.cli.joblist import read_pages
-from nimbus.cli.logreading import DEFAULT_URL as LOGS_URL
 from nimbus.cli.logreading import SERVICE as LOGS
+from nimbus.cli.logreading import LogReader
+from nimbus.cli.logreport import ORGS_MAX, collect_orgs, describe_sum, logs_option, report_logs
 from nimbus.cli.plane import SERVICE as PLANE
 from nimbus.cli.plane import Reply, call, connection_options, print_json, run_with
 from nimbus.cli.tables import cell, render_table, sentence, terminal_width
@@ -29,12 +29,8 @@ from nimbus.runtime.http import check_status, mapped_http_errors, open_http
 from nimbus.wire.tokens import Audience
 
 _LAST = 200  # jobs that a report of jobs adds up
-_PAGE_ROWS = 1000
-_OURS = frozenset({"agent", "end"})  # streams that no job writes
+_LATELY_H = 24
 
-logs_option = click.option(
-    "--logs-url", envvar="NIMBUS_LOGS_URL", default=LOGS_URL, show_default=True, help="Logging pipeline."
-)
 last_option = click.option("--last", type=click.IntRange(1, 10000), default=_LAST, show_default=True, help="Jobs.")
 
 
@@ -66,25 +62,7 @@ def report_jobs(base_url: str, token: str | None, as_json: bool, last: int) -> N
         click.echo(render_table(("JOBS", ""), describe_jobs(told), terminal_width()))
 
 
-@report.command(name="logs")
-@logs_option
-@click.option("--job-id", type=click.IntRange(1), required=True, help="Whose output.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="Look at so many lines, from the first.")
-@click.option("--token", default=None, help="A JWT; left out, one is minted from NIMBUS_JWT_SECRET.")
-@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")
-def report_logs(logs_url: str, job_id: int, limit: int | None, token: str | None, as_json: bool) -> None:
-    """How much a job wrote, to which streams, and when."""
-    credential = choose_token(token, Audience.LOGS_READ)
-
-    async def ask() -> Reply:
-        async with open_http(logs_url, token=credential) as http:
-            return await collect_logs(http, job_id, limit)
-
-    told = trio.run(ask)
-    if as_json:
-        print_json(told)
-    else:
-        click.echo(render_table(("OUTPUT OF JOB", str(job_id)), describe_logs(told), terminal_width()))
+report.add_command(report_logs)
 
 
 @report.command()
@@ -92,15 +70,19 @@ def report_logs(logs_url: str, job_id: int, limit: int | None, token: str | None
 @logs_option
 @last_option
 def overview(base_url: str, token: str | None, as_json: bool, logs_url: str, last: int) -> int:
-    """Each service's health, and the report of jobs. Status 1 where a service does not answer."""
+    """Each service's health, the report of jobs, and how much was printed lately. Status 1 where one is away."""
     credential = choose_token(token, Audience.ADMIN)
 
     async def ask() -> Reply:
         health = {"control plane": await probe(base_url, PLANE), "logging pipeline": await probe(logs_url, LOGS)}
         if health["control plane"] != "ready":
-            return {"services": health, "jobs": None}
+            return {"services": health, "jobs": None, "logs": None}
         async with open_http(base_url, token=credential) as http:
-            return {"services": health, "jobs": await collect_jobs(http, last)}
+            jobs = await collect_jobs(http, last)
+        output = None
+        if health["logging pipeline"] == "ready":
+            output = await collect_output(logs_url, token, jobs["orgs"][:ORGS_MAX], datetime.now(UTC))
+        return {"services": health, "jobs": jobs, "logs": output}
 
     told = trio.run(ask)
     if as_json:
@@ -111,6 +93,10 @@ def overview(base_url: str, token: str | None, as_json: bool, logs_url: str, las
         if told["jobs"] is not None:
             click.echo("")
             click.echo(render_table(("JOBS", ""), describe_jobs(told["jobs"]), terminal_width()))
+        if told["logs"] is not None:
+            click.echo("")
+            head = ("OUTPUT", f"of the last {_LATELY_H} hours, of these jobs' organisations")
+            click.echo(render_table(head, describe_output(told["logs"]), terminal_width()))
     return 0 if set(told["services"].values()) == {"ready"} else 1
 
 
@@ -129,28 +115,17 @@ async def collect_jobs(http: httpx2.AsyncClient, last: int) -> Reply:
         "oldest_queued_s": status["oldest_queued_s"],
         "hosts": len(status["agents"]),
         "last": add_up(jobs),
+        "orgs": sorted({job["org_id"] for job in jobs}),
     }
 
 
-async def collect_logs(http: httpx2.AsyncClient, job_id: int, limit: int | None) -> Reply:
-    """What stands in a job's output: counted, never shown."""
-    lines: Counter[str] = Counter()
-    size, first_ms, last_ms = 0, None, None
-    left, cursor, more = limit, "", True
-    while more and left != 0:
-        count = _PAGE_ROWS if left is None else min(_PAGE_ROWS, left)
-        with mapped_http_errors(LOGS):
-            address = f"/logs/jobs/{job_id}?limit={count}&after={quote(cursor)}"
-            page = check_status(await http.get(address), LOGS).json()
-        for row in page["rows"]:
-            lines[row["stream"]] += 1
-            size += 0 if row["stream"] in _OURS else len(row["message"].encode())
-            first_ms = row["ts_ms"] if first_ms is None else min(first_ms, row["ts_ms"])
-            last_ms = row["ts_ms"] if last_ms is None else max(last_ms, row["ts_ms"])
-        cursor, more = page["next"] or "", bool(page["more"])
-        left = None if left is None else left - len(page["rows"])
-    whole = not more
-    return {"lines": dict(lines), "bytes": size, "first_ms": first_ms, "last_ms": last_ms, "whole": whole}
+async def collect_output(logs_url: str, token: str | None, orgs: Sequence[int], now: datetime) -> Reply | str:
+    """What these organisations' jobs printed lately; why that is not known, in words, where it is not."""
+    try:
+        reader = LogReader(logs_url, token)
+        return await collect_orgs(reader, orgs, (now - timedelta(hours=_LATELY_H)).isoformat())
+    except NimbusError as error:
+        return str(error)
 
 
 async def probe(url: str, service: str) -> str:
@@ -205,14 +180,9 @@ def describe_jobs(told: Reply) -> list[tuple[str, str]]:
     return lines
 
 
-def describe_logs(told: Reply) -> list[tuple[str, str]]:
-    """The report of a job's output as lines."""
-    lines = [("lines", _join(told["lines"]) or "none"), ("bytes", str(told["bytes"]))]
-    if told["first_ms"] is not None:
-        lines.append(("written over", f"{(told['last_ms'] - told['first_ms']) / 1000:.1f} s"))
-    if not told["whole"]:
-        lines.append(("counted", "the first lines only (--limit)"))
-    return lines
+def describe_output(told: Reply | str) -> list[tuple[str, str]]:
+    """What was printed lately as lines, or why that is not known."""
+    return [("not known", sentence(told))] if isinstance(told, str) else describe_sum(told)
 
 
 def _join(counts: dict[str, Any]) -> str:

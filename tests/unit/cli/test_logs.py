@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from nimbus.cli.logrequest import Wanted, check_together, plan_request
 from nimbus.cli.logs import logs
 from nimbus.cli.logview import Look
 from nimbus.model.errors import Refused
-from tests.unit.logging_pipeline.rig import SECRET, open_rig, row
+from tests.unit.logging_pipeline.rig import SECRET, Rig, open_rig, row
 
 
 async def run_logs(*arguments: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
@@ -126,3 +127,86 @@ def test_options_become_the_path_and_the_query_of_one_request() -> None:
 def test_colours_are_for_terminals_unless_asked_for() -> None:
     assert plan("--job-id 1").look == Look(pretty=False, colour=False)
     assert plan("--job-id 1 --color -t").look == Look(pretty=True, colour=True, timestamps=True)
+
+
+OUTPUT = [
+    "\x1b[32mchecking out\x1b[0m",
+    "::group::Build",
+    "compiling 10%\rcompiling 100%",
+    "::error file=src/a.c,line=3,col=5,title=cc::no semicolon",
+    "::endgroup::",
+    "::group::Test",
+    "ok 12 tests, disk 91% full",
+]
+
+
+async def store_output(rig: Rig) -> None:
+    rig.control.add_job(12, 1, "completed", [(7, 1)])
+    rows = [row(seq, message) for seq, message in enumerate(OUTPUT)]
+    await rig.ingest([*rows, row(len(rows), "slow network", "stderr"), row(len(rows) + 1, "", "end")])
+
+
+def check_files(file: Path) -> None:
+    """A download without colours, the same compressed and with them, and nothing unfinished beside them."""
+    assert file.read_text().splitlines()[:3] == ["checking out", "::group::Build", "compiling 100%"]
+    packed = gzip.decompress(file.with_name(f"{file.name}.gz").read_bytes()).decode()
+    assert packed.splitlines()[:2] == [OUTPUT[0], OUTPUT[1]]
+    assert not list(file.parent.glob("*.part"))
+
+
+async def test_output_is_filtered_searched_annotated_and_downloaded(tmp_path: Path) -> None:
+    with trio.fail_after(180):
+        async with open_rig(tmp_path) as rig:
+            await store_output(rig)
+
+            async def said(words: str) -> str:
+                flags = ["--logs-url", rig.url, *words.split()]
+                told = await run_logs(*flags, NIMBUS_JWT_SECRET=SECRET)
+                assert told.returncode == 0, told.stderr.decode()
+                return told.stdout.decode()
+
+            tail = await said("--job-id 12 --tail 3")
+            errors = await said("--job-id 12 --level error")
+            stderr = await said("--job-id 12 --stream stderr")
+            step = await said("--job-id 12 --step 2 --stream stdout")
+            found = await said("--job-id 12 --search DISK")
+            within = await said("--org 1 --search etwor --substring")
+            annotations = await said("--job-id 12 --annotations")
+            file = tmp_path / "job.log"
+            await said(f"--job-id 12 --download {file} --no-color")
+            await said(f"--job-id 12 --download {file}.gz --gzip")
+            raw = await said("--job-id 12 --raw")
+            pretty = await said("--job-id 12 --color --limit 3")
+    assert tail == "ok 12 tests, disk 91% full\nslow network\n"  # and the row that ends it, which is not shown
+    assert errors == "::error file=src/a.c,line=3,col=5,title=cc::no semicolon\n"
+    assert stderr == "slow network\n"
+    assert step == "::group::Test\nok 12 tests, disk 91% full\n"
+    assert found == "ok 12 tests, disk 91% full\n"
+    assert within.endswith(": slow network\n")
+    assert annotations == "error src/a.c:3:5 cc: no semicolon\n"
+    check_files(file)
+    assert raw.startswith("\x1b[32mchecking out\x1b[0m\n")
+    assert pretty == "\x1b[32mchecking out\x1b[0m\n\x1b[1m▸ Build\x1b[0m\n  compiling 100%\n"
+
+
+async def test_a_follower_may_begin_with_the_last_lines_and_see_only_some(tmp_path: Path) -> None:
+    with trio.fail_after(120):
+        async with open_rig(tmp_path) as rig:
+            await store_output(rig)
+            flags = ("--logs-url", rig.url, "--job-id", "12", "--follow")
+            tail = await run_logs(*flags, "--tail", "2", NIMBUS_JWT_SECRET=SECRET)
+            errors = await run_logs(*flags, "--level", "error", NIMBUS_JWT_SECRET=SECRET)
+    assert tail.stdout == b"slow network\n"
+    assert errors.stdout.decode() == f"{OUTPUT[3]}\n"
+
+
+async def test_the_schema_of_a_store_is_checked_and_brought_up_to_date(tmp_path: Path) -> None:
+    async def migrate(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return await run_logs("migrate", *words, NIMBUS_STATE_DIR=str(tmp_path))
+
+    with trio.fail_after(120):
+        missing, applied, nothing = await migrate("--check"), await migrate(), await migrate("--check")
+    assert (missing.returncode, applied.returncode, nothing.returncode) == (1, 0, 0)
+    assert missing.stdout.replace(b"missing", b"applied") == applied.stdout
+    assert b"0001_ci_logs.sql" in applied.stdout
+    assert nothing.stdout == b"nothing to do\n"
