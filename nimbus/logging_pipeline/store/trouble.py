@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 import trio
+from urllib3.exceptions import ConnectTimeoutError
 from urllib3.exceptions import TimeoutError as StoreTimeout
 
 _log = structlog.get_logger()
@@ -73,8 +74,8 @@ def diagnose(error: BaseException) -> Trouble:
         return _CODES.get(code, Trouble.BROKEN)
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, (StoreTimeout, TimeoutError)):
-            return Trouble.SLOW
+        if isinstance(seen, (StoreTimeout, TimeoutError)) and not isinstance(seen, ConnectTimeoutError):
+            return Trouble.SLOW  # a connection that was refused is one of that kind to urllib3, too
         seen = seen.__cause__ or seen.__context__
     return Trouble.AWAY
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
+import clickhouse_connect
 import pytest
 import trio
 import trio.testing
@@ -30,6 +32,14 @@ def test_a_failure_without_a_server_is_one_of_the_way_there() -> None:
     late = OperationalError("late")
     late.__cause__ = ReadTimeoutError(HTTPConnectionPool("127.0.0.1"), "/", "late")
     assert diagnose(late) is Trouble.SLOW
+
+
+def test_a_refused_connection_is_no_slow_store() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        with pytest.raises(OperationalError) as caught:
+            clickhouse_connect.get_client(host="127.0.0.1", port=taken.getsockname()[1], query_retries=0)
+    assert diagnose(caught.value) is Trouble.AWAY
 
 
 def test_each_trouble_says_who_must_act() -> None:
