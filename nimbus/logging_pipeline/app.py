@@ -13,8 +13,12 @@ import trio
 from nimbus.logging_pipeline.access import HIDDEN, Access
 from nimbus.logging_pipeline.directory import Directory
 from nimbus.logging_pipeline.health import build_health_api
-from nimbus.logging_pipeline.ingest.api import MAX_BODY_BYTES, build_ingest_api
+from nimbus.logging_pipeline.ingest.api import build_ingest_api, plan_intake
+from nimbus.logging_pipeline.ingest.links import Links
 from nimbus.logging_pipeline.ingest.masknet import MaskNet
+from nimbus.logging_pipeline.ingest.stages import Stages
+from nimbus.logging_pipeline.ingest.steps import Steps
+from nimbus.logging_pipeline.ingest.unpacking import MAX_BODY_BYTES
 from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.keys import KeySet
 from nimbus.logging_pipeline.live.api import build_live_api
@@ -61,8 +65,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         registered = Registered(plane, terms, metrics.masks_missing.inc)
         masknet = MaskNet(registered, metrics.note_masked)
         table.health.on_trouble = metrics.note_trouble
-        writer = Writer(table, hub, metrics)
+        links = Links(plane, table)
+        stages = Stages(publisher=hub, masks=masknet, marker=Steps(table.recall_steps), links=links)
+        writer = Writer(table, stages, metrics, plan_intake(settings))
         nursery.start_soon(writer.run)
+        nursery.start_soon(links.run)
         nursery.start_soon(registered.run)
         nursery.start_soon(revoked.run)
         async with open_tails(settings, table, hub, directory, revoked, metrics) as tails:

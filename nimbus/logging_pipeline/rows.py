@@ -35,12 +35,22 @@ class Row(msgspec.Struct, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRow:
-    """A row on its way into the table."""
+class JobLink:
+    """Which job a machine ran, as the control plane told it; zeros while that is not known."""
+
+    repo_id: int = 0
+    job_id: int = 0
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of one source on their way into the table."""
 
     source: Source
     agent_id: str
-    row: Row
+    rows: list[Row]
+    link: JobLink = JobLink()
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,16 @@ class Settings(StoreSettings):
         description="searches, counts and beginnings of downloads of one org that run or wait at once; more are told "
         "to come again (429). One of them runs at a time, so that no org's searches hold up another's",
     )
+    logging_intake_mib: int = Field(
+        default=64,
+        ge=16,
+        le=16_384,
+        description="output that may be on its way into the store, in MiB; an org may take as much as it leaves free, "
+        "beyond that it is told to come again (429), as all are where nothing is free (503)",
+    )
+    logging_machine_intake_mib: int = Field(
+        default=16, ge=8, le=16_384, description="the same for one machine: it sends one body after the other"
+    )
     redis_url: SecretStr | None = Field(
         default=None,
         description="Redis, where several of this service run behind one address: it carries live output between them. "

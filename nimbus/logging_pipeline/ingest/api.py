@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-import zlib
 
 from quart import Blueprint, Response, request
 
 from nimbus.logging_pipeline.ingest.body import parse_batch
+from nimbus.logging_pipeline.ingest.intake import Admission, IntakeLimits
+from nimbus.logging_pipeline.ingest.unpacking import ENCODINGS, MAX_BODY_BYTES, unpack
 from nimbus.logging_pipeline.rows import Source
 from nimbus.logging_pipeline.services import Services
-from nimbus.model.errors import Refused
-from nimbus.runtime.serving import error_response, json_response
+from nimbus.logging_pipeline.settings import Settings
+from nimbus.runtime.serving import error_response, json_response, read_body
+from nimbus.wire.tokens import MachineClaims
 
-MAX_BODY_BYTES = 4 * 2**20
-MAX_RATIO = 100  # plain bytes for each compressed one: text seldom reaches 20, bombs 1000
+
+def plan_intake(settings: Settings) -> IntakeLimits:
+    """How much may be on its way, as set."""
+    return IntakeLimits(settings.logging_intake_mib * 2**20, settings.logging_machine_intake_mib * 2**20)
 
 
 def build_ingest_api(services: Services) -> Blueprint:
@@ -24,36 +28,39 @@ def build_ingest_api(services: Services) -> Blueprint:
     @blueprint.post("/ingest")
     async def ingest() -> Response:
         machine = await services.access.read_machine()
-        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
         encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding == "gzip":
-            plain = inflate(body)
-            if plain is None:
-                return error_response(413, "too_large", f"at most {MAX_BODY_BYTES} bytes once unpacked", {})
-            body = plain
-        elif encoding != "identity":
-            raise Refused("Content-Encoding must be gzip or absent")
-        batch = parse_batch(body, time.time_ns() // 1_000_000)
+        if encoding not in ("identity", "gzip", "zstd"):
+            known = {"Accept-Encoding": ENCODINGS}
+            return error_response(415, "unsupported", f"Content-Encoding must be absent or one of {ENCODINGS}", known)
+        size = MAX_BODY_BYTES if request.content_length is None else request.content_length
+        if size > MAX_BODY_BYTES:
+            return _too_large()
         source = Source(machine.org_id, machine.machine_id, machine.fence)
-        stored = await services.writer.store(source, machine.agent_id, batch.rows, len(body))
-        services.metrics.refused.inc(len(batch.refused))
-        answer: dict[str, object] = {"acked_seq": stored.acked_seq}
-        refused = [{"seq": each.seq, "why": each.why} for each in (*batch.refused, *stored.refused)]
-        return json_response(answer | ({"refused": refused} if refused else {}))
+        admission = services.writer.intake.enter(source, size)  # before the body is read: it takes memory
+        try:
+            return await _take(services, machine, encoding, admission)
+        finally:
+            admission.leave()
 
     return blueprint
 
 
-def inflate(body: bytes) -> bytes | None:
-    """The content of a gzip body; None where it is larger than what a body may hold; Refused where it is no gzip."""
-    limit = min(MAX_BODY_BYTES, len(body) * MAX_RATIO)
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    try:
-        plain = unpacker.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Refused("the body is no gzip") from error
-    if len(plain) > limit:
-        return None
-    if not unpacker.eof or unpacker.unused_data:
-        raise Refused("the gzip body is cut short or has something behind it")
-    return plain
+async def _take(services: Services, machine: MachineClaims, encoding: str, admission: Admission) -> Response:
+    body = unpack(await read_body(), encoding)
+    if body is None:
+        return _too_large()
+    if encoding != "identity":
+        admission.grow(len(body))
+    batch = parse_batch(body, time.time_ns() // 1_000_000)
+    del body
+    await services.masknet.prepare(machine.org_id)
+    source = Source(machine.org_id, machine.machine_id, machine.fence)
+    stored = await services.writer.store(source, machine.agent_id, batch.rows, admission)
+    services.metrics.refused.inc(len(batch.refused))
+    answer: dict[str, object] = {"acked_seq": stored.acked_seq}
+    refused = [{"seq": each.seq, "why": each.why} for each in (*batch.refused, *stored.refused)]
+    return json_response(answer | ({"refused": refused} if refused else {}))
+
+
+def _too_large() -> Response:
+    return error_response(413, "too_large", f"at most {MAX_BODY_BYTES} bytes once unpacked", {})

@@ -34,6 +34,11 @@ class SeqSet:
         return list(zip(self._lows, self._highs, strict=True))
 
     @property
+    def last(self) -> int:
+        """The highest number; -1 while there is none."""
+        return self._highs[-1] if self._highs else -1
+
+    @property
     def acked(self) -> int:
         """The last number of the unbroken beginning; -1 while number 0 is missing."""
         return self._highs[0] if self._lows and self._lows[0] == 0 else -1
@@ -44,20 +49,28 @@ class SeqSet:
             return True
         return (seq > 0 and seq - 1 in self) or seq + 1 in self
 
+    def is_free(self, low: int, high: int) -> bool:
+        """True where no number of this range is in here."""
+        index = bisect_right(self._lows, high) - 1
+        return index < 0 or self._highs[index] < low
+
     def add(self, seq: int) -> None:
         """Add one number; a number that is there already changes nothing."""
-        index = bisect_right(self._lows, seq)
-        if index and seq <= self._highs[index - 1]:
-            return
-        joins_left = index > 0 and self._highs[index - 1] == seq - 1
-        joins_right = index < len(self._lows) and self._lows[index] == seq + 1
+        if seq not in self:
+            self.add_range(seq, seq)
+
+    def add_range(self, low: int, high: int) -> None:
+        """Add a range that is free."""
+        index = bisect_right(self._lows, low)
+        joins_left = index > 0 and self._highs[index - 1] == low - 1
+        joins_right = index < len(self._lows) and self._lows[index] == high + 1
         if joins_left and joins_right:
             self._highs[index - 1] = self._highs[index]
             del self._lows[index], self._highs[index]
         elif joins_left:
-            self._highs[index - 1] = seq
+            self._highs[index - 1] = high
         elif joins_right:
-            self._lows[index] = seq
+            self._lows[index] = low
         else:
-            self._lows.insert(index, seq)
-            self._highs.insert(index, seq)
+            self._lows.insert(index, low)
+            self._highs.insert(index, high)

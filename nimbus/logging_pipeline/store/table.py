@@ -7,11 +7,9 @@ Unavailable, without the server's words (they may hold addresses or credentials)
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from json.encoder import encode_basestring
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,15 +21,16 @@ from clickhouse_connect.driver import httputil
 from urllib3.exceptions import HTTPError
 
 from nimbus.logging_pipeline.engine.child import Endpoint
-from nimbus.logging_pipeline.rows import Place, ReadRow, ReadScope, Source, StoredRow
+from nimbus.logging_pipeline.rows import Chunk, Place, ReadRow, ReadScope, Source
+from nimbus.logging_pipeline.store.block import COLUMNS, FORMAT, name_block, render_block, split_partitions
 from nimbus.logging_pipeline.store.bounds import ReadBounds
 from nimbus.logging_pipeline.store.filters import Select
 from nimbus.logging_pipeline.store.pages import PageRow, plan_page, read_row
+from nimbus.logging_pipeline.store.recall import Kept, recall, recall_steps
 from nimbus.logging_pipeline.store.trouble import StoreHealth, Trouble, diagnose
 from nimbus.model.errors import Refused, Unavailable
 from nimbus.runtime.threads import ThreadLane
 
-_COLUMNS = ("org_id", "machine_id", "fence", "seq", "agent_id", "stream", "level", "message", "ts")
 _CONNECT_S = 3
 _WIDTH = 4  # one for the writer, the others for readers
 _FAILURES = (clickhouse_connect.driver.exceptions.Error, HTTPError, OSError)
@@ -52,42 +51,24 @@ class LogTable:
         self._client: Any = None
         self._connected: Endpoint | None = None
 
-    async def insert(self, rows: Sequence[StoredRow]) -> None:
+    async def insert(self, chunks: Sequence[Chunk]) -> None:
         """Store rows: all of them are durable when this returns; Unavailable where that is not certain."""
-        body = render_rows(rows).encode()
-        # a retry of the very same block is dropped by the server, should an earlier try have arrived after all
-        token = hashlib.sha256(body).hexdigest()
-        settings = {"async_insert": 0, "insert_deduplication_token": token, "wait_end_of_query": 1}
 
-        def insert(client: Any) -> int:
-            told = client.raw_insert(self.name, list(_COLUMNS), body, settings=settings, fmt="JSONEachRow")
-            return int(told.written_rows)
+        def insert(client: Any) -> bool:
+            return all(_insert_block(client, self.name, part) for part in split_partitions(chunks))
 
         # a server can answer 200 and fail behind it: only its own count of rows says that they are in
-        if await self._call(insert, wrote=True) != len(rows):
+        if not await self._call(insert, wrote=True):
             self.health.note(Trouble.BROKEN, wrote=True)
             raise Unavailable("the log store did not confirm an insert: retry", retry_after_s=1.0)
 
-    async def islands(self, source: Source) -> list[tuple[int, int]]:
-        """The ranges of row numbers that are stored for one machine and fence."""
-        where = "org_id = {org:UInt64} AND machine_id = {machine:UInt64} AND fence = {fence:UInt64}"
-        known = {"org": source.org_id, "machine": source.machine_id, "fence": source.fence}
-        ends = await self._select(
-            f"SELECT min(seq) AS low, max(seq) AS high, uniqExact(seq) AS n FROM {self.name} WHERE {where}",  # noqa: S608 - checked names
-            known,
-        )
-        low, high, count = (int(ends[0][name]) for name in ("low", "high", "n"))
-        if count == 0:
-            return []
-        if count == high - low + 1:
-            return [(low, high)]
-        found = await self._select(
-            "SELECT min(seq) AS low, max(seq) AS high "  # noqa: S608 - checked names
-            "FROM (SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island "
-            f"FROM (SELECT DISTINCT seq FROM {self.name} WHERE {where})) GROUP BY island ORDER BY low",
-            known,
-        )
-        return [(int(entry["low"]), int(entry["high"])) for entry in found]
+    async def recall(self, machines: Collection[tuple[int, int]]) -> dict[Source, Kept]:
+        """What is stored of these machines, each an org and its machine."""
+        return await recall(self, machines)
+
+    async def recall_steps(self, firsts: Mapping[Source, int]) -> dict[Source, int]:
+        """The step that each of these had reached before the row of this number."""
+        return await recall_steps(self, firsts)
 
     async def page(self, scope: ReadScope, places: Sequence[Place], limit: int) -> list[ReadRow]:
         """The next rows in this scope beyond the places read so far, in their order."""
@@ -107,7 +88,7 @@ class LogTable:
 
     async def org_of(self, machine_id: int) -> int | None:
         """Whose machine it is, for operators whose token names no org."""
-        found = await self._select(
+        found = await self.select(
             f"SELECT org_id FROM {self.name} WHERE machine_id = {{machine:UInt64}} LIMIT 1",  # noqa: S608 - checked names
             {"machine": machine_id},
         )
@@ -119,16 +100,17 @@ class LogTable:
 
     async def rows_of(self, sql: str) -> list[dict[str, Any]]:
         """The result of one statement of our own (migrations)."""
-        return await self._select(sql, {})
+        return await self.select(sql, {})
 
     async def ping(self) -> None:
         """Unavailable where the server does not answer."""
-        await self._select("SELECT 1 AS one", {})
+        await self.select("SELECT 1 AS one", {})
 
     async def close(self) -> None:
         await self._lane.run(self._disconnect)
 
-    async def _select(self, sql: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
+    async def select(self, sql: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
+        """The rows of a statement of ours."""
         body = await self._fetch(sql, parameters, None)
         try:
             return [json.loads(line) for line in body.splitlines()]
@@ -206,20 +188,9 @@ class LogTable:
             client.close()
 
 
-def render_rows(rows: Sequence[StoredRow]) -> str:
-    """JSONEachRow. Written out by hand, since rows are many and only message and agent are free text."""
-    lines: list[str] = []
-    heads: dict[tuple[Source, str], str] = {}
-    for stored in rows:
-        source, row = stored.source, stored.row
-        head = heads.get((source, stored.agent_id))
-        if head is None:
-            ids = f'"org_id":{source.org_id},"machine_id":{source.machine_id},"fence":{source.fence}'
-            head = heads[source, stored.agent_id] = f'{{{ids},"agent_id":{encode_basestring(stored.agent_id)}'
-        seconds, ms = divmod(row.ts_ms, 1000)
-        text = encode_basestring(row.message)
-        lines.append(
-            f'{head},"seq":{row.seq},"stream":"{row.stream}","level":"{row.level}","message":{text},'
-            f'"ts":"{seconds}.{ms:03d}"}}\n'
-        )
-    return "".join(lines)
+def _insert_block(client: Any, table: str, chunks: Sequence[Chunk]) -> bool:
+    """True where the server counted as many rows as were sent."""
+    # a retry of the very same rows is dropped by the server, should an earlier try have arrived after all
+    settings = {"async_insert": 0, "insert_deduplication_token": name_block(chunks), "wait_end_of_query": 1}
+    told = client.raw_insert(table, list(COLUMNS), render_block(chunks), settings=settings, fmt=FORMAT)
+    return int(told.written_rows) == sum(len(chunk.rows) for chunk in chunks)
