@@ -27,7 +27,7 @@ from nimbus.logging_pipeline.app import build_logging_pipeline, open_services
 from nimbus.logging_pipeline.engine.child import USERNAME, Endpoint
 from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.settings import Settings
-from nimbus.runtime.serving import build_app, json_response, serve_app
+from nimbus.runtime.serving import App, build_app, json_response, serve_app
 from nimbus.wire.tokens import (
     Audience,
     SigningKey,
@@ -65,6 +65,7 @@ class ControlPlane:
     published: list[SigningKey] = field(default_factory=list)
     jobs: dict[int, dict[str, object]] = field(default_factory=dict)
     revoked: list[str] = field(default_factory=list)
+    masks: dict[int, list[str]] = field(default_factory=dict)  # registered secrets by org
     links: dict[tuple[int, int], dict[str, object]] = field(default_factory=dict)  # by machine and fence
     link_questions: list[tuple[int, int]] = field(default_factory=list)
     key_set_fetches: int = 0
@@ -277,6 +278,21 @@ def control_app(control: ControlPlane):  # type: ignore[no-untyped-def]
             return json_response({"error": "not_found", "message": "never leased"}, 404)
         return json_response(control.links[machine_id, fence])
 
+    _serve_secrets(app, control)
+    return app
+
+
+def _serve_secrets(app: App, control: ControlPlane) -> None:
+    """What may not be shown, and who may not come in any more."""
+
+    @app.get("/api/internal/orgs/<int:org_id>/masks")
+    async def masks(org_id: int) -> Response:
+        await trio.lowlevel.checkpoint()
+        _require_service()
+        if control.away:
+            return Response("", status=503)
+        return json_response({"org_id": org_id, "values": control.masks.get(org_id, [])})
+
     @app.get("/api/internal/tokens/revoked")
     async def revoked() -> Response:
         await trio.lowlevel.checkpoint()
@@ -284,8 +300,6 @@ def control_app(control: ControlPlane):  # type: ignore[no-untyped-def]
         if control.away:
             return Response("", status=503)
         return json_response({"jtis": control.revoked})
-
-    return app
 
 
 def _require_service() -> None:
