@@ -33,7 +33,7 @@ async def open_empty(engine: Endpoint, database: str, days: int = 30) -> AsyncIt
     settings = StoreSettings(
         clickhouse_url=engine.url,
         clickhouse_username=engine.username,
-        clickhouse_password=engine.password,  # type: ignore[arg-type]
+        clickhouse_password=engine.password,
         clickhouse_database=database,
         logging_retention_days=days,
     )
