@@ -65,3 +65,12 @@ async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.Monkey
     async with open_http("http://127.0.0.1:9") as http:
         assert http.trust_env is False
         assert http.follow_redirects is False
+
+
+async def test_clients_share_whom_they_trust_since_reading_that_stops_the_loop() -> None:
+    async with open_http() as first, open_http() as second:
+        assert trust_of(first) is trust_of(second)
+
+
+def trust_of(client: httpx2.AsyncClient) -> object:
+    return client._transport._pool._ssl_context  # type: ignore[attr-defined]
