@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import trio
 
 from bench.logagent import MARK
 from bench.loghost import CHECKOUT, LogHost, Machine
+from bench.logingest import process_cpu_s
 from bench.logplane import ORGS_STEP
 
 LIVE_ORG, IDLE_ORG = 400, 500  # the first of theirs; each follows with as many as an org may have
@@ -101,10 +102,13 @@ async def measure_live(host: LogHost, folder: Path, jobs: int, agents: int, line
         for agent in started:
             assert agent.stdin is not None  # noqa: S101 - asked for
             await agent.stdin.send_all(b"go\n")
+        processes = {"service": [host.pid], "engine": [host.engine_pid], "agents": [agent.pid for agent in started]}
+        before, began = _read_cpu(processes), time.monotonic()
         with trio.move_on_after(lines + PATIENCE_S) as patience:
             async with trio.open_nursery() as nursery:
                 for tail in tails:
                     nursery.start_soon(tail.follow, lines)
+        after, took_s = _read_cpu(processes), time.monotonic() - began
         if patience.cancelled_caught:
             sys.exit(f"lines never came: {[tail.ms.keys() for tail in tails if len(tail.ms) < lines][:3]}")
         for agent in started:
@@ -113,7 +117,14 @@ async def measure_live(host: LogHost, folder: Path, jobs: int, agents: int, line
     return {
         "first.ms": [tail.ms[0] for tail in tails],
         "live.ms": [ms for tail in tails for ms in tail.ms.values()],
+        **{f"live.{name}_cores": [(after[name] - before[name]) / took_s] for name in after},
     }
+
+
+def _read_cpu(processes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Seconds that these have used, and this process, which reads."""
+    used = {name: sum(map(process_cpu_s, pids)) for name, pids in processes.items()}
+    return used | {"readers": time.process_time()}
 
 
 @asynccontextmanager
