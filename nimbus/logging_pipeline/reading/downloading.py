@@ -28,12 +28,12 @@ def build_download_api(services: Services) -> Blueprint:
 
     @blueprint.get("/logs/jobs/<job>/download")
     async def job_download(job: str) -> Response:
-        entry = await ask_for_job(services, services.access.read_reader(), job)()
+        entry = await ask_for_job(services, services.access.read_viewer(), job)()
         return await _answer(services, scope_of(entry), f"job-{entry.job_id}")
 
     @blueprint.get("/logs/machines/<machine>/download")
     async def machine_download(machine: str) -> Response:
-        scope = await find_machine_scope(services, services.access.read_reader(), machine)
+        scope = await find_machine_scope(services, services.access.read_viewer(), machine)
         return await _answer(services, scope, f"machine-{scope.machines[0]}")
 
     return blueprint
