@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from typing import Any, Protocol
 
 from nimbus.logging_pipeline.settings import StoreSettings
 from nimbus.logging_pipeline.store.opening import open_store
-from nimbus.logging_pipeline.store.table import LogTable
 
 _VERSIONS = """CREATE TABLE IF NOT EXISTS {database}.{table}_migrations (
     version UInt32, name String, applied_at DateTime DEFAULT now()
@@ -21,7 +21,17 @@ _LINKS_LONGER_DAYS = 31  # than the rows: no machine prints for longer after its
 _TIMES = {"": ("ts", "retention_days"), "_links": ("linked_at", "links_days")}  # what retention goes by, table by table
 
 
-async def migrate(store: LogTable, settings: StoreSettings) -> list[str]:
+class Statements(Protocol):
+    """What migrating needs of a table."""
+
+    async def command(self, sql: str) -> None:
+        """One statement that changes something."""
+
+    async def rows_of(self, sql: str) -> list[dict[str, Any]]:
+        """The result of one that reads."""
+
+
+async def migrate(store: Statements, settings: StoreSettings) -> list[str]:
     """Apply what is missing and the retention as it is set now; the names of the files that were applied."""
     names = names_of(settings)
     if not await _has_versions(store, names):
@@ -39,7 +49,7 @@ async def migrate(store: LogTable, settings: StoreSettings) -> list[str]:
     return applied
 
 
-async def list_missing(store: LogTable, settings: StoreSettings) -> list[str]:
+async def list_missing(store: Statements, settings: StoreSettings) -> list[str]:
     """The names of the files that `migrate` would apply. Changes nothing."""
     names = names_of(settings)
     if not await _has_versions(store, names):
@@ -56,12 +66,12 @@ async def migrate_store(settings: StoreSettings, *, check: bool) -> list[str]:
         return await (list_missing if check else migrate)(store, settings)
 
 
-async def _has_versions(store: LogTable, names: dict[str, str]) -> bool:
+async def _has_versions(store: Statements, names: dict[str, str]) -> bool:
     tables = "SELECT name FROM system.tables WHERE database = '{database}' AND name = '{table}_migrations'"
     return bool(await store.rows_of(fill(tables, names)))
 
 
-async def _find_missing(store: LogTable, names: dict[str, str]) -> list[tuple[int, str, str]]:
+async def _find_missing(store: Statements, names: dict[str, str]) -> list[tuple[int, str, str]]:
     told = await store.rows_of(fill("SELECT version FROM {database}.{table}_migrations", names))
     known = {int(row["version"]) for row in told}
     return [step for step in load_migrations() if step[0] not in known]
@@ -97,7 +107,7 @@ def fill(text: str, names: dict[str, str]) -> str:
     return text
 
 
-async def _ensure_retention(store: LogTable, names: dict[str, str]) -> None:
+async def _ensure_retention(store: Statements, names: dict[str, str]) -> None:
     """A changed NIMBUS_LOGGING_RETENTION_DAYS takes effect at the next start."""
     for ending, (column, days) in _TIMES.items():
         table = names["table"] + ending

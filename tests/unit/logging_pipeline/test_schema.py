@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from nimbus.logging_pipeline.engine.child import Endpoint
@@ -23,6 +24,7 @@ from nimbus.logging_pipeline.store.migrate import (
 )
 from nimbus.logging_pipeline.store.opening import open_store
 from nimbus.logging_pipeline.store.table import LogTable
+from nimbus.model.errors import Unavailable
 
 NAMES = [name for _, name, _ in load_migrations()]
 DAY_MS = 24 * 3600 * 1000
@@ -105,6 +107,24 @@ async def test_two_services_that_start_at_once_end_in_one_schema(engine: Endpoin
             nursery.start_soon(migrate, two, settings)
         assert await list_missing(one, settings) == []
         assert await count(two, "1") == 1000
+
+
+class WithoutGrants:
+    """The store as a user sees it who may read and insert only."""
+
+    def __init__(self, table: LogTable) -> None:
+        self.rows_of = table.rows_of
+
+    async def command(self, sql: str) -> None:
+        raise Unavailable(f"not enough privileges for {sql}")
+
+
+async def test_a_user_who_may_change_no_table_starts_on_a_current_schema_only(engine: Endpoint) -> None:
+    async with open_empty(engine, "schema_grants") as (table, settings):
+        with pytest.raises(Unavailable):
+            await migrate(WithoutGrants(table), settings)
+        await migrate(table, settings)
+        assert await migrate(WithoutGrants(table), settings) == []
 
 
 async def test_a_migration_that_was_cut_short_anywhere_goes_on_at_the_next_start(engine: Endpoint) -> None:
