@@ -87,7 +87,7 @@ class Writer:
         self._called = trio.Event()  # there is a request
         self._filled = trio.Event()  # there is something ready
         self._emptied = trio.Event()  # what was ready was taken
-        self._fences = Fences()
+        self.fences = Fences()
         self.memory = Memory()
         self.intake = Intake(limits or IntakeLimits())
 
@@ -165,11 +165,11 @@ class Writer:
         if unknown:
             found = await self._table.recall({(source.org_id, source.machine_id) for source in unknown})
             for source, kept in found.items():
-                self._fences.note(source, kept.since_ms)
+                self.fences.note(source, kept.since_ms)
             now_ms = time.time_ns() // 1_000_000
             for source in unknown:
                 kept = found.get(source, Kept((), now_ms))
-                self._fences.note(source, kept.since_ms)
+                self.fences.note(source, kept.since_ms)
                 self.memory.learn(source, kept.islands)
         firsts: dict[Source, int] = {}
         for request in requests:
@@ -181,7 +181,7 @@ class Writer:
 
     def _make_one_ready(self, request: _Request) -> None:
         source = request.source
-        self._fences.check(source, request.rows)
+        self.fences.check(source, request.rows)
         known = self.memory[source]
         self.memory.heard(source)
         fresh = self._select_fresh(known.marks, request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from typing import Any
 import trio
 from quart import Response, request
 
-from nimbus.runtime.serving import build_app, json_response, serve_app
+from nimbus.runtime.serving import build_app, json_response, read_body, serve_app
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Pipeline:
     statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     posts: int = 0
+    packed: int = 0  # of these
     pause_s: float = 0.0  # before each answer; infinity never answers
 
     def messages(self, stream: str = "stdout") -> list[str]:
@@ -35,7 +38,10 @@ async def open_pipeline() -> AsyncIterator[Pipeline]:
 
     @app.post("/ingest")
     async def ingest() -> Response:
-        body = await request.get_json()
+        sent = await read_body()
+        packed = request.headers.get("Content-Encoding") == "gzip"
+        body = json.loads(gzip.decompress(sent) if packed else sent)
+        pipeline.packed += packed
         pipeline.posts += 1
         await trio.sleep(pipeline.pause_s)
         if pipeline.statuses:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +18,12 @@ import trio
 from structlog.testing import capture_logs
 
 from nimbus.host_agent.logs import LogShipping, LogTarget, open_log_shipping
+from nimbus.host_agent.output.lines import LogRow
 from nimbus.host_agent.output.logspool import open_spool
-from nimbus.host_agent.output.shipping import ingest_url
+from nimbus.host_agent.output.shipping import ingest_url, pack_body, plan_batches, render_batch
 from nimbus.logging_pipeline.engine.child import Endpoint
+from nimbus.logging_pipeline.ingest.unpacking import unpack
+from nimbus.logging_pipeline.rows import Source
 from nimbus.model.errors import Refused
 from tests.unit.host_agent.logpipeline import open_pipeline, until
 from tests.unit.logging_pipeline.rig import open_rig, run_engine
@@ -79,6 +83,38 @@ async def test_bytes_that_come_again_are_taken_once_and_missing_ones_are_told(tm
                 await sink.write("stdout", 100, b"ghi\n")
             assert pipeline.messages() == ["abc", "def", "ghi"]
             assert pipeline.messages("agent") == ["nimbus: 92 bytes of stdout never reached the host"]
+
+
+async def test_a_large_batch_is_sent_packed_and_a_small_one_as_it_is(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with open_pipeline() as pipeline:
+            async with finishing(tmp_path / "spool", pipeline.url, "t") as sink:
+                await sink.write("stdout", 0, b"small\n")
+                await until(lambda: pipeline.messages() == ["small"])
+                assert pipeline.packed == 0
+                lines = b"".join(b"line %d of a build that prints a lot\n" % n for n in range(2000))
+                await sink.write("stdout", 6, lines)
+            assert b"".join(f"{line}\n".encode() for line in pipeline.messages()[1:]) == lines
+            assert pipeline.packed > 0
+
+
+@pytest.mark.parametrize("message", ["x" * 64 * 1024, "\x1b[1m" * 10_000, "", "\u00e9" * 30_000])
+def test_no_batch_is_packed_so_well_that_the_pipeline_takes_it_for_a_bomb(message: str) -> None:
+    rows = [LogRow(seq, 1_800_000_000_000, "stdout", message) for seq in range(40)]
+    [batch, *_] = plan_batches(rows)
+    plain = render_batch(batch)
+    body, headers = pack_body(plain)
+    assert unpack(body, headers.get("Content-Encoding", "identity")) == plain
+
+
+async def test_a_fence_that_is_over_ends_the_shipping_but_not_the_job(tmp_path: Path, engine: Endpoint) -> None:
+    with trio.fail_after(60):
+        async with open_rig(tmp_path, engine) as rig:
+            long_ago = int(time.time() * 1000) - 3_600_000
+            rig.services.writer.fences.note(Source(1, 7, 2), long_ago)
+            async with finishing(tmp_path / "spool", rig.url, rig.machine_token(fence=1)) as sink:
+                await sink.write("stdout", 0, b"of a host that lost its lease\n")
+            assert await rig.messages("/logs/machines/7") == []
 
 
 async def test_outages_are_waited_for_as_told_and_lose_nothing(tmp_path: Path) -> None:
