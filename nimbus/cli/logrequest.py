@@ -14,6 +14,7 @@ from nimbus.cli.logview import Look, Row
 from nimbus.model.errors import Refused
 
 SEARCH = "/logs/search"
+SHOWN_STREAMS = ("stdout", "stderr", "console", "agent")  # the row that ends a machine's output is no line
 HITS = 100  # of a search that names no job and no limit
 
 
@@ -46,21 +47,19 @@ def check_together(given: Mapping[str, Any]) -> None:
         )
     if named and (given["repo"] or given["org"]):
         raise Refused("--repo and --org are for a search in all jobs: leave them out, or leave out the job")
-    if given["substring"] and given["search"] is None:
-        raise Refused("--substring belongs to --search TEXT")
+    if not named and not (given["repo"] or given["org"] or given["token"]):
+        raise Refused("a search in all jobs needs --org N or --repo N; organisations are listed by: nimbus orgs list")
     ways = [name for name in ("follow", "annotations", "download") if given[name]]
     if len(ways) > 1:
         raise Refused(" and ".join(f"--{way}" for way in ways) + " exclude each other")
     if ways:
         _check_way(ways[0], given, bool(named))
-    if given["zipped"] and not given["download"]:
-        raise Refused("--gzip belongs to --download FILE")
-    if given["tail"] is not None and given["limit"] is not None:
-        raise Refused("--tail and --limit exclude each other")
-    if given["zipped"] and given["as_json"]:
-        raise Refused("--gzip and --json exclude each other")
-    if given["raw"] and given["as_json"]:
-        raise Refused("--raw and --json exclude each other")
+    for name, needed in _BELONGS:
+        if given[name] and given[needed] is None:
+            raise Refused(f"--{_spell(name)} belongs to --{needed}")
+    for one, other in _EXCLUSIVE:
+        if given[one] and given[other]:
+            raise Refused(f"--{_spell(one)} and --{_spell(other)} exclude each other")
     if given["raw"] and sys.stdout.isatty():
         raise Refused("--raw is not for a terminal, which a job's output could drive: pipe it into a program")
 
@@ -71,7 +70,12 @@ _FITTING = {
     "download": {"zipped", "timestamps", "color", "as_json"},
 }
 _ALWAYS = {"logs_url", "job_id", "machine_id", "token", "follow", "annotations", "download"}
-_SPELLED = {"as_json": "json", "zipped": "gzip"}
+_BELONGS = (("substring", "search"), ("zipped", "download"))
+_EXCLUSIVE = (("tail", "limit"), ("zipped", "as_json"), ("raw", "as_json"))
+
+
+def _spell(name: str) -> str:
+    return {"as_json": "json", "zipped": "gzip", "job_id": "job-id"}.get(name, name)
 
 
 def _check_way(way: str, given: Mapping[str, Any], named: bool) -> None:
@@ -79,7 +83,7 @@ def _check_way(way: str, given: Mapping[str, Any], named: bool) -> None:
         raise Refused(f"--{way} needs --job-id; jobs are listed by: nimbus jobs recent")
     for name, value in given.items():
         if name not in _FITTING[way] | _ALWAYS and value not in (None, False, ()):
-            raise Refused(f"--{_SPELLED.get(name, name)} and --{way} exclude each other")
+            raise Refused(f"--{_spell(name)} and --{way} exclude each other")
 
 
 def plan_request(given: Mapping[str, Any], now: datetime) -> Wanted:
@@ -96,6 +100,8 @@ def plan_request(given: Mapping[str, Any], now: datetime) -> Wanted:
     for name in ("since", "until"):
         if given[name] is not None:
             query[name] = parse_moment(given[name], now, f"--{name}").isoformat().replace("+00:00", "Z")
+    if given["tail"] is not None and not given["stream"] and not given["as_json"]:
+        query["stream"] = ",".join(SHOWN_STREAMS)
     if given["search"] is not None:
         query |= {"q": given["search"], "match": "substring" if given["substring"] else "token"}
     kept = {name: frozenset(given[name]) for name in ("level", "stream") if given[name]}

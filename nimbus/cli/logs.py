@@ -19,14 +19,14 @@ import trio
 from nimbus.cli.command import LazyGroup
 from nimbus.cli.logfile import save_output
 from nimbus.cli.logreading import DEFAULT_URL, LogReader
-from nimbus.cli.logrequest import SEARCH, Wanted, check_together, plan_request, render_form
+from nimbus.cli.logrequest import SEARCH, SHOWN_STREAMS, Wanted, check_together, plan_request, render_form
 from nimbus.cli.logview import AGENT_STREAM, Row, View, render_hit
 from nimbus.cli.plane import check_text
 from nimbus.wire.joboutput import LEVELS, Annotation
 from nimbus.wire.terminaltext import plain_text, show_line
 
 MAX_TAIL = 10_000
-_STREAMS = ("stdout", "stderr", "console", "agent")
+NOTHING_FOUND = "nimbus: no such line; to look inside words too: --substring"
 
 
 class LogsGroup(LazyGroup):
@@ -51,7 +51,7 @@ class LogsGroup(LazyGroup):
 @click.option("--since", metavar="WHEN", help="Printed then or later: 20m, 2h, or 2026-11-21T08:00:00Z.")
 @click.option("--until", metavar="WHEN", help="Printed before then, written alike.")
 @click.option("--level", multiple=True, type=click.Choice(LEVELS), help="Only lines of this level; or of several.")
-@click.option("--stream", multiple=True, type=click.Choice(_STREAMS), help="Only lines of this stream.")
+@click.option("--stream", multiple=True, type=click.Choice(SHOWN_STREAMS), help="Only lines of this stream.")
 @click.option("--step", type=click.IntRange(0), help="Only what its Nth group holds; 0: before the first.")
 @click.option("--annotations", is_flag=True, help="Errors, warnings and notices, with their files and lines.")
 @click.option("--download", metavar="FILE", help="All of it into a file; - is stdout.")
@@ -105,9 +105,13 @@ async def _show_pages(reader: LogReader, wanted: Wanted) -> None:
     if wanted.tail:
         await _show_tail(reader, wanted, view)
         return
+    found = 0
     async with aclosing(reader.pages(wanted.path, wanted.query, "rows", wanted.limit)) as pages:
         async for page in pages:
             show_rows(page["rows"], wanted, view)
+            found += len(page["rows"])
+    if "q" in wanted.query and not found and not wanted.as_json:
+        print(NOTHING_FOUND, file=sys.stderr)
 
 
 async def _show_tail(reader: LogReader, wanted: Wanted, view: View) -> str:
@@ -145,7 +149,7 @@ async def _show_hits(reader: LogReader, wanted: Wanted) -> None:
     if wanted.as_json:
         return
     if not found:
-        print("nimbus: no such line; inside words too: --substring", file=sys.stderr)
+        print(NOTHING_FOUND, file=sys.stderr)
     elif more:
         print(f"nimbus: the newest {found}; older ones: --limit N, --until WHEN", file=sys.stderr)
 

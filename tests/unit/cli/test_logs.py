@@ -91,6 +91,7 @@ async def test_errors_name_the_next_command(tmp_path: Path) -> None:
         ("--job-id 1 --gzip", "--gzip belongs to --download"),
         ("--job-id 1 --download f --gzip --json", "--gzip and --json exclude each other"),
         ("--org 1", "nimbus jobs recent"),
+        ("--search x", "nimbus orgs list"),
         ("--machine-id 1 --annotations", "--annotations needs --job-id"),
         ("--job-id 1 --since yesterday", "write it like 2h"),
         ("--job-id 1 --raw --json", "--raw and --json exclude each other"),
@@ -177,7 +178,7 @@ async def test_output_is_filtered_searched_annotated_and_downloaded(tmp_path: Pa
             await said(f"--job-id 12 --download {file}.gz --gzip")
             raw = await said("--job-id 12 --raw")
             pretty = await said("--job-id 12 --color --limit 3")
-    assert tail == "ok 12 tests, disk 91% full\nslow network\n"  # and the row that ends it, which is not shown
+    assert tail == "::group::Test\nok 12 tests, disk 91% full\nslow network\n"
     assert errors == "::error file=src/a.c,line=3,col=5,title=cc::no semicolon\n"
     assert stderr == "slow network\n"
     assert step == "::group::Test\nok 12 tests, disk 91% full\n"
@@ -196,7 +197,7 @@ async def test_a_follower_may_begin_with_the_last_lines_and_see_only_some(tmp_pa
             flags = ("--logs-url", rig.url, "--job-id", "12", "--follow")
             tail = await run_logs(*flags, "--tail", "2", NIMBUS_JWT_SECRET=SECRET)
             errors = await run_logs(*flags, "--level", "error", NIMBUS_JWT_SECRET=SECRET)
-    assert tail.stdout == b"slow network\n"
+    assert tail.stdout.decode() == "ok 12 tests, disk 91% full\nslow network\n"
     assert errors.stdout.decode() == f"{OUTPUT[3]}\n"
 
 
