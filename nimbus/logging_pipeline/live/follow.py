@@ -147,7 +147,7 @@ class Follow(ResponseBody):
             return self._end("complete")
         with trio.move_on_at(self._plan_wake(now)):
             await self._subscription.wait()
-        return HEARTBEAT if trio.current_time() - self._last_sent >= self._terms.heartbeat_s else b""
+        return HEARTBEAT if trio.current_time() >= self._last_sent + self._terms.heartbeat_s else b""
 
     def _plan_wake(self, now: float) -> float:
         expires = now + self.wanted.reader.expires_at_s - time.time()

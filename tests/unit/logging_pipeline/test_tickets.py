@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import httpx2
 import pytest
 import structlog
 import trio
+from hypercorn.config import Config
 from structlog.testing import capture_logs
 
+from nimbus.logging_pipeline.app import build_logging_pipeline
 from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.logging_pipeline.tickets import TICKET_S, Reader, read_ticket, render_ticket
 from nimbus.model.errors import Forbidden, NimbusError, Unauthorized
 from nimbus.runtime.hidden import find_hidden, hide_parameters
+from nimbus.runtime.listening import start_hypercorn
 from nimbus.wire.tokens import Audience, hmac_key, new_ed25519_key, render_token
 from tests.unit.logging_pipeline.rig import SECRET, Rig, bearer, open_rig, row
 
@@ -185,3 +189,24 @@ async def test_our_own_logs_hold_neither_tickets_nor_tokens(tmp_path: Path, engi
     assert made not in repr(logged)
     assert logged
     assert new_ed25519_key().kid not in repr(logged)
+
+
+async def test_the_servers_own_access_log_holds_no_ticket_and_no_token(
+    tmp_path: Path, engine: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    with trio.fail_after(60), caplog.at_level(logging.INFO, logger="access-of-tests"):
+        async with open_rig(tmp_path, engine) as rig, trio.open_nursery() as nursery:
+            config = Config()
+            config.bind = ["127.0.0.1:0"]
+            config.accesslog = logging.getLogger("access-of-tests")
+            config.access_log_format = "%(R)s | %(Uq)s | %(q)s"
+            stop = trio.Event()
+            urls = await start_hypercorn(nursery, build_logging_pipeline(rig.services), config, stop.wait, "")
+            ticket, token = (await get_ticket(rig, machine_id=7)).json()["ticket"], rig.read_token()
+            await rig.client.head(f"{urls[0]}/logs/machines/7/follow?after=&ticket={ticket}")
+            await rig.client.get(f"{urls[0]}/logs/machines/7?token={token}&limit=1")
+            stop.set()
+    assert "ticket=***" in caplog.text
+    assert "token=***&limit=1" in caplog.text
+    assert ticket not in caplog.text
+    assert token not in caplog.text
