@@ -35,7 +35,7 @@ from nimbus.logging_pipeline.registered import MaskTerms, Registered
 from nimbus.logging_pipeline.revoked import RevokedTokens
 from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.settings import Settings
-from nimbus.logging_pipeline.store.bounds import ReadBounds
+from nimbus.logging_pipeline.store.bounds import plan_bounds
 from nimbus.logging_pipeline.store.migrate import migrate
 from nimbus.logging_pipeline.store.opening import open_store
 from nimbus.runtime.http import open_http
@@ -75,9 +75,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         async with open_tails(settings, table, hub, directory, revoked, metrics) as tails:
             yield Services(
                 table=table,
-                bounds=ReadBounds(
-                    settings.logging_query_seconds, settings.logging_query_rows, settings.logging_query_memory_mib
-                ),
+                bounds=plan_bounds(settings),
                 turns=Turns(settings.logging_query_org_limit),
                 masknet=masknet,
                 writer=writer,

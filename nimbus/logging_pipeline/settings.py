@@ -50,7 +50,7 @@ class Settings(StoreSettings):
         ge=0.1,
         le=300,
         description="seconds that one search, count or page may take in the store; beyond that its caller is told to "
-        "narrow it (503)",
+        "narrow it (503). Never more than four fifths of NIMBUS_CLICKHOUSE_TIMEOUT",
     )
     logging_query_rows: int = Field(
         default=50_000_000,

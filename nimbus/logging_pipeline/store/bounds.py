@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nimbus.logging_pipeline.settings import Settings
 from nimbus.model.errors import NimbusError, Refused, Unavailable
 
 MIB = 2**20
@@ -33,6 +34,11 @@ class ReadBounds:
         return replace(self, rows=0)
 
     @property
+    def is_heavy(self) -> bool:
+        """Whether the statement may read much."""
+        return self.rows > 0
+
+    @property
     def clause(self) -> str:
         """The end of a statement that is held to these bounds."""
         return (
@@ -49,3 +55,9 @@ class ReadBounds:
         if code in _TIME:
             return Unavailable(f"this took longer than {self.seconds:g} s: {_NARROW}, or retry when less is going on")
         return None
+
+
+def plan_bounds(settings: Settings) -> ReadBounds:
+    """As they are set. The store gives up before our client of it does, which could not tell why."""
+    seconds = min(settings.logging_query_seconds, 0.8 * settings.clickhouse_timeout)
+    return ReadBounds(seconds, settings.logging_query_rows, settings.logging_query_memory_mib)

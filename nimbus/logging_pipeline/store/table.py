@@ -32,7 +32,8 @@ from nimbus.model.errors import Refused, Unavailable
 from nimbus.runtime.threads import ThreadLane
 
 _CONNECT_S = 3
-_WIDTH = 4  # one for the writer, the others for readers
+_WIDTH = 4  # one for the writer, the others for what is short: pages, follows, what the writer asks
+_HEAVY_WIDTH = 2  # searches and counts have connections of their own, so that whatever is short never waits for them
 _FAILURES = (clickhouse_connect.driver.exceptions.Error, HTTPError, OSError)
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -47,6 +48,7 @@ class LogTable:
         self.health = StoreHealth()
         self._read_s = read_s
         self._lane = ThreadLane("clickhouse", _WIDTH)
+        self._heavy_lane = ThreadLane("clickhouse-heavy", _HEAVY_WIDTH)
         self._connecting = trio.Lock()
         self._client: Any = None
         self._connected: Endpoint | None = None
@@ -131,8 +133,9 @@ class LogTable:
 
     async def _call(self, function: Callable[[Any], T], *, wrote: bool = False, bounds: ReadBounds | None = None) -> T:
         client = await self._connect()
+        lane = self._heavy_lane if bounds is not None and bounds.is_heavy else self._lane
         try:
-            answer = await self._lane.run(function, client)
+            answer = await lane.run(function, client)
         except _FAILURES as error:
             code = getattr(error, "code", None)
             excess = None if bounds is None else bounds.judge(code)
@@ -177,7 +180,7 @@ class LogTable:
             send_receive_timeout=math.ceil(self._read_s),
             autogenerate_session_id=False,  # one client serves several threads
             query_retries=0,  # the callers know what may be repeated
-            pool_mgr=httputil.get_pool_manager(maxsize=_WIDTH, num_pools=1),
+            pool_mgr=httputil.get_pool_manager(maxsize=_WIDTH + _HEAVY_WIDTH, num_pools=1),
             show_clickhouse_errors="scrub",  # for their codes: the words go nowhere
         )
 
