@@ -12,6 +12,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from urllib.parse import quote, quote_plus
 
 import re2
@@ -132,7 +133,8 @@ class Needles:
     def half_told(self, rest: bytes) -> bool:
         """Whether what may be a secret's beginning is half of one already."""
         index = bisect_right(self._sorted, rest)
-        return index < len(self._sorted) and 2 * len(rest) >= len(self._sorted[index])
+        alike = takewhile(lambda needle: needle.startswith(rest), self._sorted[index : index + _CHECKS_MIN])
+        return any(2 * len(rest) >= len(needle) for needle in alike)
 
     def measure_end(self, text: bytes) -> int:
         """How much of a text's beginning is the end of some needle, for whoever did not see what came before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import random
 import secrets
@@ -13,6 +14,8 @@ from urllib.parse import quote
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nimbus.logging_pipeline.ingest.masknet import CUT_BYTES, MaskNet
 from nimbus.logging_pipeline.ingest.needles import NEEDLE_BYTES, Needles
@@ -259,6 +262,30 @@ def test_a_line_between_two_halves_on_another_stream_does_not_part_them() -> Non
     net = Net()
     shown = [*net.feed(SECRET[:20]), *net.feed("other", stream="stderr"), *net.feed(SECRET[20:])]
     assert shown == ["***", "other", "***"]
+
+
+@given(
+    cuts=st.lists(st.integers(1, 59), max_size=6, unique=True),
+    ends=st.sets(st.integers(0, 6)),
+    form=st.sampled_from([SECRET, base64.b64encode(SECRET.encode()).decode().rstrip("="), quote(SECRET, safe="")]),
+)
+def test_however_a_secret_is_cut_into_rows_and_requests_less_than_its_half_is_shown(
+    cuts: list[int], ends: set[int], form: str
+) -> None:
+    text = f"noise {form} noise"
+    places = [0, *sorted(place for place in cuts if place < len(text)), len(text)]
+    rows = [text[begin:end] for begin, end in itertools.pairwise(places)]
+    net = Net()
+    shown: list[str] = []
+    request: list[str] = []
+    for index, row in enumerate(rows):
+        request.append(row)
+        if index in ends or index == len(rows) - 1:
+            shown += net.feed(*request)
+            request = []
+    told = "".join(shown)
+    half = len(form) // 2
+    assert not any(form[at : at + half] in told for at in range(len(form) - half))
 
 
 def test_a_line_that_only_begins_as_a_secret_does_stays() -> None:
