@@ -211,3 +211,15 @@ async def test_the_schema_of_a_store_is_checked_and_brought_up_to_date(tmp_path:
     assert missing.stdout.replace(b"missing", b"applied") == applied.stdout
     assert b"0001_ci_logs.sql" in applied.stdout
     assert nothing.stdout == b"nothing to do\n"
+
+
+async def test_raw_output_never_reaches_a_terminal() -> None:
+    reader, terminal = os.openpty()
+    env = os.environ | {"NIMBUS_JWT_SECRET": SECRET}
+    argv = [sys.executable, "-m", "nimbus", "logs", "--job-id", "1", "--raw"]
+    with trio.fail_after(60):
+        said = await trio.run_process(argv, stdout=terminal, capture_stderr=True, check=False, env=env)
+    os.close(terminal)
+    os.close(reader)
+    assert said.returncode == 2
+    assert b"pipe it into a program" in said.stderr
