@@ -165,7 +165,7 @@ async def run_soak(plan: SoakPlan, folder: Path, say: Callable[[str], None] = pr
 
 
 def plan_followers(site: Site, plan: SoakPlan) -> list[Follower]:
-    """Half of them beyond the bad network, half beside the pipeline."""
+    """Half of them beyond the bad network, half beside the pipeline, and one that reads slowly."""
     step = max(1, plan.jobs // max(1, plan.followers))
     return [
         Follower(
@@ -173,6 +173,7 @@ def plan_followers(site: Site, plan: SoakPlan) -> list[Follower]:
             f"/logs/jobs/{job.job_id}/follow",
             site.read_token(org_of(job.job_id)),
             JobCheck(job, "follower"),
+            is_slow=number == 0,
         )
         for number, job in enumerate(site.jobs[::step][: plan.followers])
     ]
@@ -210,7 +211,7 @@ async def read_all_pages(site: Site, job: Printed, found: Found, check: JobCheck
             return
         page = answer.json()
         for row in page["rows"]:
-            check.see(row["seq"], row["stream"], row["message"])
+            check.see(row["seq"], row["stream"], row["message"], row["step"])
         if not page["more"]:
             return
         after = page["next"]
@@ -229,13 +230,18 @@ async def read_table(site: Site, found: Found) -> None:
 
         [counted] = await ask(f"SELECT count() AS n FROM {TABLE}")  # noqa: S608 - ours
         found.rows["table"] = int(json.loads(counted)["n"])
+        strays = 0
         for job in site.jobs:
             check = JobCheck(job, "table")
             found.checks.append(check)
             whose = f"org_id = {org_of(job.job_id)} AND machine_id = {machine_of(job.job_id)} AND fence = {FENCE}"
             for line in await ask(f"SELECT * FROM {TABLE} WHERE {whose} ORDER BY seq"):  # noqa: S608 - ours
                 row = json.loads(line)
-                check.see(int(row["seq"]), row["stream"], row["message"])
+                check.see(int(row["seq"]), row["stream"], row["message"], int(row["step"]))
+                # 0: from before its link was known
+                strays += int(row["job_id"]) not in (0, job.job_id)
+        if strays:
+            found.faults.append(f"{strays} rows in the table name another job")
 
 
 async def show_progress(site: Site, found: Found, say: Callable[[str], None]) -> None:

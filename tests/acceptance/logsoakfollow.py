@@ -6,6 +6,7 @@ Whatever was told in full before a break counts as seen; half an event does not.
 from __future__ import annotations
 
 import json
+import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tests.acceptance.logsoakverdict import JobCheck
 
 SILENCE_S = 25.0  # longer than the pipeline's heartbeat: behind it, nobody is there
 PAUSE_S = 0.2
+SIP_BYTES, SIP_S = 16 * 1024, 0.02
 _CHUNK = 64 * 1024
 _LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError)
 
@@ -30,6 +32,7 @@ class Follower:
     path: str
     token: str = field(repr=False)
     check: JobCheck
+    is_slow: bool = False  # reads in sips, so that the pipeline must let it fall behind
     connections: int = 0
     resyncs: int = 0
     refusals: dict[int, int] = field(default_factory=dict)
@@ -52,6 +55,8 @@ class Follower:
         asked = http.send(h11.Request(method="GET", target=self.path, headers=list(headers.items()))) or b""
         async with await trio.open_tcp_stream(HOST, self.port) as stream:
             self.connections += 1
+            if self.is_slow:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SIP_BYTES)
             await stream.send_all(asked + (http.send(h11.EndOfMessage()) or b""))
             text = b""
             while data := await self._receive(stream, http):
@@ -65,7 +70,8 @@ class Follower:
             event = http.next_event()
             if event is h11.NEED_DATA:
                 with trio.move_on_after(SILENCE_S):
-                    http.receive_data(bytes(await stream.receive_some(_CHUNK)))
+                    await trio.sleep(SIP_S if self.is_slow else 0)
+                    http.receive_data(bytes(await stream.receive_some(SIP_BYTES if self.is_slow else _CHUNK)))
                     continue
                 return b""
             if isinstance(event, h11.Data):
@@ -85,7 +91,7 @@ class Follower:
         value = json.loads(fields["data"])
         match kind := fields.get("event", "message"):
             case "message":
-                self.check.see(value["seq"], value["stream"], value["message"])
+                self.check.see(value["seq"], value["stream"], value["message"], value["step"])
                 self.delays_ms.append(int(time.time() * 1000) - value["ts_ms"])
                 self._cursor = fields["id"]
             case "resync":

@@ -38,6 +38,7 @@ LOOK_S = 0.05
 SCRAPE_S = 0.5
 ORGS = 3
 FENCE = 1
+REPO = 77
 MIB = 2**20
 _BOUND = ("setpriv", "--pdeathsig", "KILL")  # a process ends with the soak, however that ends
 _COUNTERS = ("nimbus_logs_rows_stored_total", "nimbus_logs_rows_repeated_total", "nimbus_logs_insert_failures_total")
@@ -264,6 +265,7 @@ async def open_site(jobs: tuple[Printed, ...], agents: int, folder: Path, rng: r
     control, stop = ControlPlane(), trio.Event()
     for job in jobs:
         control.add_job(job.job_id, org_of(job.job_id), "in_progress", [(machine_of(job.job_id), FENCE)])
+        control.add_link(machine_of(job.job_id), FENCE, org_of(job.job_id), job.job_id, REPO)
     async with httpx2.AsyncClient(timeout=60, trust_env=False) as client, trio.open_nursery() as nursery:
         binds = await nursery.start(serve_app, control_app(control), [f"{HOST}:0"], stop)
         port = find_port(rng)

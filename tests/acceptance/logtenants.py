@@ -82,6 +82,10 @@ class Answer:
         return self.headers + self.body + plain
 
     @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
+
+    @property
     def value(self) -> dict[str, object]:
         told = json.loads(self.body) if self.body.startswith(b"{") else {}
         return dict(told)
@@ -158,6 +162,7 @@ async def open_world(folder: Path) -> AsyncIterator[World]:
     for tenant in (AMBER, VIOLET):
         control.add_job(tenant.job_id, tenant.org_id, "completed", [(tenant.machine_id, 1)])
         control.jobs[tenant.job_id]["repo_id"] = tenant.repo_id
+        control.add_link(tenant.machine_id, 1, tenant.org_id, tenant.job_id, tenant.repo_id)
     async with trio.open_nursery() as nursery:
         binds = await nursery.start(serve_app, control_app(control), [f"{HOST}:0"], stop)
         port = free_port()
