@@ -17,7 +17,7 @@ import trio
 
 from nimbus.logging_pipeline.plane import Plane
 from nimbus.logging_pipeline.rows import JobLink, Source
-from nimbus.logging_pipeline.store.links import LinkTable, find_links, store_links
+from nimbus.logging_pipeline.store.links import LinkTable, find_links, find_unlinked, store_links
 from nimbus.model.errors import NimbusError, Unavailable
 from nimbus.wire.fields import parse_object
 
@@ -85,16 +85,28 @@ class Links:
         return NO_LINK
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Ask until cancelled; first about what was left open when the service last ended."""
+        opened = False
         while True:
             self._wake = trio.Event()
+            opened = opened or await self._reopen()
             due = self._take_due(trio.current_time())
             if due:
                 await self._learn(due)
                 continue
             next_due = min((question.due for question in self._questions.values()), default=float("inf"))
-            with trio.move_on_at(next_due):
+            with trio.move_on_at(next_due if opened else trio.current_time() + self._terms.first_s):
                 await self._wake.wait()
+
+    async def _reopen(self) -> bool:
+        """Whether it is known which machines have printed lately and are not linked: they may never print again."""
+        try:
+            unlinked = await find_unlinked(self._table, self._terms.silent_s, MAX_KEPT // 2)
+        except Unavailable:
+            return False
+        for source in unlinked:
+            self.link_of(source)
+        return True
 
     def _take_due(self, now: float) -> list[Source]:
         """Those whose turn it is, each with its next turn set; the silent ones are let go."""

@@ -6,6 +6,7 @@ Readers of a whole repo find its machines here. Numbers only; called by ingest's
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -43,6 +44,20 @@ async def find_links(table: LinkTable, sources: Collection[Source]) -> dict[Sour
             source = Source(int(entry["org_id"]), int(entry["machine_id"]), int(entry["fence"]))
             found[source] = JobLink(int(entry["repo_id"]), int(entry["job_id"]), int(entry["attempt"]))
     return found
+
+
+async def find_unlinked(table: LinkTable, age_s: float, limit: int) -> list[Source]:
+    """Machines of which rows without a job came within `age_s`, and no link: what a service left open when it ended."""
+    told = await table.select(
+        f"SELECT DISTINCT org_id, machine_id, fence FROM {table.name} "  # noqa: S608 - checked name
+        "WHERE job_id = 0 AND inserted_at >= now64(3) - toIntervalSecond({age:UInt32}) "
+        # a guest's clock is at most a day off; partitions go by it
+        "AND ts >= now64(3) - toIntervalSecond({age:UInt32}) - toIntervalDay(2) "
+        f"AND (org_id, machine_id, fence) NOT IN (SELECT org_id, machine_id, fence FROM {table.name}_links "
+        "WHERE linked_at >= now64(3) - toIntervalSecond({age:UInt32}) - toIntervalDay(1)) LIMIT {limit:UInt32}",
+        {"age": math.ceil(age_s), "limit": limit},
+    )
+    return [Source(int(entry["org_id"]), int(entry["machine_id"]), int(entry["fence"])) for entry in told]
 
 
 async def store_links(table: LinkTable, links: Mapping[Source, JobLink]) -> None:

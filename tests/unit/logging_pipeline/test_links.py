@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +13,8 @@ import trio
 from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.logging_pipeline.ingest.links import NO_LINK, Links, LinkTerms
 from nimbus.logging_pipeline.plane import Plane
-from nimbus.logging_pipeline.rows import JobLink, Source
-from nimbus.logging_pipeline.store.links import find_links, store_links
+from nimbus.logging_pipeline.rows import Chunk, JobLink, Row, Source
+from nimbus.logging_pipeline.store.links import find_links, find_unlinked, store_links
 from nimbus.runtime.http import open_http
 from nimbus.wire.tokens import hmac_key
 from tests.unit.logging_pipeline.rig import SECRET, Rig, open_rig, row, wait_until
@@ -63,6 +64,22 @@ async def test_a_restarted_service_reads_its_links_from_the_table(tmp_path: Path
                 assert {links.link_of(source) for source in known} == {NO_LINK}
                 await wait_until(lambda: all(links.link_of(source) == link for source, link in known.items()))
             assert rig.control.link_questions == []
+
+
+async def test_a_machine_that_never_prints_again_is_linked_after_a_restart(tmp_path: Path, engine: Endpoint) -> None:
+    with trio.fail_after(60):
+        async with open_rig(tmp_path, engine) as rig:
+            now_ms = time.time_ns() // 1_000_000
+            told = Source(1, 7, 1), Source(2, 8, 3), Source(1, 9, 1)
+            lines = [Chunk(source, "agent-1", [Row(0, now_ms, "stdout", "info", "")]) for source in told]
+            await rig.services.table.insert(lines)  # by a service that has ended
+            await store_links(rig.services.table, {told[2]: JobLink(3, 14, 1)})
+            assert sorted(await find_unlinked(rig.services.table, 60, 10), key=str) == sorted(told[:2], key=str)
+            rig.control.add_link(7, 1, org=1, job=12, repo=3)
+            async with open_links(rig):
+                while len(await stored(rig)) < 2:  # noqa: ASYNC110 - the table tells nobody
+                    await trio.sleep(0.01)
+            assert [entry["job_id"] for entry in await stored(rig)] == [12, 14]
 
 
 async def test_links_that_come_again_stay_one_row_each(tmp_path: Path, engine: Endpoint) -> None:
