@@ -170,7 +170,7 @@ async def _search(line: Line, terms: Mapping[str, Sequence[str]], samples: dict[
             for kind, words in terms.items():
                 match = kind.partition(".")[0]
                 told = await _get(line, "/logs/search", {"q": words[index % len(words)], "match": match})
-                found = bool(json.loads(told.content)["rows"])
+                found = bool(json.loads(told.content)["hits"])
                 if (found and "absent" in kind) or (not found and "rare" in kind):
                     sys.exit(f"a search for {kind} {words[index % len(words)]!r} was answered {told.content[:200]!r}")
                 _keep(samples, f"{kind}.ms", told.ms, number)
