@@ -29,6 +29,7 @@ MAX_ORGS = 10_000
 STEM_BYTES_MAX = 2 * 2**20  # of all orgs' automata: about a kilobyte of memory each, where output visits them all
 RETRY_S = 2.0  # between two questions about an org for which none was answered
 WAIT_S = 2.0  # that a request waits before it is told to come again
+REST_S = 60.0  # agents come again sooner: an org that was silent for longer did not wait
 _AT_ONCE = 4
 _NOT_FOUND = 404
 Build = Callable[[tuple[str, ...]], Awaitable[Needles]]
@@ -54,8 +55,9 @@ class Plane(Protocol):
 class _Entry:
     """What is known of an org."""
 
-    asked_at: float  # for the first time
-    values: tuple[str, ...] = ()
+    since: float  # when its output began to come; it may have rested since
+    seen_at: float
+    values: tuple[str, ...] = field(default=(), repr=False)
     needles: Needles | None = None  # None: it registered nothing, or nobody knows
     fetched_at: float = -math.inf
     tried_at: float = -math.inf
@@ -97,10 +99,13 @@ class Registered:
         now = trio.current_time()
         entry = self._orgs.get(org_id)
         if entry is None:
-            entry = self._orgs[org_id] = _Entry(now)
+            entry = self._orgs[org_id] = _Entry(now, now)
             if len(self._orgs) > MAX_ORGS:
                 self._orgs.popitem(last=False)
         self._orgs.move_to_end(org_id)
+        if now - entry.seen_at > self._terms.patience_s + REST_S:
+            entry.since = now  # what waited then is not what waits now
+        entry.seen_at = now
         if now - entry.fetched_at <= self._terms.refresh_s:
             return
         self._ask_for(org_id, entry)
@@ -114,7 +119,7 @@ class Registered:
 
     def _bear(self, org_id: int, entry: _Entry) -> None:
         """Nothing is known: have the request come again, or after enough of that take it all the same."""
-        if trio.current_time() - entry.asked_at < self._terms.patience_s:
+        if trio.current_time() - entry.since < self._terms.patience_s:
             raise Unavailable("the org's registered secrets could not be fetched yet: retry", retry_after_s=RETRY_S)
         self._note_missing()
         if not entry.told:

@@ -56,8 +56,8 @@ class Edge:
     """What must be known of a stream's rows so far. `known` False: they were not seen, by this process at least."""
 
     known: bool = True
-    tail: bytes = b""  # their end, where it may be the beginning of a registered secret
-    begun: bytes = b""  # and where it may be that of a known shape
+    tail: bytes = field(default=b"", repr=False)  # their end, where it may be the beginning of a registered secret
+    begun: bytes = field(default=b"", repr=False)  # and where it may be that of a known shape
     key_lines: int = 0  # of a private key that may follow yet
     strange: int = 0
 

@@ -63,9 +63,9 @@ async def build_here(values: tuple[str, ...]) -> Needles:
 
 
 @asynccontextmanager
-async def open_stage() -> AsyncIterator[Stage]:
+async def open_stage(terms: MaskTerms = TERMS) -> AsyncIterator[Stage]:
     plane, missing = Plane(), list[None]()
-    registered = Registered(plane, TERMS, lambda: missing.append(None), build_here)
+    registered = Registered(plane, terms, lambda: missing.append(None), build_here)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registered.run)
         yield Stage(plane, registered, missing)
@@ -144,6 +144,27 @@ async def test_output_of_an_org_never_heard_of_comes_again_and_then_goes_on_with
         await trio.sleep(RETRY_S)
         await stage.hides()
         assert await stage.hides()
+
+
+async def test_an_org_that_comes_back_in_another_outage_waits_as_long_as_in_the_first(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_stage() as stage:
+        stage.plane.away = True
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await stage.hides()
+            await trio.sleep(24 * 3600)
+        assert stage.missing == []
+
+
+async def test_with_no_patience_output_is_taken_at_once(autojump_clock: MockClock) -> None:
+    async with open_stage(MaskTerms(patience_s=0)) as stage:
+        stage.plane.away = True
+        for _ in range(3):
+            assert not await stage.hides()
+            await trio.sleep(10)
+        assert len(stage.missing) == 3
 
 
 async def test_an_older_control_plane_has_nothing_registered(autojump_clock: MockClock) -> None:
