@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from nimbus.logging_pipeline.engine.child import Endpoint
+from nimbus.logging_pipeline.rows import Chunk, JobLink, Row, Source
 from nimbus.logging_pipeline.settings import StoreSettings
 from nimbus.logging_pipeline.store.migrate import (
     fill,
@@ -160,6 +162,26 @@ async def test_a_changed_retention_reaches_rows_and_links(engine: Endpoint) -> N
         texts = {entry["name"]: entry["text"] for entry in told}
         assert "toIntervalDay(4)" in texts["ci_logs"]
         assert "toIntervalDay(35)" in texts["ci_logs_links"]
+
+
+async def test_an_insert_over_a_months_end_is_one_block_a_month_and_twice_the_same_is_once(engine: Endpoint) -> None:
+    noon = datetime.now(UTC).replace(day=15, hour=12)
+    first_ms = int(noon.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
+    rows = [Row(seq, first_ms + seq - 5, "stdout", "info", f"line {seq} \0 é") for seq in range(10)]
+    chunks = [Chunk(Source(1, 7, 1), "agent-1", rows, JobLink(3, 12, 1)), Chunk(Source(2, 8, 1), "agent-1", rows)]
+    async with open_empty(engine, "schema_months", days=3650) as (table, settings):
+        await migrate(table, settings)
+        await table.insert(chunks)
+        await table.insert(chunks)
+        parts = await table.rows_of(
+            "SELECT partition, sum(rows) AS n, count() AS parts FROM system.parts "
+            "WHERE database = 'schema_months' AND table = 'ci_logs' AND active GROUP BY partition ORDER BY partition"
+        )
+        told = await table.rows_of(f"SELECT message, toUnixTimestamp64Milli(ts) AS ms FROM {table.name} ORDER BY ALL")  # noqa: S608 - ours
+    assert [(int(part["n"]), int(part["parts"])) for part in parts] == [(10, 1), (10, 1)]
+    assert sorted((entry["message"], int(entry["ms"])) for entry in told) == sorted(
+        (row.message, row.ts_ms) for row in rows * 2
+    )
 
 
 async def test_the_words_index_skips_what_cannot_match(engine: Endpoint) -> None:
