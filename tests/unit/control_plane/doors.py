@@ -25,6 +25,8 @@ from nimbus.control_plane.keys.ring import Purpose
 from nimbus.control_plane.services import Services
 from nimbus.logging_pipeline.access import Access
 from nimbus.logging_pipeline.keys import KeySet
+from nimbus.logging_pipeline.plane import Plane as Asked
+from nimbus.logging_pipeline.revoked import RevokedTokens
 from nimbus.model.errors import Forbidden, NotFound, Refused
 from nimbus.model.scope import Action, Scope, parse_scope
 from nimbus.runtime.http import open_http
@@ -126,7 +128,11 @@ async def open_doors(plane: Plane) -> AsyncIterator[Doors]:
     """Every door, for as long as the body runs."""
     cache_keys = [CACHE_KEY]
     async with trio.open_nursery() as nursery:
-        app = build_side(plane, cache_keys)
+        revoked = RevokedTokens(Asked(plane.http, "", hmac_key(ADMIN_SECRET)), 1.0, lambda: None)
+        nursery.start_soon(revoked.run)
+        while revoked.state == "none":  # noqa: ASYNC110 - readers are let in once the first list is here
+            await trio.sleep(0.01)
+        app = build_side(plane, cache_keys, revoked)
         binds = await nursery.start(serve_app, app, ["127.0.0.1:0"], plane.services.stopping)
         async with open_http(binds[0]) as side:
             yield Doors(plane, tuple(plan_doors(plane, side)), side, cache_keys)
@@ -150,10 +156,10 @@ def plan_doors(plane: Plane, side: httpx2.AsyncClient) -> list[Door]:
     ]  # fmt: skip
 
 
-def build_side(plane: Plane, cache_keys: list[CacheKey]) -> App:
+def build_side(plane: Plane, cache_keys: list[CacheKey], revoked: RevokedTokens) -> App:
     """What the logging pipeline and a store do with a token before anything else."""
     app = build_app("tests.doors")
-    access = Access(KeySet(plane.http, "/.well-known/jwks.json"), (hmac_key(ADMIN_SECRET),))
+    access = Access(KeySet(plane.http, "/.well-known/jwks.json"), revoked, (hmac_key(ADMIN_SECRET),))
     liveness = Liveness(plane.http, mint_question, cache_s=0)
 
     @app.post("/machine")
