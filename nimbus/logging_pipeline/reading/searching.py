@@ -23,7 +23,6 @@ from nimbus.logging_pipeline.store.search import (
     SPARE,
     Hit,
     Link,
-    Moment,
     Owner,
     SearchScope,
     plan_links,
@@ -34,7 +33,7 @@ from nimbus.logging_pipeline.tickets import Reader
 from nimbus.model.errors import Forbidden, NotFound, Refused
 
 DEFAULT_HITS, MAX_HITS = 100, 1000
-_CURSOR = re.compile(r"([0-9a-f]{16})\.([0-9]{1,15})\.([0-9]{1,19})\.([0-9]{1,19})\.([0-9]{1,19})", re.ASCII)
+_CURSOR = re.compile(r"([0-9a-f]{16})\.([0-9]{1,19})\.([0-9]{1,19})\.([0-9]{1,19})", re.ASCII)
 
 
 def build_search_api(services: Services) -> Blueprint:
@@ -97,7 +96,7 @@ async def _find_owner(services: Services, repo_id: int) -> int:
 async def _answer_hits(services: Services, scope: SearchScope, wanted: RowFilter) -> Response:
     limit = read_number("limit", DEFAULT_HITS, MAX_HITS)
     mark = _mark(scope)
-    after = _read_moment(request.args.get("after"), mark)
+    after = _read_place(request.args.get("after"), mark)
     table, bounds = services.table, services.bounds
     async with services.turns.take(scope.org_id):
         hits = await table.read(plan_search(table.name, scope, wanted, after, limit), Hit, bounds)
@@ -106,7 +105,7 @@ async def _answer_hits(services: Services, scope: SearchScope, wanted: RowFilter
     known = {(link.machine_id, link.fence): link for link in links}
     body = {
         "hits": [_render_hit(hit, known.get((hit.machine_id, hit.fence))) for hit in hits],
-        "next": _render_moment(hits[-1].moment, mark) if hits else None,
+        "next": _render_place(hits[-1].place, mark) if hits else None,
         "more": len(hits) == limit or (bool(hits) and hits[0].copies >= limit * SPARE),
     }
     return answer(body)
@@ -119,7 +118,7 @@ def _render_hit(hit: Hit, link: Link | None) -> dict[str, object]:
         "machine_id": hit.machine_id,
         "fence": hit.fence,
         "seq": hit.seq,
-        "cursor": render_cursor([Place(hit.machine_id, hit.fence, hit.seq)]),
+        "cursor": render_cursor([hit.place]),
         "ts_ms": hit.ts_ms,
         "step": hit.step,
         "stream": hit.stream,
@@ -134,11 +133,11 @@ def _mark(scope: SearchScope) -> str:
     return hashlib.blake2b(repr(scope).encode(), digest_size=8).hexdigest()
 
 
-def _render_moment(moment: Moment, mark: str) -> str:
-    return f"{mark}.{moment.ts_ms}.{moment.machine_id}.{moment.fence}.{moment.seq}"
+def _render_place(place: Place, mark: str) -> str:
+    return f"{mark}.{place.machine_id}.{place.fence}.{place.seq}"
 
 
-def _read_moment(text: str | None, mark: str) -> Moment | None:
+def _read_place(text: str | None, mark: str) -> Place | None:
     if text is None:
         return None
     found = _CURSOR.fullmatch(text)
@@ -146,4 +145,4 @@ def _read_moment(text: str | None, mark: str) -> Moment | None:
         raise Refused("the cursor is none of this search: pass on what the last answer gave in `next`, unchanged")
     if found[1] != mark:
         raise Forbidden("the cursor belongs to another search: start without one")
-    return Moment(*map(int, found.groups()[1:]))
+    return Place(*map(int, found.groups()[1:]))

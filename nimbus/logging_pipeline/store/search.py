@@ -1,7 +1,8 @@
 """The statement that searches output: the newest matches first, in an org, a repo or some machines. Pure.
 
-Two steps in one statement: the places of the newest matches, from few columns, then their lines by the primary key.
-To sort whole lines, or to drop repetitions among all matches, costs ten times as much. Called by the search route.
+Newest means by the key: the machines that came last first, and of each its last lines first. So the store reads from
+the key's end and stops at the limit; by time it would have to read every match of a common word. Repetitions are
+dropped from what was found, not among all matches, for the same reason. Called by the search route.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from nimbus.logging_pipeline.rows import Place
 from nimbus.logging_pipeline.store.filters import RowFilter, Select, plan_filter
 
-_KEY = "machine_id, fence, seq"
-_NEWEST = "ts DESC, machine_id DESC, fence DESC, seq DESC"
+_KEY = "org_id, machine_id, fence, seq"
+_NEWEST = "org_id DESC, machine_id DESC, fence DESC, seq DESC"
 SHOWN_CHARS = 4096  # of a line among hits: a thousand of them fit into one answer; its permalink shows the whole
-SPARE = 2  # how many keys are fetched for each hit: a row may be stored twice until parts are merged
+SPARE = 2  # how many rows are looked for with each hit: a row may be stored twice until parts are merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +27,6 @@ class SearchScope:
     org_id: int
     repo_id: int | None = None
     machines: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A place among all lines of an org in the order of their times."""
-
-    ts_ms: int
-    machine_id: int
-    fence: int
-    seq: int
 
 
 class Hit(msgspec.Struct, gc=False):
@@ -52,8 +44,8 @@ class Hit(msgspec.Struct, gc=False):
     copies: int  # of all the lines that were found, those that are stored twice twice
 
     @property
-    def moment(self) -> Moment:
-        return Moment(self.ts_ms, self.machine_id, self.fence, self.seq)
+    def place(self) -> Place:
+        return Place(self.machine_id, self.fence, self.seq)
 
 
 class Link(msgspec.Struct, gc=False):
@@ -71,32 +63,32 @@ class Owner(msgspec.Struct, gc=False):
     org_id: int
 
 
-def plan_search(table: str, scope: SearchScope, wanted: RowFilter, after: Moment | None, limit: int) -> Select:
+def plan_search(table: str, scope: SearchScope, wanted: RowFilter, after: Place | None, limit: int) -> Select:
     """At most `limit` matches that are older than `after`, the newest first."""
-    keys = plan_keys(table, scope, wanted, after, limit * SPARE)
+    found = plan_matches(table, scope, wanted, after, limit * SPARE)
     return Select(
         "SELECT machine_id, fence, seq, step, stream, level, "  # noqa: S608 - checked names, typed parameters
-        f"substringUTF8(message, 1, {SHOWN_CHARS}) AS shown, lengthUTF8(message) AS chars, count() OVER () AS copies, "
-        f"toUnixTimestamp64Milli(ts) AS ts_ms FROM {table} "
-        f"WHERE org_id = {{org:UInt64}} AND ({_KEY}) IN ({keys.sql}) "
+        f"substringUTF8(message, 1, {SHOWN_CHARS}) AS shown, lengthUTF8(message) AS chars, "
+        f"count() OVER () AS copies, toUnixTimestamp64Milli(ts) AS ts_ms FROM ({found.sql}) "
         f"ORDER BY {_NEWEST} LIMIT 1 BY {_KEY} LIMIT {{limit:UInt32}}",
-        keys.parameters | {"limit": limit},
+        found.parameters | {"limit": limit},
     )
 
 
-def plan_keys(table: str, scope: SearchScope, wanted: RowFilter, after: Moment | None, count: int) -> Select:
-    """Where the newest matches stand."""
+def plan_matches(table: str, scope: SearchScope, wanted: RowFilter, after: Place | None, count: int) -> Select:
+    """The newest matches, those that are stored twice twice."""
     within, parameters = plan_scope(table, scope)
     conditions, more = plan_filter(wanted)
-    parameters |= more | {"keys": count}
+    parameters |= more | {"found": count}
     if after is not None:
-        moment = "fromUnixTimestamp64Milli({ats:Int64}, 'UTC')"
-        conditions.append(f"(ts, {_KEY}) < ({moment}, {{am:UInt64}}, {{af:UInt64}}, {{aseq:UInt64}})")
-        conditions.append(f"ts <= {moment}")  # the tuple alone would prune nothing
-        parameters |= {"ats": after.ts_ms, "am": after.machine_id, "af": after.fence, "aseq": after.seq}
+        conditions.append(
+            "(machine_id < {am:UInt64} OR (machine_id = {am:UInt64} AND "
+            "(fence < {af:UInt64} OR (fence = {af:UInt64} AND seq < {aseq:UInt64}))))"
+        )
+        parameters |= {"am": after.machine_id, "af": after.fence, "aseq": after.seq}
     return Select(
-        f"SELECT {_KEY} FROM {table} WHERE {' AND '.join([*within, *conditions])} "  # noqa: S608 - checked names, typed parameters
-        f"ORDER BY {_NEWEST} LIMIT {{keys:UInt32}}",
+        "SELECT org_id, machine_id, fence, seq, step, stream, level, message, ts "  # noqa: S608 - checked names, typed parameters
+        f"FROM {table} WHERE {' AND '.join([*within, *conditions])} ORDER BY {_NEWEST} LIMIT {{found:UInt32}}",
         parameters,
     )
 
