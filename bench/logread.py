@@ -158,6 +158,8 @@ async def _read_pages(lines: Mapping[int, Line], loaded: Loaded, pages: int, sam
             told = await _get(line, f"/logs/jobs/{machine.machine_id}", {"after": after} if after else {})
             _keep(samples, "page.ms", told.ms, number)
             after = str(json.loads(told.content)["next"])
+        told = await _get(line, f"/logs/jobs/{machine.machine_id}", {"after": after, "limit": "200"})
+        _keep(samples, "page_of_200.ms", told.ms, number)
         told = await _get(line, f"/logs/jobs/{machine.machine_id}", {"tail": "200"})
         _keep(samples, "tail.ms", told.ms, number)
 
