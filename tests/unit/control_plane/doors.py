@@ -108,6 +108,7 @@ class Doors:
     jwt: tuple[Door, ...]
     side: httpx2.AsyncClient
     cache_keys: list[CacheKey]
+    revoked: RevokedTokens  # as the logging pipeline knows them
 
     async def reach(self, token: str, name: str = "org-1", method: str = "GET") -> int:
         return (await self.side.request(method, f"/store/{name}", headers=bearer(token))).status_code
@@ -135,7 +136,7 @@ async def open_doors(plane: Plane) -> AsyncIterator[Doors]:
         app = build_side(plane, cache_keys, revoked)
         binds = await nursery.start(serve_app, app, ["127.0.0.1:0"], plane.services.stopping)
         async with open_http(binds[0]) as side:
-            yield Doors(plane, tuple(plan_doors(plane, side)), side, cache_keys)
+            yield Doors(plane, tuple(plan_doors(plane, side)), side, cache_keys, revoked)
         nursery.cancel_scope.cancel()
 
 
