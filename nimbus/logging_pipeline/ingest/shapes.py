@@ -77,51 +77,54 @@ def _is_mixed(word: bytes) -> bool:
     return any(48 <= byte <= 57 for byte in word) and any(byte >= 65 for byte in word)
 
 
+# a word begins here, though a colour, an escape of JSON's or one of an address's may end in a letter before it
+_ESCAPE = rb"(?:\x1b\[[0-9;?]*[A-Za-z]|\\[nrtbf]|%[0-9A-Fa-f]{2})"
+_START = rb"(?:\b|" + _ESCAPE + rb")"
 _QUOTE = rb"""(?:\\?["'])?"""
 _IS = _QUOTE + rb"\s*(?:=>|[:=])\s*" + _QUOTE
 _AWS_NAME = rb"(?i:secret_?access_?key|aws_secret(?:_key)?|session_?token)"
 _USER = rb"://[^\s/?#:@\"'<>]*:"
 _B64 = rb"[A-Za-z0-9/+]"
 SHAPES = (
-    Shape("gh", rb"\bgh[pousr]_", rb"gh[pousr]_[A-Za-z0-9_]{20,}"),
-    Shape("gi", rb"\bgithub_pat_", rb"github_pat_[A-Za-z0-9_]{20,}"),
-    Shape("ak as", rb"\bA(?:KI|SI)A[A-Z2-7]", rb"A(?:KI|SI)A[A-Z2-7]{16}\b"),
+    Shape("gh", _START + rb"gh[pousr]_", rb"gh[pousr]_[A-Za-z0-9_]{20,}"),
+    Shape("gi", _START + rb"github_pat_", rb"github_pat_[A-Za-z0-9_]{20,}"),
+    Shape("ak as", _START + rb"A(?:KI|SI)A[A-Z2-7]", rb"A(?:KI|SI)A[A-Z2-7]{16}\b"),
     Shape("se aw", _AWS_NAME, _B64 + rb"{40,}={0,2}", lead=_AWS_NAME + _IS, check=_is_mixed),
-    Shape("si", rb"\bsig=", rb"(?:[A-Za-z0-9/+]|%[0-9A-Fa-f]{2}){40,}={0,2}", lead=rb"sig="),
+    Shape("si", _START + rb"sig=", rb"(?:[A-Za-z0-9/+]|%[0-9A-Fa-f]{2}){40,}={0,2}", lead=rb"sig="),
     Shape("ac sh", rb"(?:Account|SharedAccess)Key=", _B64 + rb"{40,}={0,2}", lead=rb"(?:Account|SharedAccess)Key="),
-    Shape("xo xa", rb"\bx(?:ox[a-z]|app)-", rb"x(?:ox[a-z]|app)-[A-Za-z0-9-]{10,}", check=_is_mixed),
+    Shape("xo xa", _START + rb"x(?:ox[a-z]|app)-", rb"x(?:ox[a-z]|app)-[A-Za-z0-9-]{10,}", check=_is_mixed),
     Shape(
         "ho",
         rb"hooks\.slack\.com/",
         rb"[A-Za-z0-9/_-]{20,}",
         lead=rb"hooks\.slack\.com/(?:services|workflows|triggers)/",
     ),
-    Shape("gl", rb"\bgl[a-z]{2,5}-", rb"gl(?:pat|rt|dt|cbt|ptt|ft|soat|agent|imt|oas)-[A-Za-z0-9_.-]{20,}"),
-    Shape("np", rb"\bnpm_", rb"npm_[A-Za-z0-9]{36,}", check=_is_mixed),
-    Shape("py", rb"\bpypi-AgE", rb"pypi-AgE[A-Za-z0-9_-]{30,}"),
+    Shape("gl", _START + rb"gl[a-z]{2,5}-", rb"gl(?:pat|rt|dt|cbt|ptt|ft|soat|agent|imt|oas)-[A-Za-z0-9_.-]{20,}"),
+    Shape("np", _START + rb"npm_", rb"npm_[A-Za-z0-9]{36,}", check=_is_mixed),
+    Shape("py", _START + rb"pypi-AgE", rb"pypi-AgE[A-Za-z0-9_-]{30,}"),
     Shape(
         "sk",
-        rb"\bsk-",
+        _START + rb"sk-",
         rb"sk-(?:(?:ant|proj|svcacct|admin|or)-[A-Za-z0-9_-]{20,}|[A-Za-z0-9]{32,})",
         check=_is_mixed,
     ),
-    Shape("sk rk", rb"\b[sr]k_(?:live|test)_", rb"[sr]k_(?:live|test)_[A-Za-z0-9]{10,}"),
-    Shape("wh", rb"\bwhsec_", rb"whsec_[A-Za-z0-9/+]{20,}={0,2}"),
-    Shape("ai", rb"\bAIza", rb"AIza[A-Za-z0-9_-]{35}"),
-    Shape("ya", rb"\bya29\.", rb"ya29\.[A-Za-z0-9_-]{20,}"),
-    Shape("dc", rb"\bdckr_", rb"dckr_(?:pat|oat)_[A-Za-z0-9_-]{20,}"),
-    Shape("hv", rb"\bhv[sbr]\.", rb"hv[sbr]\.[A-Za-z0-9_-]{24,}"),
-    Shape("ey", rb"\beyIucnVubmVy", rb"eyIucnVubmVy[A-Za-z0-9+/]{20,}={0,2}"),
-    Shape("ey", rb"\beyJ", rb"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{16,}", check=_is_jwt),
-    Shape("v1", rb"\bv1\.[A-Za-z0-9_-]{16}\.", rb"v1\.[A-Za-z0-9_-]{16}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}"),
+    Shape("sk rk", _START + rb"[sr]k_(?:live|test)_", rb"[sr]k_(?:live|test)_[A-Za-z0-9]{10,}"),
+    Shape("wh", _START + rb"whsec_", rb"whsec_[A-Za-z0-9/+]{20,}={0,2}"),
+    Shape("ai", _START + rb"AIza", rb"AIza[A-Za-z0-9_-]{35}"),
+    Shape("ya", _START + rb"ya29\.", rb"ya29\.[A-Za-z0-9_-]{20,}"),
+    Shape("dc", _START + rb"dckr_", rb"dckr_(?:pat|oat)_[A-Za-z0-9_-]{20,}"),
+    Shape("hv", _START + rb"hv[sbr]\.", rb"hv[sbr]\.[A-Za-z0-9_-]{24,}"),
+    Shape("ey", _START + rb"eyIucnVubmVy", rb"eyIucnVubmVy[A-Za-z0-9+/]{20,}={0,2}"),
+    Shape("ey", _START + rb"eyJ", rb"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{16,}", check=_is_jwt),
+    Shape("v1", _START + rb"v1\.[A-Za-z0-9_-]{16}\.", rb"v1\.[A-Za-z0-9_-]{16}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}"),
     Shape(
         "au",
         rb"(?i:authorization)",
         rb"[A-Za-z0-9._~+/-]{8,}={0,2}",
         lead=rb"(?i:authorization)" + _IS + rb"(?i:bearer|basic|token|negotiate)\s+",
     ),
-    Shape("be", rb"(?i:\bbearer\s)", rb"[A-Za-z0-9._~+/-]{20,}={0,2}", lead=rb"(?i:bearer)\s+", check=_is_mixed),
-    Shape("ba", rb"(?i:\bbasic\s)", _B64 + rb"{8,}={0,2}", lead=rb"(?i:basic)\s+", check=_is_basic),
+    Shape("be", _START + rb"(?i:bearer)\s", rb"[A-Za-z0-9._~+/-]{20,}={0,2}", lead=rb"(?i:bearer)\s+", check=_is_mixed),
+    Shape("ba", _START + rb"(?i:basic)\s", _B64 + rb"{8,}={0,2}", lead=rb"(?i:basic)\s+", check=_is_basic),
     # the password before a host's name
     Shape(":/", _USER + rb"[^\s/?#\"'<>]+@", rb"[^\s/?#\"'<>]{3,}@[A-Za-z0-9\[_]", lead=_USER, behind=2),
 )
@@ -130,6 +133,7 @@ _PEM_END = rb"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 
 ROW_ALARM = compile_pattern(b"|".join(dict.fromkeys([*(shape.alarm for shape in SHAPES), b"PRIVATE KEY"])))
 ALARMS = compile_pattern(b"|".join(dict.fromkeys(shape.alarm for shape in SHAPES)))
+_BEHIND_ESCAPE = compile_pattern(_ESCAPE)
 _LEADS = [compile_pattern(shape.lead) if shape.lead else None for shape in SHAPES]
 _SECRETS = [compile_pattern(shape.body) for shape in SHAPES]
 _BY_FIRST = {
@@ -171,8 +175,10 @@ def find_shapes(text: bytes, alarms: re2._Regexp = ALARMS) -> list[Span]:
 
 def _find_secret(text: bytes, at: int) -> Span | None:
     """The secret whose alarm stands at this place."""
+    escape = _BEHIND_ESCAPE.match(text, at)
+    at = at if escape is None else escape.end()
     end = min(len(text), at + _LOOK_AHEAD)
-    for index in _BY_FIRST[text[at : at + 2].lower()]:
+    for index in _BY_FIRST.get(text[at : at + 2].lower(), ()):
         lead, begin = _LEADS[index], at
         if lead is not None:
             led = lead.match(text, at, end)

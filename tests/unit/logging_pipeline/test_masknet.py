@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nimbus.logging_pipeline.ingest.masknet import CUT_BYTES, MaskNet
@@ -124,8 +124,13 @@ NAMED = {
 }
 
 
+ESCAPED = ["\x1b[1;32m{}\x1b[0m", '{{"log": "a\\n{}\\nb"}}', "https://h/?q=a%20{}%20b"]
+
+
 @pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)
-@pytest.mark.parametrize("around", ["{}", "export TOKEN={}", 'x: "{}",', "remote: {} (expired)", "[{}]", "({})é"])
+@pytest.mark.parametrize(
+    "around", ["{}", "export TOKEN={}", 'x: "{}",', "remote: {} (expired)", "[{}]", "({})é", *ESCAPED]
+)
 def test_a_token_of_known_shape_is_hidden_wherever_it_stands(token: str, around: str) -> None:
     assert hide(around.format(token), values=()) == [around.format("***")]
 
@@ -375,6 +380,30 @@ def test_what_is_remembered_of_a_stream_is_bounded() -> None:
 
 
 # --- hostile output ---------------------------------------------------------------------------------------------------
+
+
+_FRAGMENTS = [
+    *TOKENS.values(), *PEM, *INNOCENT, SECRET, SECRET[:12], SECRET[12:], "\x1b[31m", "%20", "\\n", "\n", "\r", " ",
+    "é", "日本", "://", "user:pass@", "Bearer ", "AUTHORIZATION: ", "eyJ", "sig=", "", "\ud800", "\U0010ffff",
+    "x" * CUT, "é" * (CUT // 2),
+]  # fmt: skip
+_TEXT = st.lists(st.sampled_from(_FRAGMENTS), max_size=4).map("".join)
+_ROWS = st.lists(st.tuples(_TEXT, st.sampled_from(["stdout", "stderr"])), max_size=4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(requests=st.lists(_ROWS, max_size=4), first=st.sampled_from([0, 5]))
+def test_whatever_comes_every_row_leaves_and_none_shows_a_whole_secret(
+    requests: list[list[tuple[str, str]]], first: int
+) -> None:
+    net = MaskNet(Known(), lambda kind, rows: None)
+    seq = first
+    for request in requests:
+        rows = [Row(seq + at, 1, stream, "info", text) for at, (text, stream) in enumerate(request)]
+        seq += len(rows)
+        shown = net.hide(SOURCE, rows)
+        assert [row.seq for row in shown] == [seq - len(rows) + at for at in range(len(rows))]
+        assert not any(SECRET in row.message for row in shown)
 
 
 def _hostile(size: int) -> list[str]:
