@@ -29,6 +29,7 @@ from nimbus.wire.tokens import MAX_TOKEN_CHARS, Audience, render_token
 MAX_TTL_S = 366 * 86_400
 ONCE_MAX_S = 3600  # a Redis that lost its data forgets what was used: such a token must not outlive that by much
 ALLOWED_VARIABLE = "NIMBUS_ADMIN_ALLOWED_SUBJECTS"
+AUDIENCES = {"api": Audience.ADMIN, "logs": Audience.LOGS_READ}
 _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd]?)")
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -50,18 +51,29 @@ def token() -> None:
 @click.option("--role", type=click.Choice(["read", "admin"]), default="read", show_default=True, help="What it may do.")
 @click.option("--org", help="One organisation, by Nimbus' number or its login; left out: all of them.")
 @click.option("--ttl", default="1h", show_default=True, help="How long it is valid: 90s, 15m, 8h, 30d.")
+@click.option(
+    "--for",
+    "service",
+    type=click.Choice(["api", "logs"]),
+    default="api",
+    show_default=True,
+    help="What it opens: the control plane's API, or the reading of output (the logging pipeline).",
+)
 @click.option("--once", is_flag=True, help="Good for one call that changes something; at most an hour.")
 @click.option(
     "--base-url", envvar="NIMBUS_CONTROL_PLANE_URL", default=DEFAULT_URL, help="Control plane; asked for a login only."
 )
-def mint(subject: str, role: str, org: str | None, ttl: str, once: bool, base_url: str) -> None:
-    """Print a token for the control plane's API, signed by NIMBUS_JWT_SECRET.
+def mint(*, subject: str, role: str, org: str | None, ttl: str, service: str, once: bool, base_url: str) -> None:
+    """Print a token for the control plane's API or for reading output, signed by NIMBUS_JWT_SECRET.
 
     \b
     Examples:
       nimbus admin token mint --subject alice --role admin --ttl 8h
       nimbus admin token mint --subject deploy --role admin --org 7 --once
+      nimbus admin token mint --subject dashboard --org octo-org --for logs --ttl 8h
     """
+    if service == "logs" and (once or role != "read"):
+        raise Refused("a token for logs only reads: leave --role and --once out")
     key = find_admin_key()
     ttl_s = parse_ttl(ttl, ONCE_MAX_S if once else MAX_TTL_S)
     check_subject(subject, os.environ.get(ALLOWED_VARIABLE, ""))
@@ -71,7 +83,7 @@ def mint(subject: str, role: str, org: str | None, ttl: str, once: bool, base_ur
     if once:
         claims["nonce"] = secrets.token_urlsafe(24)
     click.echo(
-        render_token(key, subject=subject, audience=Audience.ADMIN, now_s=time.time(), ttl_s=ttl_s, claims=claims)
+        render_token(key, subject=subject, audience=AUDIENCES[service], now_s=time.time(), ttl_s=ttl_s, claims=claims)
     )
 
 

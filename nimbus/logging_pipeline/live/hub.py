@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 from weakref import WeakSet
 
 import trio
@@ -20,13 +19,6 @@ from nimbus.model.errors import RateLimited
 
 _ROW_BYTES = 120  # what a row weighs beside its message
 Machine = tuple[int, int]  # org, machine
-
-
-class Publisher(Protocol):
-    """What the writer tells of rows that it is about to store."""
-
-    def publish(self, source: Source, rows: Sequence[Row]) -> None:
-        """Never waits and never fails."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from nimbus.logging_pipeline.settings import Settings
 from nimbus.logging_pipeline.store.table import LogTable
 
 _LOOKS = 8  # pages that streams read at the same time
-_LATE = 2.0  # of the store's time-limit: an insert that was not heard of by then failed, and comes again
+_LATE = 3.0  # times the store's limit: the insert before it, its own, and some; later it failed, and comes again
 
 
 def plan_hub(settings: Settings) -> HubTerms:

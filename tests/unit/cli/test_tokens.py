@@ -106,6 +106,18 @@ def test_a_minted_token_names_its_subject_its_role_and_an_id_and_reads_only_unle
     assert "nonce" not in writer.extra
 
 
+def test_a_token_for_logs_reads_output_and_nothing_else() -> None:
+    minted = admin_token("mint", "--subject", "dashboard", "--org", "7", "--for", "logs")
+    key = hmac_key(ADMIN_SECRET).verify_key()
+    claims = verify_token(minted.out.strip(), [key], audience=Audience.LOGS_READ, now_s=time.time())
+    wrong = [
+        admin_token("mint", "--subject", "x", "--for", "logs", *words) for words in (("--once",), ("--role", "admin"))
+    ]
+
+    assert (claims.subject, claims.integer("org_id"), len(str(claims.extra["jti"]))) == ("dashboard", 7, 36)
+    assert [(reply.status, reply.out) for reply in wrong] == [(2, "")] * 2
+
+
 def test_a_token_for_one_call_lives_an_hour_at_most() -> None:
     once = read_admin(admin_token("mint", "--subject", "x", "--role", "admin", "--once"))
     longer = admin_token("mint", "--subject", "x", "--once", "--ttl", "2h")
