@@ -13,7 +13,7 @@ from nimbus.logging_pipeline.reading.cursor import Reading
 from nimbus.logging_pipeline.rows import Place, ReadRow, ReadScope
 from nimbus.logging_pipeline.store.bounds import ReadBounds
 from nimbus.logging_pipeline.store.filters import RowFilter
-from nimbus.logging_pipeline.store.pages import PlaceRow, plan_ends_before, plan_page, plan_page_before
+from nimbus.logging_pipeline.store.pages import PlaceRow, plan_ends_before
 from nimbus.logging_pipeline.store.table import LogTable
 
 MAX_PAGE_CHARS = 8 * 2**20  # a page ends early beyond it: rows may hold 64 Ki characters each
@@ -43,8 +43,7 @@ class Pager:
         reading, rows, chars, more = Reading(places), list[ReadRow](), 0, True
         while more and len(rows) < limit and chars < MAX_PAGE_CHARS:
             count = min(_CHUNK_ROWS, limit - len(rows))
-            plan = plan_page(self.table.name, self.scope, reading.places, count, self.wanted)
-            chunk = await self.table.rows(plan, self.bounds)
+            chunk = await self.table.page(self.scope, reading.places, count, self.wanted, self.bounds)
             for read in chunk:
                 reading.advance(read)
                 chars += len(read.row.message)
@@ -58,8 +57,7 @@ class Pager:
         chars, more, first = 0, True, before
         while more and len(rows) < limit and chars < MAX_PAGE_CHARS:
             count = min(_CHUNK_ROWS, limit - len(rows))
-            plan = plan_page_before(self.table.name, self.scope, first, count, self.wanted)
-            chunk = await self.table.rows(plan, self.bounds)
+            chunk = await self.table.page_before(self.scope, first, count, self.wanted, self.bounds)
             rows += chunk
             chars += sum(len(read.row.message) for read in chunk)
             more = len(chunk) == count

@@ -6,6 +6,7 @@ Every condition is one that the primary key can answer, however deep in the outp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -16,6 +17,7 @@ COLUMNS = "machine_id, fence, seq, step, stream, level, message, toUnixTimestamp
 _ORDER = "org_id, machine_id, fence, seq"
 _BACKWARDS = "org_id DESC, machine_id DESC, fence DESC, seq DESC"
 _NOTHING = "0"
+SPARE = 2  # how many rows are looked for with each that is wanted: a row may be stored twice until parts are merged
 
 
 class PageRow(msgspec.Struct, gc=False):
@@ -29,6 +31,29 @@ class PageRow(msgspec.Struct, gc=False):
     level: str
     message: str
     ts_ms: int
+    copies: int = 0  # of all rows that were found, those that are stored twice twice
+
+
+@dataclass(frozen=True, slots=True)
+class PagePlan:
+    """A page that is wanted, and how many rows are looked for to fill it: some may be stored several times."""
+
+    sql: str
+    parameters: dict[str, object]
+    limit: int
+    found: int
+
+    @property
+    def select(self) -> Select:
+        return Select(self.sql, self.parameters | {"limit": self.limit, "found": self.found})
+
+    def is_short(self, told: Sequence[PageRow]) -> bool:
+        """True where repetitions have taken the places of rows that are there."""
+        return 0 < len(told) < self.limit and told[0].copies >= self.found
+
+    def look_further(self) -> PagePlan:
+        """The same page, with more repetitions allowed for."""
+        return replace(self, found=self.found * 8)
 
 
 class PlaceRow(msgspec.Struct, gc=False):
@@ -41,14 +66,14 @@ class PlaceRow(msgspec.Struct, gc=False):
 
 def plan_page(
     table: str, scope: ReadScope, places: Sequence[Place], limit: int, wanted: RowFilter = EVERYTHING
-) -> Select:
+) -> PagePlan:
     """The next rows in this scope beyond the places read so far."""
     return _plan(table, scope, _plan_beyond(scope.machines, places), limit, wanted, _ORDER)
 
 
 def plan_page_before(
     table: str, scope: ReadScope, place: Place | None, limit: int, wanted: RowFilter = EVERYTHING
-) -> Select:
+) -> PagePlan:
     """The last rows in this scope, or those before a place, the last of them first."""
     return _plan(table, scope, _plan_before(scope.machines, place), limit, wanted, _BACKWARDS)
 
@@ -67,17 +92,22 @@ def plan_ends_before(table: str, scope: ReadScope, place: Place) -> Select:
 
 def _plan(
     table: str, scope: ReadScope, where: tuple[str, dict[str, object]], limit: int, wanted: RowFilter, order: str
-) -> Select:
+) -> PagePlan:
     conditions, parameters = plan_filter(wanted)
-    parameters |= {**where[1], "org": scope.org_id, "limit": limit}
+    parameters |= {**where[1], "org": scope.org_id}
     if scope.fence is not None:
         conditions.append("fence = {only:UInt64}")
         parameters["only"] = scope.fence
     every = " AND ".join(["org_id = {org:UInt64}", f"({where[0]})", *conditions])
-    return Select(
-        f"SELECT {COLUMNS} FROM {table} WHERE {every} "  # noqa: S608 - checked names, typed parameters
+    # the inner limit ends the reading: with LIMIT BY beside it nothing would, before the last row of the scope
+    return PagePlan(
+        f"SELECT {COLUMNS}, count() OVER () AS copies FROM ("  # noqa: S608 - checked names, typed parameters
+        f"SELECT org_id, machine_id, fence, seq, step, stream, level, message, ts FROM {table} WHERE {every} "
+        f"ORDER BY {order} LIMIT {{found:UInt64}}) "
         f"ORDER BY {order} LIMIT 1 BY {_ORDER} LIMIT {{limit:UInt32}}",
         parameters,
+        limit,
+        limit * SPARE,
     )
 
 

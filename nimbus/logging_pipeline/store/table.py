@@ -24,8 +24,8 @@ from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.logging_pipeline.rows import Chunk, Place, ReadRow, ReadScope, Source
 from nimbus.logging_pipeline.store.block import COLUMNS, FORMAT, name_block, render_block, split_partitions
 from nimbus.logging_pipeline.store.bounds import ReadBounds
-from nimbus.logging_pipeline.store.filters import Select
-from nimbus.logging_pipeline.store.pages import PageRow, plan_page, read_row
+from nimbus.logging_pipeline.store.filters import EVERYTHING, RowFilter, Select
+from nimbus.logging_pipeline.store.pages import PagePlan, PageRow, plan_page, plan_page_before, read_row
 from nimbus.logging_pipeline.store.recall import Kept, recall, recall_steps
 from nimbus.logging_pipeline.store.trouble import StoreHealth, Trouble, diagnose
 from nimbus.model.errors import Refused, Unavailable
@@ -72,9 +72,29 @@ class LogTable:
         """The step that each of these had reached before the row of this number."""
         return await recall_steps(self, firsts)
 
-    async def page(self, scope: ReadScope, places: Sequence[Place], limit: int) -> list[ReadRow]:
-        """The next rows in this scope beyond the places read so far, in their order."""
-        return await self.rows(plan_page(self.name, scope, places, limit))
+    async def page(
+        self,
+        scope: ReadScope,
+        places: Sequence[Place],
+        limit: int,
+        wanted: RowFilter = EVERYTHING,
+        bounds: ReadBounds | None = None,
+    ) -> list[ReadRow]:
+        """The next rows in this scope beyond the places read so far, in their order; fewer where there are no more."""
+        return await self._page(plan_page(self.name, scope, places, limit, wanted), bounds)
+
+    async def page_before(
+        self, scope: ReadScope, place: Place | None, limit: int, wanted: RowFilter, bounds: ReadBounds
+    ) -> list[ReadRow]:
+        """The last rows in this scope, or those before a place, the last of them first."""
+        return await self._page(plan_page_before(self.name, scope, place, limit, wanted), bounds)
+
+    async def _page(self, plan: PagePlan, bounds: ReadBounds | None) -> list[ReadRow]:
+        while True:
+            told = await self.read(plan.select, PageRow, bounds)
+            if not plan.is_short(told):
+                return [read_row(each) for each in told]
+            plan = plan.look_further()
 
     async def rows(self, select: Select, bounds: ReadBounds | None = None) -> list[ReadRow]:
         """The rows of output that a planned statement gives."""

@@ -104,7 +104,7 @@ async def test_a_deep_page_reads_only_the_granules_of_its_place(tmp_path: Path, 
                 plan_page(table.name, scope, (Place(7, 0, 5), Place(7, 1, ROWS - 100), Place(7, 3, 5)), 100),
                 plan_page_before(table.name, scope, Place(7, 1, 100), 100),
             ):
-                told = await table.read(Select(f"EXPLAIN indexes = 1 {plan.sql}", plan.parameters), Explained)
+                told = await table.read(Select(f"EXPLAIN indexes = 1 {plan.sql}", plan.select.parameters), Explained)
                 found = re.search(
                     r"PrimaryKey.*?Granules: (\d+)/(\d+)", "\n".join(line.explain for line in told), re.DOTALL
                 )

@@ -81,6 +81,18 @@ async def test_a_page_about_a_row_shows_what_stands_before_and_after_it(tmp_path
             assert (await rig.messages("/logs/jobs/100", after=page["next"], limit="2")) == ["other 4", "other 5"]
 
 
+async def test_rows_that_are_stored_many_times_take_no_rows_place(tmp_path: Path, engine: Endpoint) -> None:
+    with trio.fail_after(120):
+        async with open_rig(tmp_path, engine) as rig:
+            rig.control.add_job(100, 1, "in_progress", [(7, 1)])
+            await rig.ingest([row(n) for n in range(10)])
+            name = rig.services.table.name
+            for _ in range(5):
+                await rig.services.table.command(f"INSERT INTO {name} SELECT * FROM {name} WHERE seq < 6 LIMIT 60")  # noqa: S608 - our name
+            assert await walk(rig, "/logs/jobs/100", "after", None, limit="4") == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+            assert await walk(rig, "/logs/jobs/100", "before", "7.1.6", limit="3") == [[3, 4, 5], [0, 1, 2], []]
+
+
 @pytest.mark.parametrize(
     ("asked", "seqs"),
     [
