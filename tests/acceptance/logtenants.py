@@ -156,8 +156,8 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(folder: Path) -> AsyncIterator[World]:
-    """A pipeline as operators start it, with the output of both."""
+async def open_world(folder: Path, **settings: str) -> AsyncIterator[World]:
+    """A pipeline as operators start it, with the output of both. Two with the same store and Redis are replicas."""
     control, stop = ControlPlane(), trio.Event()
     for tenant in (AMBER, VIOLET):
         control.add_job(tenant.job_id, tenant.org_id, "completed", [(tenant.machine_id, 1)])
@@ -171,8 +171,9 @@ async def open_world(folder: Path) -> AsyncIterator[World]:
             NIMBUS_CONTROL_PLANE_URL=binds[0],
             NIMBUS_JWT_SECRET=SECRET,
             NIMBUS_LOGGING_BIND=f"{HOST}:{port}",
+            **settings,
         )
-        room = Room("nimbus.logging_pipeline.main", env, "", folder / "pipeline.log")
+        room = Room("nimbus.logging_pipeline.main", env, "", _log_in(folder))
         world = World(port, control)
         try:
             room.launch()
@@ -185,6 +186,11 @@ async def open_world(folder: Path) -> AsyncIterator[World]:
         finally:
             room.kill()
             nursery.cancel_scope.cancel()
+
+
+def _log_in(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder / "pipeline.log"
 
 
 async def _wait_ready(world: World) -> None:

@@ -20,6 +20,7 @@ import trio
 from nimbus.logging_pipeline.app import build_logging_pipeline
 from nimbus.logging_pipeline.services import Services
 from tests.acceptance.logtenants import AMBER, BOTH, NOBODY, VIOLET, Answer, Params, Tenant, World, open_world
+from tests.unit.logging_pipeline.rig import run_engine
 
 pytestmark = pytest.mark.slow
 
@@ -221,21 +222,42 @@ async def test_a_ticket_opens_nothing_of_another_organisation(tmp_path: Path) ->
 async def test_a_live_tail_shows_nothing_that_another_organisation_prints_under_the_same_numbers(
     tmp_path: Path,
 ) -> None:
-    machine, seen = 88, list[Answer]()
     with trio.fail_after(LIMIT_S):
-        async with open_world(tmp_path) as world, trio.open_nursery() as nursery:
+        async with open_world(tmp_path) as world:
+            check_tail(await follow_while_both_print(world, world))
 
-            async def follow() -> None:
-                path = f"/logs/machines/{machine}/follow"
-                seen.append(await world.ask("GET", path, {}, world.headers(AMBER), limit_s=60))
 
-            rows = AMBER.rows(3)
-            await world.ingest(AMBER, machine, rows[:1])
-            nursery.start_soon(follow)
-            await world.ingest(VIOLET, machine, VIOLET.rows(9))  # an end among them
-            await world.ingest(AMBER, machine, rows[1:])
-    [answer] = seen
-    told = answer.text
-    assert [told.count(f"{AMBER.mark} line {n}") for n in range(3)] == [1, 1, 1]
-    assert VIOLET.mark not in told
-    assert "event: end" in told
+@pytest.mark.services
+async def test_a_live_tail_of_another_replica_shows_nothing_of_it_either(tmp_path: Path, redis_url: str) -> None:
+    with trio.fail_after(LIMIT_S), run_engine(tmp_path / "engine") as engine:
+        shared = {
+            "NIMBUS_CLICKHOUSE_URL": engine.url,
+            "NIMBUS_CLICKHOUSE_USERNAME": engine.username,
+            "NIMBUS_CLICKHOUSE_PASSWORD": engine.password,
+            "NIMBUS_REDIS_URL": redis_url,
+        }
+        async with open_world(tmp_path / "one", **shared) as one, open_world(tmp_path / "two", **shared) as two:
+            check_tail(await follow_while_both_print(two, one))
+
+
+async def follow_while_both_print(listening: World, printing: World) -> Answer:
+    """What a reader is told of a machine number under which the other organisation prints too."""
+    machine, seen = 88, list[Answer]()
+
+    async def follow() -> None:
+        path = f"/logs/machines/{machine}/follow"
+        seen.append(await listening.ask("GET", path, {}, listening.headers(AMBER), limit_s=60))
+
+    rows = AMBER.rows(3)
+    async with trio.open_nursery() as nursery:
+        await printing.ingest(AMBER, machine, rows[:1])
+        nursery.start_soon(follow)
+        await printing.ingest(VIOLET, machine, VIOLET.rows(9))  # an end among them
+        await printing.ingest(AMBER, machine, rows[1:])
+    return seen[0]
+
+
+def check_tail(answer: Answer) -> None:
+    assert [answer.text.count(f"{AMBER.mark} line {n}") for n in range(3)] == [1, 1, 1]
+    assert VIOLET.mark not in answer.text
+    assert "event: end" in answer.text
