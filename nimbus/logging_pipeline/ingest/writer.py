@@ -10,6 +10,7 @@ merges leave one. Called by the ingest route.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,8 +33,8 @@ from nimbus.model.errors import Fenced, NimbusError, Unavailable
 
 WINDOW_S = 0.05  # between the beginnings of two inserts
 BUSY_WINDOW_S = 0.1  # where an insert takes longer than half of that: fewer and larger parts
-FULL_ROWS = 20_000  # so many have nothing to wait for
-READY_ROWS = 100_000  # no more is made ready while an insert is under way
+FULL_ROWS = 20_000  # so many have nothing to wait for, and one insert takes little more: its senders go on meanwhile
+READY_ROWS = 2 * FULL_ROWS  # no more is made ready while inserts are under way: whoever comes next waits for these
 _STOPPING = "the service is stopping: retry"
 log = structlog.get_logger()
 
@@ -60,6 +61,11 @@ class _Request:
     failure: NimbusError | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
+    @property
+    def count(self) -> int:
+        """How many fresh rows it brings."""
+        return 0 if self.chunk is None else len(self.chunk.rows)
+
     def end(self, failure: NimbusError | None = None) -> None:
         self.failure = failure
         self.admission.leave()
@@ -82,7 +88,7 @@ class Writer:
         self._stages = stages
         self._metrics = metrics
         self._turns: Turns[_Request] = Turns()
-        self._ready: list[_Request] = []
+        self._ready: deque[_Request] = deque()
         self._ready_rows = 0
         self._called = trio.Event()  # there is a request
         self._filled = trio.Event()  # there is something ready
@@ -218,8 +224,13 @@ class Writer:
                 fresh.append(row)
         return fresh
 
-    def _take_ready(self) -> list[_Request]:
-        taken, self._ready, self._ready_rows = self._ready, [], 0
+    def _take_ready(self, rows: float = math.inf) -> list[_Request]:
+        """The requests that are ready, up to the one that brings them to so many rows."""
+        taken: list[_Request] = []
+        while self._ready and rows > 0:
+            taken.append(self._ready.popleft())
+            rows -= taken[-1].count
+            self._ready_rows -= taken[-1].count
         self._emptied.set()
         self._emptied = trio.Event()
         return taken
@@ -235,7 +246,7 @@ class Writer:
                     self._filled = trio.Event()
                     await self._filled.wait()
             began = trio.current_time()
-            await self._insert(self._take_ready())
+            await self._insert(self._take_ready(FULL_ROWS))
             window_s = BUSY_WINDOW_S if trio.current_time() - began > WINDOW_S / 2 else WINDOW_S
 
     async def _insert(self, requests: list[_Request]) -> None:

@@ -137,5 +137,5 @@ async def test_an_org_that_floods_does_not_delay_another(autojump_clock: trio.te
         await trio.testing.wait_all_tasks_blocked()
         began = trio.current_time()
         await send(Source(2, 1, 1), [Row(0, 0, "stdout", "info", "one line")])
-        assert trio.current_time() - began <= 3  # one insert that is under way, one that is ready, its own
+        assert trio.current_time() - began <= 5  # an insert under way, two ready, one whose turn it was, its own
         nursery.cancel_scope.cancel()
