@@ -239,6 +239,9 @@ class Follow(ResponseBody):
 
     def _plan_late_looks(self) -> None:
         """What was published before we listened may be stored after we looked: look again, ever less often."""
+        self._late.clear()
+        if not self._around.hub.may_be_on_its_way(self._scope.org_id, self._scope.machines, self._terms.late_s):
+            return
         now = trio.current_time()
         delays = [self._terms.late_s / 4**n for n in range(_LATE_LOOKS)]
         self._late = [now + delay for delay in reversed(delays)]

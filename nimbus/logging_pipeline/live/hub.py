@@ -7,7 +7,8 @@ other replicas publish comes in by `relayed`, as `relay` hears it. Called by `wr
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakSet
@@ -17,6 +18,7 @@ import trio
 from nimbus.logging_pipeline.rows import Row, Source
 from nimbus.model.errors import RateLimited
 
+_REMEMBERED = 20_000  # machines; of one that was forgotten since it printed, all are taken for busy
 _ROW_BYTES = 120  # what a row weighs beside its message
 Machine = tuple[int, int]  # org, machine
 
@@ -118,6 +120,8 @@ class Hub:
         self._by_machine: dict[Machine, set[Subscription]] = {}
         self._subscriptions: set[Subscription] = set()
         self._seats: WeakSet[Seat] = WeakSet()
+        self._published: OrderedDict[Machine, float] = OrderedDict()  # when last
+        self._since_s: float | None = None  # from here on that is all there was
         self.is_whole = True  # what any replica publishes arrives here: where not, readers look at the table
         self.carry: Callable[[Source, Sequence[Row]], None] | None = None  # to the other replicas
         self.followed: Callable[[Machine], None] | None = None  # told of each machine that gets its first reader
@@ -154,6 +158,7 @@ class Hub:
         """A new reader; ends with `unsubscribe`."""
         subscription = Subscription(org_id, self._terms)
         self._subscriptions.add(subscription)
+        self._since_s = trio.current_time() if self._since_s is None else self._since_s
         self.watch(subscription, machines)
         return subscription
 
@@ -191,10 +196,26 @@ class Hub:
         for subscription in self._by_machine.get(machine, ()):
             subscription.ask_to_look()
 
+    def may_be_on_its_way(self, org_id: int, machines: Iterable[int], within_s: float) -> bool:
+        """Whether something of these machines may have been published so lately that it is not stored yet."""
+        now = trio.current_time()
+        if self.carry is not None or self._since_s is None or now - self._since_s < within_s:
+            return True  # other replicas publish too; and what was before us we do not know
+        return any(now - self._published.get((org_id, machine), -math.inf) < within_s for machine in machines)
+
+    def _note(self, machine: Machine) -> None:
+        now = trio.current_time()
+        self._since_s = now if self._since_s is None else self._since_s
+        self._published[machine] = now
+        self._published.move_to_end(machine)
+        if len(self._published) > _REMEMBERED:
+            _, self._since_s = self._published.popitem(last=False)
+
     # --- rows ----------------------------------------------------------------------------------------------------
 
     def publish(self, source: Source, rows: Sequence[Row]) -> None:
         """Rows that are about to be stored, to all who follow their machine, here and in other replicas."""
+        self._note((source.org_id, source.machine_id))
         self.relayed(source, rows)
         if self.carry is not None:
             self.carry(source, rows)

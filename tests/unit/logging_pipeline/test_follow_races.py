@@ -241,6 +241,17 @@ async def test_an_idle_stream_stops_looking_at_the_table(autojump_clock: MockClo
         stage.publish(1, end=True)
 
 
+async def test_a_stream_of_a_machine_that_printed_nothing_lately_looks_once(autojump_clock: MockClock) -> None:
+    stage = Stage()
+    stage.publish(0)
+    await trio.sleep(2 * stage.terms.late_s)
+    stage.publish(0, source=Source(1, 9, 1))  # another machine
+    async with open_reader(stage):
+        await trio.sleep(600)
+        assert (stage.table.looks, stage.seqs) == (1, [0])
+        stage.publish(1, end=True)
+
+
 async def test_out_of_hearing_of_other_replicas_a_stream_looks_each_second(autojump_clock: MockClock) -> None:
     stage = Stage()
     async with open_reader(stage):
