@@ -6,7 +6,7 @@ Only what `writer` needs of its neighbours is said here; app.py puts the real on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from nimbus.logging_pipeline.rows import JobLink, Row, Source
@@ -43,30 +43,11 @@ class Publisher(Protocol):
         """Tell of rows that are about to be stored. Never waits and never fails."""
 
 
-class Untouched:
-    """For rows that are stored as they came."""
-
-    async def prepare(self, firsts: Mapping[Source, int]) -> None:
-        return
-
-    def mark(self, source: Source, rows: Sequence[Row]) -> None:
-        return
-
-    def hide(self, source: Source, rows: list[Row]) -> list[Row]:
-        return rows
-
-    def link_of(self, source: Source) -> JobLink:
-        return JobLink()
-
-    def publish(self, source: Source, rows: Sequence[Row]) -> None:
-        return
-
-
 @dataclass(frozen=True)
 class Stages:
     """The neighbours of the writer."""
 
-    publisher: Publisher = field(default_factory=Untouched)
-    masks: Masks = field(default_factory=Untouched)
-    marker: Marker = field(default_factory=Untouched)
-    links: Links = field(default_factory=Untouched)
+    publisher: Publisher
+    masks: Masks
+    marker: Marker
+    links: Links

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.logging_pipeline.ingest.intake import IntakeLimits
 from nimbus.logging_pipeline.ingest.marks import MAX_ISLANDS, SeqSet
-from nimbus.logging_pipeline.ingest.stages import Stages
 from nimbus.logging_pipeline.ingest.writer import RowTable, Stored, Writer
 from nimbus.logging_pipeline.metrics import Metrics
 from nimbus.logging_pipeline.rows import Chunk, Row, Source
 from nimbus.logging_pipeline.store.recall import Kept
 from nimbus.model.errors import Unavailable
 from tests.unit.logging_pipeline.rig import open_rig, row
+from tests.unit.logging_pipeline.untouched import plan_untouched
 
 small_numbers = st.integers(min_value=0, max_value=60)
 
@@ -72,7 +72,7 @@ class ShakyTable:
 
 
 def open_writer(table: RowTable, limits: IntakeLimits | None = None) -> Writer:
-    return Writer(table, Stages(), Metrics(), limits)
+    return Writer(table, plan_untouched(), Metrics(), limits)
 
 
 async def store(writer: Writer, source: Source, rows: list[Row], size: int = 100) -> Stored:

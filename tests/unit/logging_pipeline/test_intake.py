@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nimbus.logging_pipeline.ingest.intake import Admission, Intake, IntakeLimits, Turns
-from nimbus.logging_pipeline.ingest.stages import Stages
 from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.metrics import Metrics
 from nimbus.logging_pipeline.rows import Chunk, Row, Source
 from nimbus.logging_pipeline.store.recall import Kept
 from nimbus.model.errors import NimbusError, RateLimited, Unavailable
+from tests.unit.logging_pipeline.untouched import plan_untouched
 
 LIMITS = IntakeLimits(all_bytes=1000, machine_bytes=300)
 
@@ -123,7 +123,9 @@ class SlowTable:
 
 
 async def test_an_org_that_floods_does_not_delay_another(autojump_clock: trio.testing.MockClock) -> None:
-    writer = Writer(SlowTable(), Stages(), Metrics(), IntakeLimits(all_bytes=10_000_000, machine_bytes=1_000_000))
+    writer = Writer(
+        SlowTable(), plan_untouched(), Metrics(), IntakeLimits(all_bytes=10_000_000, machine_bytes=1_000_000)
+    )
     rows = [Row(seq, 0, "stdout", "info", "x") for seq in range(30_000)]
 
     async def send(source: Source, sent: list[Row]) -> None:

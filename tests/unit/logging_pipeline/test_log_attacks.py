@@ -16,12 +16,12 @@ import trio
 from backports import zstd
 
 from nimbus.logging_pipeline.engine.child import Endpoint
-from nimbus.logging_pipeline.ingest.stages import Stages
 from nimbus.logging_pipeline.ingest.writer import Writer
 from nimbus.logging_pipeline.metrics import Metrics
 from nimbus.logging_pipeline.rows import Row, Source
 from nimbus.runtime.telemetry import configure_logging
 from tests.unit.logging_pipeline.rig import Rig, bearer, open_rig, row
+from tests.unit.logging_pipeline.untouched import plan_untouched
 
 HOUR_MS = 3_600_000
 
@@ -126,7 +126,7 @@ async def test_a_service_that_was_started_anew_knows_fences_from_the_table(tmp_p
 @asynccontextmanager
 async def open_replica(rig: Rig) -> AsyncIterator[Writer]:
     """A second service's writer over the same store."""
-    writer = Writer(rig.services.table, Stages(), Metrics())
+    writer = Writer(rig.services.table, plan_untouched(), Metrics())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         yield writer
