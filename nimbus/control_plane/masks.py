@@ -22,7 +22,8 @@ from nimbus.wire.fields import parse_object
 from nimbus.wire.vmjson import Json
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-MIN_BYTES = 8  # of a line: a shorter one would hide half of every log
+MIN_CHARS = 8  # of a line: a shorter one would hide half of every log
+LINE_PATTERN = r"[^\s\u0000][^\r\n\u0000]{6,}[^\s\u0000]"  # so many, without blanks around
 MAX_VALUE_CHARS = 16 * 1024
 # of one org: the log pipeline looks for all of them in every line
 MAX_MASKS = 200
@@ -54,9 +55,11 @@ def parse_mask(body: bytes, name: str) -> Mask:
     fields = parse_object(body, "the mask")
     fields.refuse_unknown({"value"})
     value = fields.text("value", MAX_VALUE_CHARS).strip()
-    lines = sum(len(line.strip().encode()) >= MIN_BYTES for line in _LINE.split(value))
-    if not lines:
-        raise Refused(f"the mask's value needs a line of {MIN_BYTES} bytes at least: a shorter one is in every log")
+    if re.search(LINE_PATTERN, value) is None:
+        raise Refused(
+            f"the mask's value needs a line of {MIN_CHARS} characters at least: a shorter one is in every log"
+        )
+    lines = sum(len(line.strip().encode()) >= MIN_CHARS for line in _LINE.split(value))
     return Mask(name, value, lines)
 
 

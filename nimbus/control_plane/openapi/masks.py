@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, ClassVar
 
-from nimbus.control_plane.masks import MAX_VALUE_CHARS, MIN_BYTES, NAME_PATTERN
-from nimbus.control_plane.openapi.fields import CLOSED, Count, Id, JsonObject, said, storable
+from pydantic import Field
+
+from nimbus.control_plane.masks import LINE_PATTERN, MAX_VALUE_CHARS, MIN_CHARS, NAME_PATTERN
+from nimbus.control_plane.openapi.fields import CLOSED, Count, Id, JsonObject, said
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
 
 
@@ -17,7 +19,7 @@ class MaskView:
 
     name: str
     bytes: Count
-    lines: Annotated[Count, said(f"of {MIN_BYTES} bytes or more: these are hidden")]
+    lines: Annotated[Count, said(f"of {MIN_CHARS} bytes or more: these are hidden")]
     created_at: datetime
     changed_at: datetime
 
@@ -35,7 +37,14 @@ class MaskSetting:
 
     __pydantic_config__: ClassVar = CLOSED
 
-    value: Annotated[str, storable(MAX_VALUE_CHARS, f"never told again; it needs a line of {MIN_BYTES} bytes")]
+    value: Annotated[
+        str,
+        Field(
+            max_length=MAX_VALUE_CHARS,
+            description=f"never told again; it needs a line of {MIN_CHARS} characters",
+            json_schema_extra={"pattern": rf"^[^\u0000]*{LINE_PATTERN}[^\u0000]*$"},
+        ),
+    ]
 
 
 @dataclass(frozen=True)
