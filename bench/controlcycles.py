@@ -23,7 +23,7 @@ import trio
 
 from nimbus.cli.events import quiet_events
 from nimbus.control_plane.app import open_services
-from nimbus.control_plane.leases import finish_lease, grant_lease, renew_lease
+from nimbus.control_plane.queue.leases import finish_lease, grant_lease, renew_lease
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.settings import Settings
 from nimbus.model.vm import Ending

@@ -44,7 +44,7 @@ fence and a fresh microVM) or by `lose` (GitHub gives the job no second runner).
 JOBS = """\
 Drawn from `merge` in `nimbus/model/job.py`. GitHub promises neither order nor exactly-once, so states are ranked: an
 event that would move a job back changes nothing, and a job may be first heard of in any state. One exception lies in
-`nimbus/control_plane/outcome.py`: a job of our own API is `queued` again when its machine is."""
+`nimbus/control_plane/queue/outcome.py`: a job of our own API is `queued` again when its machine is."""
 
 
 @dataclass(frozen=True)

@@ -12,37 +12,37 @@ import trio
 from quart import Blueprint
 
 from nimbus.control_plane.access import require_metrics_access
-from nimbus.control_plane.agents import judge_agents
-from nimbus.control_plane.agents_api import build_agents_api, hear_directly
-from nimbus.control_plane.cachetokens import CacheTerms
+from nimbus.control_plane.demand.inbox import measure_inbox
 from nimbus.control_plane.duties import note_duties
 from nimbus.control_plane.forge import open_forge, plan_demand
-from nimbus.control_plane.hosts import SILENT, count_states
-from nimbus.control_plane.hosts_api import build_hosts_api
-from nimbus.control_plane.inbox import measure_inbox
-from nimbus.control_plane.joblist_api import build_joblist_api
-from nimbus.control_plane.jobs import count_queue
-from nimbus.control_plane.jobs_api import build_jobs_api
+from nimbus.control_plane.hosts.agents import judge_agents
+from nimbus.control_plane.hosts.agents_api import build_agents_api, hear_directly
+from nimbus.control_plane.hosts.hosts import SILENT, count_states
+from nimbus.control_plane.hosts.hosts_api import build_hosts_api
+from nimbus.control_plane.hosts.mirror_database import keep_mirror
+from nimbus.control_plane.jobs.joblist_api import build_joblist_api
+from nimbus.control_plane.jobs.jobs import count_queue
+from nimbus.control_plane.jobs.jobs_api import build_jobs_api
+from nimbus.control_plane.jobs.machinelinks import build_machinelinks_api
 from nimbus.control_plane.keys.api import build_keys_api
+from nimbus.control_plane.keys.cachetokens import CacheTerms
+from nimbus.control_plane.keys.revocation import build_revocation_api, follow_denied, refresh_denied
 from nimbus.control_plane.keys.ring import KeyTerms
 from nimbus.control_plane.keys.rotation import GivenKeys, open_keychain, sweep_keys
 from nimbus.control_plane.keys.shared import list_shared_keys
-from nimbus.control_plane.machinelinks import build_machinelinks_api
-from nimbus.control_plane.masks import reseal_masks
-from nimbus.control_plane.masks_api import build_masks_api
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.migrate import migrate
-from nimbus.control_plane.mirror_database import keep_mirror
 from nimbus.control_plane.openapi.health import GET_HEALTH, GET_METRICS, GET_READINESS
 from nimbus.control_plane.openapi.operation import declare
 from nimbus.control_plane.openapi.route import build_document_api
-from nimbus.control_plane.problems import count_problems
-from nimbus.control_plane.revocation import build_revocation_api, follow_denied, refresh_denied
-from nimbus.control_plane.seals import Seals
+from nimbus.control_plane.orgs.masks import reseal_masks
+from nimbus.control_plane.orgs.masks_api import build_masks_api
+from nimbus.control_plane.orgs.problems import count_problems
+from nimbus.control_plane.orgs.seals import Seals
+from nimbus.control_plane.queue.silence import sweep_leases
+from nimbus.control_plane.queue.waitroom import run_waitroom
 from nimbus.control_plane.services import AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
 from nimbus.control_plane.settings import Settings
-from nimbus.control_plane.silence import sweep_leases
-from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.limiter import WithoutRedis, open_limiter
 from nimbus.runtime.nonces import open_nonces

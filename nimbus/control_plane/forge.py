@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nimbus.control_plane.admission import serve_admission, sweep_demand
-from nimbus.control_plane.demand import DemandRules, RunnerLevel
+from nimbus.control_plane.demand.admission import serve_admission, sweep_demand
+from nimbus.control_plane.demand.demand import DemandRules, RunnerLevel
+from nimbus.control_plane.demand.inbox import InboxRules, serve_inbox, sweep_inbox
+from nimbus.control_plane.demand.intake import Intake
+from nimbus.control_plane.demand.repair import RepairRules, plan_repair, sweep_repair
+from nimbus.control_plane.demand.webhooks import WebhookRules, register_webhooks
 from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
 from nimbus.control_plane.github.limits import LimitTerms
 from nimbus.control_plane.github.transport import Observer
-from nimbus.control_plane.inbox import InboxRules, serve_inbox, sweep_inbox
-from nimbus.control_plane.intake import Intake
-from nimbus.control_plane.orgs_api import build_orgs_api
-from nimbus.control_plane.registrations import Registrar, Registration, RunnerRules, sweep_registrations
-from nimbus.control_plane.repair import RepairRules, plan_repair, sweep_repair
-from nimbus.control_plane.roster import sweep_rosters
-from nimbus.control_plane.runners import build_runners_api
+from nimbus.control_plane.orgs.orgs_api import build_orgs_api
+from nimbus.control_plane.runners.registrations import Registrar, Registration, RunnerRules, sweep_registrations
+from nimbus.control_plane.runners.roster import sweep_rosters
+from nimbus.control_plane.runners.runners import build_runners_api
 from nimbus.control_plane.services import Services
 from nimbus.control_plane.settings import Settings
-from nimbus.control_plane.webhooks import WebhookRules, register_webhooks
 from nimbus.model.labels import LabelRules
 from nimbus.runtime.serving import App
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from nimbus.control_plane.github.metrics import GithubMetrics
-from nimbus.control_plane.hostmetrics import HostMetrics
+from nimbus.control_plane.hosts.hostmetrics import HostMetrics
 from nimbus.control_plane.keys.metrics import KeyMetrics
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nimbus.control_plane.beats import Beats
-from nimbus.control_plane.cachetokens import CacheTerms
-from nimbus.control_plane.denylist import DenyList
+from nimbus.control_plane.hosts.beats import Beats
+from nimbus.control_plane.hosts.mirror import Mirror
+from nimbus.control_plane.hosts.verified import VerifiedTokens
+from nimbus.control_plane.keys.cachetokens import CacheTerms
+from nimbus.control_plane.keys.denylist import DenyList
 from nimbus.control_plane.keys.ring import Keychain
 from nimbus.control_plane.keys.shared import SharedKey
 from nimbus.control_plane.metrics import Metrics
-from nimbus.control_plane.mirror import Mirror
-from nimbus.control_plane.seals import Seals
-from nimbus.control_plane.seats import Room
-from nimbus.control_plane.verified import VerifiedTokens
-from nimbus.control_plane.watch import HostClock, WatchTerms, read_host_clock
+from nimbus.control_plane.orgs.seals import Seals
+from nimbus.control_plane.queue.seats import Room
+from nimbus.control_plane.queue.watch import HostClock, WatchTerms, read_host_clock
 from nimbus.model.labels import LabelRules
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.limiter import RateLimiter

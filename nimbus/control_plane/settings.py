@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from nimbus.control_plane.outcome import MAX_GRANTS
+from nimbus.control_plane.queue.outcome import MAX_GRANTS
 from nimbus.model.errors import Refused
 from nimbus.model.release import parse_release
 from nimbus.model.vm import MAX_CPUS

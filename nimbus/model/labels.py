@@ -2,8 +2,8 @@
 
 Pure and total: any set of labels is judged, and what cannot be served is refused in words for the workflow's author.
 Labels compare as sets and without case, as GitHub compares them. Never looks at hosts or orgs: an org's aliases are
-passed in. Called by control_plane/demand.py (jobs), submission.py (a size by itself) and orgs.py (an alias before it
-is kept).
+passed in. Called by the control plane's demand.py (jobs), submission.py (a size by itself) and orgs.py (an alias before
+it is kept).
 """
 
 from __future__ import annotations

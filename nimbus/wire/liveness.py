@@ -1,6 +1,6 @@
 """What the control plane says of a lease, as a value: whether tokens that are bound to it still open anything.
 
-Never opens a connection. Written by control_plane/revocation.py, read by runtime/liveness.py.
+Never opens a connection. Written by control_plane/keys/revocation.py, read by runtime/liveness.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from nimbus.control_plane.demand import DemandRules
+from nimbus.control_plane.demand.demand import DemandRules
 from nimbus.model.job import JobState
 from nimbus.model.labels import LabelRules
 from nimbus.wire.github import parse_workflow_job

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nimbus.control_plane.outcome import Held, judge_finish, judge_silence
+from nimbus.control_plane.queue.outcome import Held, judge_finish, judge_silence
 from nimbus.model.lease import TERMINAL, LeaseKey, MachineEvent, MachineState, advance
 from nimbus.wire.leaseapi import EnrolRequest, FinishRequest, HeldState, MachineKind, RenewRequest
 

@@ -1,6 +1,6 @@
 /*
  * The control plane's rows and the only steps they take: grant, end. Shared by lease.pml, which searches all that can
- * happen, and by trace.pml, which replays what did happen. Mirrors nimbus/control_plane/leases.py and leases.sql.
+ * happen, and by trace.pml, which replays what did happen. Mirrors nimbus/control_plane/queue/leases.py and leases.sql.
  *
  * Includers define REQUESTS and is_any_vm_of(request), which is the world's truth and no part of a row.
  */

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from nimbus.control_plane.jobs.submission import MAX_PRIORITY, MAX_TIMEOUT_S, MAX_WORD_BYTES
 from nimbus.control_plane.openapi.fields import (
     MIN_DISK_MIB,
     MOST_DISK_MIB,
@@ -23,7 +24,6 @@ from nimbus.control_plane.openapi.fields import (
     within,
 )
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
-from nimbus.control_plane.submission import MAX_PRIORITY, MAX_TIMEOUT_S, MAX_WORD_BYTES
 from nimbus.model.job import JobSource, JobState, Learned
 from nimbus.model.labels import Arch
 from nimbus.model.lease import MachineState

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nimbus.control_plane.joblist import MAX_LIMIT, MAX_NAME
+from nimbus.control_plane.jobs.joblist import MAX_LIMIT, MAX_NAME
+from nimbus.control_plane.jobs.waiting import WaitCode
 from nimbus.control_plane.openapi.fields import Count, Id, JsonObject, said, storable, within
 from nimbus.control_plane.openapi.jobs import JOB, JOB_EXAMPLE, JobView
 from nimbus.control_plane.openapi.operation import Access, Answer, Operation
-from nimbus.control_plane.waiting import WaitCode
 from nimbus.model.job import JobSource, JobState, Learned
 
 _STATE = "|".join(JobState)

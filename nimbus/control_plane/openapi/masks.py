@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from nimbus.control_plane.masks import LINE_PATTERN, MAX_VALUE_CHARS, MIN_CHARS, NAME_PATTERN
 from nimbus.control_plane.openapi.fields import CLOSED, Count, Id, JsonObject, said
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
+from nimbus.control_plane.orgs.masks import LINE_PATTERN, MAX_VALUE_CHARS, MIN_CHARS, NAME_PATTERN
 
 
 @dataclass(frozen=True)

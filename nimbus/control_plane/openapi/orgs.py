@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, ClassVar
 
+from nimbus.control_plane.jobs.submission import MAX_PRIORITY
 from nimbus.control_plane.openapi.fields import (
     CLOSED,
     MIN_DISK_MIB,
@@ -19,8 +20,7 @@ from nimbus.control_plane.openapi.fields import (
     within,
 )
 from nimbus.control_plane.openapi.operation import Access, Answer, Body, Operation
-from nimbus.control_plane.orgs import WEIGHTS
-from nimbus.control_plane.submission import MAX_PRIORITY
+from nimbus.control_plane.orgs.orgs import WEIGHTS
 from nimbus.model.labels import Arch
 from nimbus.model.vm import MAX_CPUS, MIN_MEM_MIB
 

@@ -13,8 +13,8 @@ import trio
 
 from nimbus.cli.orgs import render_limits, render_machine, render_org, row
 from nimbus.cli.tables import render_table
-from nimbus.control_plane.admission import admit_due
-from nimbus.control_plane.masks import read_masks
+from nimbus.control_plane.demand.admission import admit_due
+from nimbus.control_plane.orgs.masks import read_masks
 from nimbus.model.errors import Refused
 from tests.unit.cli.test_jobs import Said, nimbus_cli
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane

@@ -13,14 +13,14 @@ import httpx2
 import trio
 
 from nimbus.control_plane.app import build_control_plane
-from nimbus.control_plane.demand import DemandRules
+from nimbus.control_plane.demand.demand import DemandRules
+from nimbus.control_plane.demand.inbox import drain_inbox
+from nimbus.control_plane.demand.webhooks import WebhookRules
 from nimbus.control_plane.forge import Forge
 from nimbus.control_plane.github.client import AppCredentials, open_github
-from nimbus.control_plane.inbox import drain_inbox
-from nimbus.control_plane.registrations import RunnerRules
+from nimbus.control_plane.queue.waitroom import run_waitroom
+from nimbus.control_plane.runners.registrations import RunnerRules
 from nimbus.control_plane.services import JobRules
-from nimbus.control_plane.waitroom import run_waitroom
-from nimbus.control_plane.webhooks import WebhookRules
 from nimbus.runtime.http import open_http
 from nimbus.runtime.limiter import WithoutRedis
 from nimbus.runtime.postgres import Row

@@ -13,14 +13,14 @@ import httpx2
 import trio
 
 from nimbus.control_plane.app import build_control_plane
-from nimbus.control_plane.cachetokens import CacheTerms
+from nimbus.control_plane.keys.cachetokens import CacheTerms
 from nimbus.control_plane.keys.ring import KeyTerms
 from nimbus.control_plane.keys.rotation import open_keychain
 from nimbus.control_plane.metrics import Metrics
-from nimbus.control_plane.seals import Seals
+from nimbus.control_plane.orgs.seals import Seals
+from nimbus.control_plane.queue.silence import expire_leases
+from nimbus.control_plane.queue.waitroom import run_waitroom
 from nimbus.control_plane.services import AccessPolicy, HostTerms, JobRules, LeaseTerms, Services
-from nimbus.control_plane.silence import expire_leases
-from nimbus.control_plane.waitroom import run_waitroom
 from nimbus.runtime.http import open_http
 from nimbus.runtime.limiter import WithoutRedis, open_limiter
 from nimbus.runtime.nonces import open_nonces

@@ -7,8 +7,8 @@ from typing import Any
 import trio
 
 from nimbus.control_plane.duties import Duty
-from nimbus.control_plane.registrations import Patience, Registrar, Undoing, deregister_ended, release_idle
-from nimbus.control_plane.roster import check_rosters
+from nimbus.control_plane.runners.registrations import Patience, Registrar, Undoing, deregister_ended, release_idle
+from nimbus.control_plane.runners.roster import check_rosters
 from nimbus.sim.jobs import Run, Runner
 from nimbus.sim.workflow import parse_workflow
 from tests.unit.control_plane.github_plane import GithubPlane

@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from nimbus.control_plane.admission import admit, admit_due, meet_demand, serve_admission
-from nimbus.control_plane.demand import DemandRules
-from nimbus.control_plane.inbox import serve_inbox
+from nimbus.control_plane.demand.admission import admit, admit_due, meet_demand, serve_admission
+from nimbus.control_plane.demand.demand import DemandRules
+from nimbus.control_plane.demand.inbox import serve_inbox
 from nimbus.control_plane.services import JobRules
 from nimbus.runtime.limiter import WithoutRedis
 from tests.services import RedisServer

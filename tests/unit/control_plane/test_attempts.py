@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nimbus.control_plane.outcome import MAX_GRANTS
+from nimbus.control_plane.queue.outcome import MAX_GRANTS
 from nimbus.control_plane.services import LeaseTerms
 from tests.unit.control_plane.plane import Plane, open_plane
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from nimbus.control_plane.beats import Beats
+from nimbus.control_plane.hosts.beats import Beats
 from nimbus.model.errors import Unavailable
 from nimbus.runtime.postgres import open_database
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nimbus.control_plane.admission import meet_demand
-from nimbus.control_plane.demand import DemandRules
+from nimbus.control_plane.demand.admission import meet_demand
+from nimbus.control_plane.demand.demand import DemandRules
 from nimbus.model.labels import LabelRules
 from tests.unit.control_plane.github_plane import GithubPlane, job_event, open_github_plane
 

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from nimbus.control_plane.silence import expire_leases
+from nimbus.control_plane.queue.silence import expire_leases
 from nimbus.model.errors import Unavailable
 from nimbus.runtime.postgres import Transaction, open_database
 from tests.services import PostgresServer

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from nimbus.control_plane.leases import finish_lease, grant_lease
+from nimbus.control_plane.queue.leases import finish_lease, grant_lease
 from nimbus.control_plane.services import Services
 from nimbus.model.lease import LeaseKey
 from nimbus.model.vm import Ending

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 import trio
 
-from nimbus.control_plane.silence import expire_leases
+from nimbus.control_plane.queue.silence import expire_leases
 from nimbus.runtime.postgres import UniqueViolation
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 from tests.unit.control_plane.plane import Plane, open_plane

@@ -7,10 +7,10 @@ import trio
 from pydantic import ValidationError
 
 from nimbus.control_plane.app import plan_leases
+from nimbus.control_plane.demand.inbox import InboxRules
 from nimbus.control_plane.forge import open_forge, plan_demand, plan_inbox, plan_limits
 from nimbus.control_plane.github.client import RunnerScope
 from nimbus.control_plane.github.limits import LimitTerms
-from nimbus.control_plane.inbox import InboxRules
 from nimbus.control_plane.metrics import Metrics
 from nimbus.control_plane.services import LeaseTerms
 from nimbus.control_plane.settings import Settings

@@ -14,16 +14,16 @@ import jwt
 import pytest
 import trio
 
+from nimbus.control_plane.demand.installations import list_all
+from nimbus.control_plane.demand.poll_rules import PollRules
+from nimbus.control_plane.demand.polling import NAME as POLLING
+from nimbus.control_plane.demand.polling import Poller
+from nimbus.control_plane.demand.redelivery import BATCH, MAX_PAGES, RedeliveryRules, ask_again
+from nimbus.control_plane.demand.redelivery import NAME as REDELIVERY
+from nimbus.control_plane.demand.webhooks import WORKFLOW_JOB
 from nimbus.control_plane.duties import hold_duty
 from nimbus.control_plane.github.client import Deletion, RunnerScope
 from nimbus.control_plane.github.limits import READ_POINTS, WRITE_POINTS, LimitTerms
-from nimbus.control_plane.installations import list_all
-from nimbus.control_plane.poll_rules import PollRules
-from nimbus.control_plane.polling import NAME as POLLING
-from nimbus.control_plane.polling import Poller
-from nimbus.control_plane.redelivery import BATCH, MAX_PAGES, RedeliveryRules, ask_again
-from nimbus.control_plane.redelivery import NAME as REDELIVERY
-from nimbus.control_plane.webhooks import WORKFLOW_JOB
 from nimbus.model.forge import ForgeTrouble, ProblemKind
 from nimbus.sim.app_auth import PERMISSIONS
 from nimbus.sim.faults import DeliveryFaults, FaultPlan

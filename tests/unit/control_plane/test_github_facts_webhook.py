@@ -16,8 +16,8 @@ import pytest
 import trio
 from quart import Response, request
 
-from nimbus.control_plane.demand import DemandRules
-from nimbus.control_plane.redelivery import RedeliveryRules
+from nimbus.control_plane.demand.demand import DemandRules
+from nimbus.control_plane.demand.redelivery import RedeliveryRules
 from nimbus.runtime.postgres import Transaction
 from nimbus.runtime.serving import build_app, serve_app
 from nimbus.sim.deliveries import ANSWER_WITHIN_S, WINDOW_S, WebhookTarget

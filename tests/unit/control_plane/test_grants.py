@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import trio
 
-from nimbus.control_plane.leases import grant_lease
+from nimbus.control_plane.queue.leases import grant_lease
+from nimbus.control_plane.queue.waitroom import wait_grant
 from nimbus.control_plane.services import LeaseTerms
-from nimbus.control_plane.waitroom import wait_grant
 from nimbus.runtime.postgres import Row, Transaction, load_queries
 from nimbus.wire.leaseapi import Grant, LeaseRequest
 from tests.unit.control_plane.plane import Plane, add_agents, open_plane, open_services

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from nimbus.control_plane.aliases import MAX_ALIASES
-from nimbus.control_plane.webhooks import WebhookRules
+from nimbus.control_plane.demand.webhooks import WebhookRules
+from nimbus.control_plane.orgs.aliases import MAX_ALIASES
 from nimbus.model.labels import Alias
 from nimbus.model.vm import Shape
 from nimbus.wire.github import MAX_WEBHOOK_BYTES

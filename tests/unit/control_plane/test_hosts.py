@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from nimbus import __version__
-from nimbus.control_plane.agents import judge_agents, judge_version
+from nimbus.control_plane.hosts.agents import judge_agents, judge_version
 from nimbus.control_plane.services import HostTerms
 from nimbus.wire.heartbeat import MAX_HEARTBEAT_BYTES
 from tests.unit.control_plane.plane import Plane, open_plane

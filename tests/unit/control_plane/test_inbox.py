@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from nimbus.control_plane.inbox import (
+from nimbus.control_plane.demand.inbox import (
     AT_ONCE,
     FORGET_BATCH,
     MAX_ATTEMPTS,
@@ -19,7 +19,7 @@ from nimbus.control_plane.inbox import (
     process_delivery,
     serve_inbox,
 )
-from nimbus.control_plane.intake import Arrival, DeliveryState, Intake, Stored
+from nimbus.control_plane.demand.intake import Arrival, DeliveryState, Intake, Stored
 from nimbus.model.errors import Unavailable
 from tests.unit.control_plane.github_plane import GithubPlane, job_event, open_github_plane
 

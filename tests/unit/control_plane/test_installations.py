@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 
-from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.installation_events import take_installation
-from nimbus.control_plane.installations import (
+from nimbus.control_plane.demand.installation_events import take_installation
+from nimbus.control_plane.demand.installations import (
     NAME,
     keep_account,
     keep_installation,
@@ -19,6 +18,7 @@ from nimbus.control_plane.installations import (
     see_installation,
     serving_installation,
 )
+from nimbus.control_plane.duties import hold_duty
 from nimbus.control_plane.services import Services
 from nimbus.sim.accounts import Refusal
 from nimbus.sim.faults import DeliveryFaults, FaultPlan

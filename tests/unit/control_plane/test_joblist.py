@@ -13,8 +13,8 @@ import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nimbus.control_plane.jobevents import Place, parse_asked_events, parse_place, render_place
-from nimbus.control_plane.joblist import JobFilter, parse_asked, parse_cursor, render_cursor
+from nimbus.control_plane.jobs.jobevents import Place, parse_asked_events, parse_place, render_place
+from nimbus.control_plane.jobs.joblist import JobFilter, parse_asked, parse_cursor, render_cursor
 from nimbus.model.errors import Refused
 from nimbus.model.job import JobSource, JobState, Learned
 from nimbus.runtime.postgres import load_queries

@@ -10,9 +10,9 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
+from nimbus.control_plane.jobs.submission import parse_submission
 from nimbus.control_plane.keys.ring import Purpose
 from nimbus.control_plane.services import JobRules
-from nimbus.control_plane.submission import parse_submission
 from nimbus.model.errors import Refused
 from nimbus.model.labels import Arch
 from nimbus.model.vm import Shape

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbus.control_plane.jobwait import Pace, estimate_wait
+from nimbus.control_plane.jobs.jobwait import Pace, estimate_wait
 from nimbus.runtime.postgres import load_queries
 from tests.unit.control_plane.plane import Plane, open_plane
 from tests.unit.control_plane.plans import rows_read

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nimbus.control_plane.admission import meet_demand
-from nimbus.control_plane.aliases import CappedAlias, keep_alias, remove_alias
-from nimbus.control_plane.demand import DemandRules
+from nimbus.control_plane.demand.admission import meet_demand
+from nimbus.control_plane.demand.demand import DemandRules
+from nimbus.control_plane.orgs.aliases import CappedAlias, keep_alias, remove_alias
 from nimbus.model.labels import Alias, Arch, LabelRules
 from nimbus.model.vm import Shape
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nimbus.control_plane.access import Caller
-from nimbus.control_plane.jobs import submit_job
-from nimbus.control_plane.leases import finish_lease, grant_lease, renew_lease
+from nimbus.control_plane.jobs.jobs import submit_job
+from nimbus.control_plane.jobs.submission import parse_submission
+from nimbus.control_plane.queue.leases import finish_lease, grant_lease, renew_lease
+from nimbus.control_plane.queue.silence import expire_leases
 from nimbus.control_plane.services import JobRules, Services
-from nimbus.control_plane.silence import expire_leases
-from nimbus.control_plane.submission import parse_submission
 from nimbus.model.errors import Fenced
 from nimbus.model.lease import LeaseKey, MachineState
 from nimbus.model.vm import Ending

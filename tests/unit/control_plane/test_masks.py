@@ -10,8 +10,8 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from nimbus.control_plane.masks import MAX_BYTES, MAX_LINES, MAX_MASKS, read_masks, reseal_masks
-from nimbus.control_plane.seals import Sealed, Seals
+from nimbus.control_plane.orgs.masks import MAX_BYTES, MAX_LINES, MAX_MASKS, read_masks, reseal_masks
+from nimbus.control_plane.orgs.seals import Sealed, Seals
 from nimbus.runtime.settings import SharedSecret
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 

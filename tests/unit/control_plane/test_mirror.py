@@ -11,9 +11,9 @@ import pytest
 import structlog
 import trio
 
-from nimbus.control_plane.hosts import show_host
-from nimbus.control_plane.mirror import COARSE_S, MAX_PENDING, Mirror, plan_report
-from nimbus.control_plane.mirror_database import keep_mirror
+from nimbus.control_plane.hosts.hosts import show_host
+from nimbus.control_plane.hosts.mirror import COARSE_S, MAX_PENDING, Mirror, plan_report
+from nimbus.control_plane.hosts.mirror_database import keep_mirror
 from nimbus.model.labels import Arch
 from nimbus.runtime.postgres import Row, Transaction, open_database
 from nimbus.wire.heartbeat import Heartbeat, HostRoom, RecordLine

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from nimbus.control_plane.admission import admit_due
+from nimbus.control_plane.demand.admission import admit_due
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 
 pytestmark = pytest.mark.services

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from nimbus.control_plane.outcome import MAX_GRANTS, Held, JobEffect, describe_cause, judge_finish, judge_silence
+from nimbus.control_plane.queue.outcome import MAX_GRANTS, Held, JobEffect, describe_cause, judge_finish, judge_silence
 from nimbus.model.job import JobState
 from nimbus.model.lease import MachineEvent, MachineState, advance
 from nimbus.model.vm import Ending

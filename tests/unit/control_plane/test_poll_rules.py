@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
+from nimbus.control_plane.demand.poll_rules import PollRules, choose_due, idle_room, is_news, pace, plan_looks
 from nimbus.control_plane.github.limits import Quota
-from nimbus.control_plane.poll_rules import PollRules, choose_due, idle_room, is_news, pace, plan_looks
 from nimbus.model.job import JobState
 from nimbus.wire.github import parse_workflow_job
 from nimbus.wire.githubrest import RunSeen

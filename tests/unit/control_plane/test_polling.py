@@ -11,11 +11,11 @@ import pytest
 import trio
 from quart import Response
 
+from nimbus.control_plane.demand.installations import list_all
+from nimbus.control_plane.demand.poll_rules import PollRules
+from nimbus.control_plane.demand.polling import NAME, Poller
 from nimbus.control_plane.duties import hold_duty
 from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
-from nimbus.control_plane.installations import list_all
-from nimbus.control_plane.poll_rules import PollRules
-from nimbus.control_plane.polling import NAME, Poller
 from nimbus.runtime.serving import build_app, json_response, serve_app
 from nimbus.sim.accounts import Refusal
 from nimbus.sim.faults import DeliveryFaults, FaultPlan

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nimbus.control_plane.problems import (
+from nimbus.control_plane.orgs.problems import (
     STALE_S,
     Blocked,
     Place,

@@ -10,9 +10,7 @@ import pytest
 import trio
 from quart import Response
 
-from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
-from nimbus.control_plane.redelivery import (
+from nimbus.control_plane.demand.redelivery import (
     MAX_ASKS,
     NAME,
     OVERLAP,
@@ -21,6 +19,8 @@ from nimbus.control_plane.redelivery import (
     judge_page,
     plan_start,
 )
+from nimbus.control_plane.duties import hold_duty
+from nimbus.control_plane.github.client import AppCredentials, GithubClient, open_github
 from nimbus.runtime.serving import build_app, serve_app
 from nimbus.sim.faults import DeliveryFaults, FaultPlan
 from nimbus.sim.workflow import parse_workflow

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from nimbus.control_plane.duties import hold_duty
-from nimbus.control_plane.problems import retry_now
-from nimbus.control_plane.registrations import DUTY, IN_VAIN, Patience, end_overdue, undo_as_one_of_many
+from nimbus.control_plane.orgs.problems import retry_now
+from nimbus.control_plane.runners.registrations import DUTY, IN_VAIN, Patience, end_overdue, undo_as_one_of_many
 from nimbus.sim.jobs import Conclusion
 from tests.forge import INSTALLATION_ID
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane

@@ -9,10 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from nimbus.control_plane.installations import InstallationRules
-from nimbus.control_plane.poll_rules import PollRules
-from nimbus.control_plane.redelivery import RedeliveryRules
-from nimbus.control_plane.repair import RepairRules, sweep_repair
+from nimbus.control_plane.demand.installations import InstallationRules
+from nimbus.control_plane.demand.poll_rules import PollRules
+from nimbus.control_plane.demand.redelivery import RedeliveryRules
+from nimbus.control_plane.demand.repair import RepairRules, sweep_repair
 from nimbus.sim.faults import DeliveryFaults, FaultPlan
 from nimbus.sim.workflow import parse_workflow
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbus.control_plane.registrations import RunnerRules
-from nimbus.control_plane.roster import STRIKES_IN_PROGRESS, Machine, Sight, Strikes, judge_sight
+from nimbus.control_plane.runners.registrations import RunnerRules
+from nimbus.control_plane.runners.roster import STRIKES_IN_PROGRESS, Machine, Sight, Strikes, judge_sight
 from nimbus.wire.githubrest import RunnerSeen
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane
 from tests.unit.control_plane.runner_stage import leased, look, minted, registered, take_job

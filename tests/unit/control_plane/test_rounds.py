@@ -9,9 +9,9 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from nimbus.control_plane.queue.silence import expire_leases, sweep_leases
 from nimbus.control_plane.rounds import begin_round
 from nimbus.control_plane.services import LeaseTerms, Services
-from nimbus.control_plane.silence import expire_leases, sweep_leases
 from nimbus.runtime.postgres import Database, Transaction, open_database
 from tests.unit.control_plane.plane import open_services
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import trio
 
-from nimbus.control_plane.demand import DemandRules, RunnerLevel
-from nimbus.control_plane.inbox import serve_inbox
-from nimbus.control_plane.problems import Blocked, note_problem, retry_now
-from nimbus.control_plane.registrations import Registration, RunnerRules
-from nimbus.control_plane.runners import INPUT_PREFIX, mint_patiently, mint_runner
+from nimbus.control_plane.demand.demand import DemandRules, RunnerLevel
+from nimbus.control_plane.demand.inbox import serve_inbox
+from nimbus.control_plane.orgs.problems import Blocked, note_problem, retry_now
+from nimbus.control_plane.runners.registrations import Registration, RunnerRules
+from nimbus.control_plane.runners.runners import INPUT_PREFIX, mint_patiently, mint_runner
 from nimbus.model.forge import Problem, ProblemKind
 from nimbus.model.lease import LeaseKey
 from nimbus.sim.jobs import Conclusion

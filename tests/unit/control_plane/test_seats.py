@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbus.control_plane.seats import AWAKE, Offer, Request, Room, find_largest, plan_offer, suits
+from nimbus.control_plane.queue.seats import AWAKE, Offer, Request, Room, find_largest, plan_offer, suits
 from nimbus.model.labels import Arch
 from nimbus.wire.leaseapi import LeaseRequest
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nimbus.control_plane.admission import announce, meet_demand
-from nimbus.control_plane.demand import DemandRules, Recorded, record_event
+from nimbus.control_plane.demand.admission import announce, meet_demand
+from nimbus.control_plane.demand.demand import DemandRules, Recorded, record_event
 from nimbus.model.job import Learned
 from nimbus.runtime.postgres import Transaction
 from nimbus.wire.github import parse_workflow_job

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nimbus.control_plane.admission import meet_demand
-from nimbus.control_plane.installations import keep_installation
-from nimbus.control_plane.problems import Task, note_problem
+from nimbus.control_plane.demand.admission import meet_demand
+from nimbus.control_plane.demand.installations import keep_installation
+from nimbus.control_plane.orgs.problems import Task, note_problem
 from nimbus.model.forge import Problem, ProblemKind
 from tests.forge import INSTALLATION_ID
 from tests.unit.control_plane.github_plane import GithubPlane, open_github_plane

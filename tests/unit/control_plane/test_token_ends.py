@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import trio
 
-from nimbus.control_plane.denylist import DenyList
-from nimbus.control_plane.revocation import follow_denied
+from nimbus.control_plane.keys.denylist import DenyList
+from nimbus.control_plane.keys.revocation import follow_denied
 from nimbus.wire.cachetokens import BoundLease, derive_cache_key, plan_claims, render_cache_token
 from nimbus.wire.tokens import SigningKey, hmac_key
 from tests.services import RedisServer

@@ -14,7 +14,7 @@ import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nimbus.control_plane.leases import finish_lease, grant_lease
+from nimbus.control_plane.queue.leases import finish_lease, grant_lease
 from nimbus.control_plane.services import Services
 from nimbus.model.vm import Ending
 from nimbus.runtime.postgres import Row, Transaction

@@ -15,21 +15,21 @@ from functools import partial
 import pytest
 import trio
 
-from nimbus.control_plane.admission import meet_demand
-from nimbus.control_plane.demand import DemandRules
+from nimbus.control_plane.demand.admission import meet_demand
+from nimbus.control_plane.demand.demand import DemandRules
+from nimbus.control_plane.demand.inbox import drain_inbox
+from nimbus.control_plane.demand.poll_rules import PollRules
+from nimbus.control_plane.demand.polling import Poller
+from nimbus.control_plane.demand.redelivery import RedeliveryRules, ask_again
 from nimbus.control_plane.duties import hold_duty
 from nimbus.control_plane.github.client import AppCredentials, open_github
 from nimbus.control_plane.github.limits import LimitTerms
-from nimbus.control_plane.inbox import drain_inbox
-from nimbus.control_plane.leases import finish_lease, grant_lease, renew_lease
-from nimbus.control_plane.poll_rules import PollRules
-from nimbus.control_plane.polling import Poller
-from nimbus.control_plane.redelivery import RedeliveryRules, ask_again
-from nimbus.control_plane.registrations import Registrar, RunnerRules, undo_as_one_of_many
-from nimbus.control_plane.roster import check_rosters
-from nimbus.control_plane.runners import mint_runner
+from nimbus.control_plane.queue.leases import finish_lease, grant_lease, renew_lease
+from nimbus.control_plane.queue.silence import expire_leases
+from nimbus.control_plane.runners.registrations import Registrar, RunnerRules, undo_as_one_of_many
+from nimbus.control_plane.runners.roster import check_rosters
+from nimbus.control_plane.runners.runners import mint_runner
 from nimbus.control_plane.services import Services
-from nimbus.control_plane.silence import expire_leases
 from nimbus.model.errors import Conflict, Fenced, Gone, Unavailable
 from nimbus.model.job import JobState
 from nimbus.model.lease import LeaseKey

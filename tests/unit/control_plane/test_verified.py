@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nimbus.control_plane.verified import VerifiedTokens
+from nimbus.control_plane.hosts.verified import VerifiedTokens
 from nimbus.wire.tokens import Audience, Claims, VerifyKey, new_ed25519_key
 
 ONE, TWO = (new_ed25519_key().verify_key() for _ in range(2))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from nimbus.control_plane.jobs.waiting import Host, WaitCode, judge_wait
 from nimbus.control_plane.services import JobRules
-from nimbus.control_plane.waiting import Host, WaitCode, judge_wait
 from nimbus.model.forge import ProblemKind
 from tests.unit.control_plane.github_plane import GithubPlane, job_event, open_github_plane
 

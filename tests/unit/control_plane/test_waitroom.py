@@ -20,11 +20,11 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from nimbus.control_plane.leases import finish_lease
 from nimbus.control_plane.metrics import Metrics
-from nimbus.control_plane.seats import Offer, Room, plan_offer
+from nimbus.control_plane.queue.leases import finish_lease
+from nimbus.control_plane.queue.seats import Offer, Room, plan_offer
+from nimbus.control_plane.queue.waitroom import NOTE_S, run_waitroom, wait_grant
 from nimbus.control_plane.services import MACHINES, HostTerms, LeaseTerms, Services
-from nimbus.control_plane.waitroom import NOTE_S, run_waitroom, wait_grant
 from nimbus.model.errors import Unavailable
 from nimbus.model.vm import Ending
 from nimbus.runtime.postgres import TRANSACTION_S, Row

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from nimbus.control_plane.queue.silence import expire_leases
+from nimbus.control_plane.queue.watch import HostClock, Sight, judge_clock, read_host_clock
 from nimbus.control_plane.services import LeaseTerms
-from nimbus.control_plane.silence import expire_leases
-from nimbus.control_plane.watch import HostClock, Sight, judge_clock, read_host_clock
 from nimbus.model.errors import Unavailable
 from nimbus.model.lease import LeasePolicy
 from nimbus.runtime.postgres import open_database

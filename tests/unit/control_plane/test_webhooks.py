@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from nimbus.control_plane.webhooks import WebhookRules
+from nimbus.control_plane.demand.webhooks import WebhookRules
 from nimbus.wire.github import MAX_WEBHOOK_BYTES
 from tests.unit.control_plane.github_plane import PREVIOUS, SECRET, GithubPlane, job_event, open_github_plane
 

@@ -1,0 +1,1 @@
+"""Hosts: what their agents tell, and how an operator steers them."""

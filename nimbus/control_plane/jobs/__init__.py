@@ -1,0 +1,1 @@
+"""Jobs as people and programs see them: submitted, listed, followed, and why one waits."""

@@ -1,0 +1,1 @@
+"""Orgs: their limits, their labels, and what GitHub refuses them."""
