@@ -18,7 +18,7 @@ from typing import Any, cast
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Framework, HTTPScope, Scope
 from quart import request
 from quart.wrappers import Request
 from quart_trio import QuartTrio
@@ -32,6 +32,7 @@ from nimbus.model.errors import NimbusError
 from nimbus.runtime.answers import judge_error, render_json
 from nimbus.runtime.direct import DirectRoute, fits_direct, serve_direct
 from nimbus.runtime.hidden import hide_parameters
+from nimbus.runtime.inflight import InFlight
 from nimbus.runtime.listening import start_hypercorn
 from nimbus.runtime.proxies import FOR, HOST, PROTO, Networks, find_origin
 from nimbus.wire.fields import MAX_BIGINT, is_storable
@@ -278,7 +279,7 @@ async def serve_app(
     setting: str = "another address",
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `stop` is set, then finish what is in flight; hands over the real addresses as URLs.
+    """Serve until `stop` is set, then answer what came, for `graceful_s` at most; hands over the real addresses.
 
     `setting` is what an operator changes where an address cannot be had.
     """
@@ -290,8 +291,18 @@ async def serve_app(
     config.include_server_header = False
     config.server_names = []
     config.keep_alive_timeout = KEEP_ALIVE_S
+    flights = InFlight(app)
     async with trio.open_nursery() as nursery:
-        task_status.started(await start_hypercorn(nursery, app, config, stop.wait, setting))
+        nursery.start_soon(_end_when_answered, flights, stop, nursery.cancel_scope)
+        async with trio.open_nursery() as serving:
+            task_status.started(await start_hypercorn(serving, cast("Framework", flights), config, stop.wait, setting))
+        nursery.cancel_scope.cancel()
+
+
+async def _end_when_answered(flights: InFlight, stop: trio.Event, serving: trio.CancelScope) -> None:
+    await stop.wait()
+    await flights.wait_over()
+    serving.cancel()
 
 
 class LazyApp:

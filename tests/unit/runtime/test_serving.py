@@ -279,6 +279,31 @@ async def test_a_request_in_flight_is_finished_after_the_stop() -> None:
     assert heard[0].endswith(b'{"done":true}')
 
 
+async def test_a_stop_waits_for_answers_and_not_for_a_connection_whose_next_request_came_too_early() -> None:
+    app = build_app("early")
+    arrived, go_on = trio.Event(), trio.Event()
+    heard: list[bytes] = []
+
+    @app.get("/")
+    async def slow() -> Response:
+        arrived.set()
+        await go_on.wait()
+        return json_response({"done": True})
+
+    async with trio.open_nursery() as nursery:
+        async with served(app, graceful_s=25) as port:
+
+            async def ask() -> None:
+                heard.append(await talk(port, 2 * b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+
+            nursery.start_soon(ask)
+            await arrived.wait()
+            nursery.start_soon(_set_soon, go_on)
+            stopping = trio.current_time()
+        assert trio.current_time() - stopping < 15
+    assert heard[0].count(b'{"done":true}') == 1
+
+
 async def _set_soon(event: trio.Event) -> None:
     await trio.sleep(0.3)  # while the server is already stopping
     event.set()
