@@ -14,7 +14,7 @@ def test_a_small_run_measures_every_part_and_writes_each_bound(tmp_path: Path) -
     take(parse_words(SMALL.split()), tmp_path)
 
     told = json.loads((tmp_path / "control.json").read_text())
-    assert len(told["bounds"]) == 7
+    assert len(told["bounds"]) == 8
     assert all(told["samples"][f"{which}.per_s"][0] > 0 for which in ("floor", "leases", "history", "http"))
     assert len(told["samples"]["wake.ms"]) == 4
     assert told["samples"]["granted.a_request"] == [1.0]

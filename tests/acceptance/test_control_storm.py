@@ -36,7 +36,8 @@ KILLS = 6  # of each kind at least
 ROUNDS = 3
 IN_FLIGHT = 40
 SEED = 6
-HEALED = {"200", "201", "503", "ConnectError"}  # what a client may see of a rolling restart
+# what a client may see of a rolling restart; the last where a kept connection ended as its request was on the way
+HEALED = {"200", "201", "503", "ConnectError", "RemoteProtocolError"}
 
 
 def plan_load(site: Site, folder: Path, jobs: int, kept_back: int) -> Load:
