@@ -256,16 +256,23 @@ def test_nobody_is_told_to_come_again_too_soon(wait_s: float, told: str) -> None
     assert judge_error(RateLimited("l", wait_s))[3] == {"Retry-After": told}
 
 
-async def test_a_request_in_flight_is_finished_after_the_stop() -> None:
-    app = build_app("flight")
+def slow_app() -> tuple[App, trio.Event, trio.Event]:
+    """An application that tells that a request has arrived, and answers when it may."""
+    app = build_app("slow")
     arrived, go_on = trio.Event(), trio.Event()
-    heard: list[bytes] = []
 
     @app.get("/")
     async def slow() -> Response:
         arrived.set()
         await go_on.wait()
         return json_response({"done": True})
+
+    return app, arrived, go_on
+
+
+async def test_a_request_in_flight_is_finished_after_the_stop() -> None:
+    app, arrived, go_on = slow_app()
+    heard: list[bytes] = []
 
     async with trio.open_nursery() as nursery, served(app) as port:
 
@@ -280,15 +287,8 @@ async def test_a_request_in_flight_is_finished_after_the_stop() -> None:
 
 
 async def test_a_stop_waits_for_answers_and_not_for_a_connection_whose_next_request_came_too_early() -> None:
-    app = build_app("early")
-    arrived, go_on = trio.Event(), trio.Event()
+    app, arrived, go_on = slow_app()
     heard: list[bytes] = []
-
-    @app.get("/")
-    async def slow() -> Response:
-        arrived.set()
-        await go_on.wait()
-        return json_response({"done": True})
 
     async with trio.open_nursery() as nursery:
         async with served(app, graceful_s=25) as port:
