@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx2
 import trio
 
-from nimbus.cli.stack.child import log_tail, open_child
+from bench.webhookhost import start_service
 from nimbus.cli.stack.service import LOOPBACK, Service, answers_http, free_port
 from nimbus.wire.tokens import Audience, SigningKey, hmac_key, load_ed25519_key, new_ed25519_key, render_private_pem
 from nimbus.wire.tokens import render_token as sign
@@ -96,7 +96,7 @@ async def open_log_host(folder: Path, **settings: str) -> AsyncIterator[LogHost]
         plane_port = free_port()
         double = (sys.executable, "-m", "bench.logplane", str(plane_port), str(key_file))
         plane = Service("plane", double, _environment({}), answers_http(plane_port, "/healthz"), cwd=CHECKOUT)
-        await _start(running, plane, folder)
+        await start_service(running, plane, folder)
         port = free_port()
         engine_url, plane_url = f"http://{LOOPBACK}:{engine_port}", f"http://{LOOPBACK}:{plane_port}"
         argv = (sys.executable, "-m", "nimbus.logging_pipeline.main")
@@ -114,7 +114,7 @@ async def open_log_host(folder: Path, **settings: str) -> AsyncIterator[LogHost]
             **settings,
         }
         pipeline = Service("pipeline", argv, _environment(env), answers_http(port, "/readyz"), cwd=CHECKOUT)
-        pid = await _start(running, pipeline, folder)
+        pid = await start_service(running, pipeline, folder)
         key = load_ed25519_key(key_file.read_text())
         yield LogHost(port, pid, engine.pid, engine_url, plane_url, key)
 
@@ -144,12 +144,3 @@ async def _open_engine(folder: Path) -> AsyncIterator[tuple[trio.Process, int]]:
             await process.wait()
         if process.returncode is None:
             process.kill()
-
-
-async def _start(running: AsyncExitStack, service: Service, folder: Path) -> int:
-    child = await running.enter_async_context(open_child(service, folder))
-    with trio.move_on_after(READY_S):
-        while service.ready is not None and not await service.ready():  # noqa: ASYNC110 - nothing but a look tells it
-            await trio.sleep(0.1)
-        return child.pid
-    sys.exit(f"{service.name} did not start: {log_tail(folder, service.name)}")
