@@ -71,6 +71,10 @@ class LogHost:
             claims={"role": "read", "org_id": org_id},
         )
 
+    @property
+    def engine_port(self) -> int:
+        return int(self.engine_url.rpartition(":")[2])
+
     async def ask(self, sql: str) -> list[dict[str, object]]:
         """Rows of the engine, for what only it can tell."""
         async with httpx2.AsyncClient(timeout=120, trust_env=False) as client:

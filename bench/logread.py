@@ -7,6 +7,7 @@ Called by logs.py.
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import sys
@@ -18,11 +19,15 @@ from urllib.parse import urlencode
 
 import trio
 
-from bench.loghost import DATABASE, TABLE, LogHost, Machine
+from bench.loghost import DATABASE, ENGINE_PASSWORD, ENGINE_USER, TABLE, LogHost, Machine
 from bench.logingest import render_stored
 from bench.loglines import JobOutput
 from bench.logplane import ORGS_STEP
-from bench.logsend import Line, number_lines, open_line, render_bodies, send_bodies
+from bench.logsend import Line, Reply, number_lines, open_line, render_bodies, send_bodies
+from nimbus.logging_pipeline.reading.cursor import parse_cursor
+from nimbus.logging_pipeline.reading.scopes import DEFAULT_ROWS
+from nimbus.logging_pipeline.rows import ReadScope
+from nimbus.logging_pipeline.store.pages import plan_page
 
 ORG = 1  # the one that is searched
 SEED = 11
@@ -143,13 +148,17 @@ async def measure_reading(host: LogHost, loaded: Loaded, pages: int, terms: int)
         lines: dict[int, Line] = {}
         for org_id in {machine.org_id for machine in loaded.machines}:
             lines[org_id] = await opened.enter_async_context(open_line(host.port, host.read_token(org_id)))
-        await _read_pages(lines, loaded, pages, samples)
+        login = base64.b64encode(f"{ENGINE_USER}:{ENGINE_PASSWORD}".encode()).decode()
+        engine = await opened.enter_async_context(open_line(host.engine_port, login, "Basic"))
+        await _read_pages(lines, engine, loaded, pages, samples)
         await _search(lines[ORG], draw_terms(loaded, terms), samples)
     return samples
 
 
-async def _read_pages(lines: Mapping[int, Line], loaded: Loaded, pages: int, samples: dict[str, list[float]]) -> None:
-    """Each job's first page, three that follow by its cursor, and its end; the first jobs are not counted."""
+async def _read_pages(
+    lines: Mapping[int, Line], engine: Line, loaded: Loaded, pages: int, samples: dict[str, list[float]]
+) -> None:
+    """Each job's first page, three that follow by its cursor, a long one, and its end; the first jobs do not count."""
     draw = random.Random(SEED)  # noqa: S311 - the same jobs each time
     for number in range(-5, pages // 4):
         machine = draw.choice(loaded.machines)
@@ -157,11 +166,28 @@ async def _read_pages(lines: Mapping[int, Line], loaded: Loaded, pages: int, sam
         for _ in range(4):
             told = await _get(line, f"/logs/jobs/{machine.machine_id}", {"after": after} if after else {})
             _keep(samples, "page.ms", told.ms, number)
+            floor = await _ask_engine(engine, machine, after)
+            if floor.content.count(b"\n") != told.content.count(b'"seq":'):
+                sys.exit(f"the page after {after!r} is not what the engine tells")
+            _keep(samples, "page.floor_ms", floor.ms, number)
             after = str(json.loads(told.content)["next"])
-        told = await _get(line, f"/logs/jobs/{machine.machine_id}", {"after": after, "limit": "200"})
-        _keep(samples, "page_of_200.ms", told.ms, number)
+        told = await _get(line, f"/logs/jobs/{machine.machine_id}", {"after": after, "limit": "1000"})
+        _keep(samples, "page_of_1000.ms", told.ms, number)
         told = await _get(line, f"/logs/jobs/{machine.machine_id}", {"tail": "200"})
         _keep(samples, "tail.ms", told.ms, number)
+
+
+async def _ask_engine(engine: Line, machine: Machine, after: str) -> Reply:
+    """The same page by the bare engine, which has just read it; nothing else is between."""
+    scope = ReadScope(machine.org_id, (machine.machine_id,))
+    wanted = plan_page(f"{DATABASE}.{TABLE}", scope, parse_cursor(after), DEFAULT_ROWS).select
+    given = {f"param_{name}": str(value) for name, value in wanted.parameters.items()}
+    sql = f"{wanted.sql} SETTINGS {', '.join(wanted.settings)}"
+    query = urlencode({"default_format": "JSONEachRow", **given})
+    told = await engine.post(f"/?{query}", sql.encode())
+    if told.status != 200:
+        sys.exit(f"the engine refused a page: {told.content[:300]!r}")
+    return told
 
 
 async def _search(line: Line, terms: Mapping[str, Sequence[str]], samples: dict[str, list[float]]) -> None:

@@ -68,11 +68,11 @@ def take_rows(seed: int, job: int, count: int) -> list[dict[str, object]]:
 
 
 class Line:
-    """One connection to the pipeline."""
+    """One connection to the pipeline, or to its engine."""
 
-    def __init__(self, stream: trio.SocketStream, token: str) -> None:
+    def __init__(self, stream: trio.SocketStream, authorization: str) -> None:
         self._stream = stream
-        self._head = f"Host: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n".encode()
+        self._head = f"Host: 127.0.0.1\r\nAuthorization: {authorization}\r\n".encode()
 
     async def post(self, path: str, content: bytes, encoding: str = "") -> Reply:
         head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
@@ -110,10 +110,10 @@ def _parse_head(head: bytes) -> tuple[int, int]:
 
 
 @asynccontextmanager
-async def open_line(port: int, token: str) -> AsyncIterator[Line]:
+async def open_line(port: int, token: str, scheme: str = "Bearer") -> AsyncIterator[Line]:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
-        yield Line(stream, token)
+        yield Line(stream, f"{scheme} {token}")
 
 
 async def send_bodies(line: Line, bodies: Sequence[Body]) -> None:

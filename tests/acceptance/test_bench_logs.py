@@ -18,9 +18,9 @@ def test_a_small_run_measures_every_part_and_writes_each_bound(tmp_path: Path) -
     take(parse_words(SMALL.split()), tmp_path)
 
     told = json.loads((tmp_path / "logs.json").read_text())
-    assert len(told["bounds"]) == 8
+    assert len(told["bounds"]) == 9
     assert all(told["samples"][f"{which}.per_s"][0] > 0 for which in ("floor", "nimbus"))
-    assert len(told["samples"]["page.ms"]) == 8
+    assert len(told["samples"]["page.ms"]) == len(told["samples"]["page.floor_ms"]) == 8
     assert len(told["samples"]["live.ms"]) == 8
     assert {name.split(".")[0] for name in told["samples"] if name.endswith(("rare.ms", "absent.ms"))} == {
         "token", "substring"

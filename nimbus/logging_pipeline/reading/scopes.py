@@ -18,7 +18,7 @@ from nimbus.logging_pipeline.tickets import Reader
 from nimbus.model.errors import NotFound, Refused
 from nimbus.wire.fields import MAX_BIGINT
 
-DEFAULT_ROWS, MAX_ROWS = 1000, 10_000
+DEFAULT_ROWS, MAX_ROWS = 200, 10_000  # a few screens: what is asked for without a number is to be there at once
 Ask = Callable[[], Awaitable[JobEntry]]
 
 

@@ -18,9 +18,9 @@ from nimbus.logging_pipeline.reading.scopes import ask_for_job, find_machine_sco
 from nimbus.logging_pipeline.rows import MAX_SEQ, Place
 from nimbus.logging_pipeline.services import Services
 from nimbus.logging_pipeline.store.filters import RowFilter
+from nimbus.logging_pipeline.store.pages import drop_repeated
 from nimbus.logging_pipeline.store.search import (
     SHOWN_CHARS,
-    SPARE,
     Hit,
     Link,
     Owner,
@@ -99,19 +99,20 @@ async def _answer_hits(services: Services, scope: SearchScope, wanted: RowFilter
     after = _read_place(request.args.get("after"), mark)
     table, bounds = services.table, services.bounds
     async with services.turns.take(scope.org_id):
-        hits = await table.read(plan_search(table.name, scope, wanted, after, limit), Hit, bounds)
-        machines = sorted({hit.machine_id for hit in hits})
-        links = await table.read(plan_links(table.name, scope.org_id, machines), Link, bounds) if hits else []
+        told = await table.read(plan_search(table.name, scope, wanted, after, limit), Hit, bounds)
+        hits = drop_repeated(told)
+        early = sorted({hit.machine_id for hit in hits if not hit.job_id})
+        links = await table.read(plan_links(table.name, scope.org_id, early), Link, bounds) if early else []
     known = {(link.machine_id, link.fence): link for link in links}
     body = {
-        "hits": [_render_hit(hit, known.get((hit.machine_id, hit.fence))) for hit in hits],
+        "hits": [_render_hit(hit, hit if hit.job_id else known.get((hit.machine_id, hit.fence))) for hit in hits],
         "next": _render_place(hits[-1].place, mark) if hits else None,
-        "more": len(hits) == limit or (bool(hits) and hits[0].copies >= limit * SPARE),
+        "more": len(told) == limit,
     }
     return answer(body)
 
 
-def _render_hit(hit: Hit, link: Link | None) -> dict[str, object]:
+def _render_hit(hit: Hit, link: Hit | Link | None) -> dict[str, object]:
     return {
         "job_id": link.job_id if link else None,
         "repo_id": (link.repo_id or None) if link else None,

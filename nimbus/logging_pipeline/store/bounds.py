@@ -39,11 +39,12 @@ class ReadBounds:
         return self.rows > 0
 
     @property
-    def clause(self) -> str:
-        """The end of a statement that is held to these bounds."""
+    def settings(self) -> tuple[str, ...]:
+        """The store's settings that hold a statement to these bounds."""
         return (
-            f" SETTINGS max_execution_time = {self.seconds:.3f}, max_rows_to_read = {self.rows:d},"
-            f" max_memory_usage = {self.memory_mib * MIB:d}"
+            f"max_execution_time = {self.seconds:.3f}",
+            f"max_rows_to_read = {self.rows:d}",
+            f"max_memory_usage = {self.memory_mib * MIB:d}",
         )
 
     def judge(self, code: object) -> NimbusError | None:

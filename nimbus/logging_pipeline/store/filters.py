@@ -53,10 +53,11 @@ EVERYTHING = RowFilter()
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """One statement that reads, with its typed parameters."""
+    """One statement that reads, with its typed parameters and the settings of the store that it is best run with."""
 
     sql: str
     parameters: dict[str, object]
+    settings: tuple[str, ...] = ()
 
 
 def plan_filter(wanted: RowFilter) -> tuple[list[str], dict[str, object]]:

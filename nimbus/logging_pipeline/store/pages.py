@@ -1,12 +1,15 @@
 """The statements that read pages of output: beyond a reader's places, or before one, in the order of the table. Pure.
 
-Every condition is one that the primary key can answer, however deep in the output the page lies. Called by `table`.
+Every condition is one that the primary key can answer, however deep in the output the page lies. A row that is stored
+twice until parts are merged comes twice, one after the other; it is dropped here and not by the statement, which stays
+of one level and so half as long. Called by `table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -17,7 +20,19 @@ COLUMNS = "machine_id, fence, seq, step, stream, level, message, toUnixTimestamp
 _ORDER = "org_id, machine_id, fence, seq"
 _BACKWARDS = "org_id DESC, machine_id DESC, fence DESC, seq DESC"
 _NOTHING = "0"
-SPARE = 2  # how many rows are looked for with each that is wanted: a row may be stored twice until parts are merged
+# a page is a few blocks: to share it out among threads takes longer than to read it
+_NARROW = ("max_threads = 1", "max_block_size = 1024", "output_format_parallel_formatting = 0")
+
+
+class Keyed(Protocol):
+    """What is told of a row at least."""
+
+    machine_id: int
+    fence: int
+    seq: int
+
+
+K = TypeVar("K", bound=Keyed)
 
 
 class PageRow(msgspec.Struct, gc=False):
@@ -31,7 +46,6 @@ class PageRow(msgspec.Struct, gc=False):
     level: str
     message: str
     ts_ms: int
-    copies: int = 0  # of all rows that were found, those that are stored twice twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +59,12 @@ class PagePlan:
 
     @property
     def select(self) -> Select:
-        return Select(self.sql, self.parameters | {"limit": self.limit, "found": self.found})
+        return Select(self.sql, self.parameters | {"found": self.found}, _NARROW)
 
-    def is_short(self, told: Sequence[PageRow]) -> bool:
-        """True where repetitions have taken the places of rows that are there."""
-        return 0 < len(told) < self.limit and told[0].copies >= self.found
+    def fill(self, told: Sequence[PageRow]) -> list[PageRow] | None:
+        """The page that was told; None where repetitions have taken the places of rows that are there."""
+        rows = drop_repeated(told)[: self.limit]
+        return rows if len(rows) == self.limit or len(told) < self.found else None
 
     def look_further(self) -> PagePlan:
         """The same page, with more repetitions allowed for."""
@@ -99,15 +114,11 @@ def _plan(
         conditions.append("fence = {only:UInt64}")
         parameters["only"] = scope.fence
     every = " AND ".join(["org_id = {org:UInt64}", f"({where[0]})", *conditions])
-    # the inner limit ends the reading: with LIMIT BY beside it nothing would, before the last row of the scope
     return PagePlan(
-        f"SELECT {COLUMNS}, count() OVER () AS copies FROM ("  # noqa: S608 - checked names, typed parameters
-        f"SELECT org_id, machine_id, fence, seq, step, stream, level, message, ts FROM {table} WHERE {every} "
-        f"ORDER BY {order} LIMIT {{found:UInt64}}) "
-        f"ORDER BY {order} LIMIT 1 BY {_ORDER} LIMIT {{limit:UInt32}}",
+        f"SELECT {COLUMNS} FROM {table} WHERE {every} ORDER BY {order} LIMIT {{found:UInt64}}",  # noqa: S608 - checked names, typed parameters
         parameters,
         limit,
-        limit * SPARE,
+        limit,
     )
 
 
@@ -146,6 +157,18 @@ def _plan_before(machines: Sequence[int], place: Place | None) -> tuple[str, dic
         ("(machine_id = {m:UInt64} AND fence = {f:UInt64} AND seq < {s:UInt64})"),
     )
     return " OR ".join([earlier, *mine]), parameters
+
+
+def drop_repeated(told: Iterable[K]) -> list[K]:
+    """Rows in the order of the key, each once."""
+    rows: list[K] = []
+    last: tuple[int, int, int] | None = None
+    for row in told:
+        key = (row.machine_id, row.fence, row.seq)
+        if key != last:
+            rows.append(row)
+        last = key
+    return rows
 
 
 def read_row(told: PageRow) -> ReadRow:

@@ -1,8 +1,9 @@
 """The statement that searches output: the newest matches first, in an org, a repo or some machines. Pure.
 
 Newest means by the key: the machines that came last first, and of each its last lines first. So the store reads from
-the key's end and stops at the limit; by time it would have to read every match of a common word. Repetitions are
-dropped from what was found, not among all matches, for the same reason. Called by the search route.
+the key's end and stops at the limit; by time it would have to read every match of a common word. A line that is stored
+twice until parts are merged is told twice, one after the other, and dropped by the caller: a statement that did it
+would have to go on reading. Called by the search route.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import msgspec
 from nimbus.logging_pipeline.rows import Place
 from nimbus.logging_pipeline.store.filters import RowFilter, Select, plan_filter
 
-_KEY = "org_id, machine_id, fence, seq"
 _NEWEST = "org_id DESC, machine_id DESC, fence DESC, seq DESC"
+_SOON = ("max_block_size = 8192",)  # one granule: the reading ends closer to the last match that is wanted
 SHOWN_CHARS = 4096  # of a line among hits: a thousand of them fit into one answer; its permalink shows the whole
-SPARE = 2  # how many rows are looked for with each hit: a row may be stored twice until parts are merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,14 @@ class Hit(msgspec.Struct, gc=False):
     machine_id: int
     fence: int
     seq: int
+    job_id: int  # 0: not known yet when the line came; the machine's link tells it
+    repo_id: int
     step: int
     stream: str
     level: str
     ts_ms: int
     shown: str
     chars: int
-    copies: int  # of all the lines that were found, those that are stored twice twice
 
     @property
     def place(self) -> Place:
@@ -64,22 +65,10 @@ class Owner(msgspec.Struct, gc=False):
 
 
 def plan_search(table: str, scope: SearchScope, wanted: RowFilter, after: Place | None, limit: int) -> Select:
-    """At most `limit` matches that are older than `after`, the newest first."""
-    found = plan_matches(table, scope, wanted, after, limit * SPARE)
-    return Select(
-        "SELECT machine_id, fence, seq, step, stream, level, "  # noqa: S608 - checked names, typed parameters
-        f"substringUTF8(message, 1, {SHOWN_CHARS}) AS shown, lengthUTF8(message) AS chars, "
-        f"count() OVER () AS copies, toUnixTimestamp64Milli(ts) AS ts_ms FROM ({found.sql}) "
-        f"ORDER BY {_NEWEST} LIMIT 1 BY {_KEY} LIMIT {{limit:UInt32}}",
-        found.parameters | {"limit": limit},
-    )
-
-
-def plan_matches(table: str, scope: SearchScope, wanted: RowFilter, after: Place | None, count: int) -> Select:
-    """The newest matches, those that are stored twice twice."""
+    """At most `limit` matches that are older than `after`, the newest first, one that is stored twice twice."""
     within, parameters = plan_scope(table, scope)
     conditions, more = plan_filter(wanted)
-    parameters |= more | {"found": count}
+    parameters |= more | {"limit": limit}
     if after is not None:
         conditions.append(
             "(machine_id < {am:UInt64} OR (machine_id = {am:UInt64} AND "
@@ -87,9 +76,12 @@ def plan_matches(table: str, scope: SearchScope, wanted: RowFilter, after: Place
         )
         parameters |= {"am": after.machine_id, "af": after.fence, "aseq": after.seq}
     return Select(
-        "SELECT org_id, machine_id, fence, seq, step, stream, level, message, ts "  # noqa: S608 - checked names, typed parameters
-        f"FROM {table} WHERE {' AND '.join([*within, *conditions])} ORDER BY {_NEWEST} LIMIT {{found:UInt32}}",
+        "SELECT machine_id, fence, seq, job_id, repo_id, step, stream, level, "  # noqa: S608 - checked names, typed parameters
+        f"substringUTF8(message, 1, {SHOWN_CHARS}) AS shown, lengthUTF8(message) AS chars, "
+        f"toUnixTimestamp64Milli(ts) AS ts_ms FROM {table} WHERE {' AND '.join([*within, *conditions])} "
+        f"ORDER BY {_NEWEST} LIMIT {{limit:UInt32}}",
         parameters,
+        _SOON,
     )
 
 

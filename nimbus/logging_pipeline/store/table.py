@@ -91,9 +91,9 @@ class LogTable:
 
     async def _page(self, plan: PagePlan, bounds: ReadBounds | None) -> list[ReadRow]:
         while True:
-            told = await self.read(plan.select, PageRow, bounds)
-            if not plan.is_short(told):
-                return [read_row(each) for each in told]
+            rows = plan.fill(await self.read(plan.select, PageRow, bounds))
+            if rows is not None:
+                return [read_row(each) for each in rows]
             plan = plan.look_further()
 
     async def rows(self, select: Select, bounds: ReadBounds | None = None) -> list[ReadRow]:
@@ -102,7 +102,7 @@ class LogTable:
 
     async def read(self, select: Select, kind: type[T], bounds: ReadBounds | None = None) -> list[T]:
         """What a planned statement gives, each row as a `kind` of msgspec; Refused where its caller must narrow it."""
-        body = await self._fetch(select.sql, select.parameters, bounds)
+        body = await self._fetch(select, bounds)
         try:
             return msgspec.json.Decoder(kind, strict=False).decode_lines(body)
         except ValueError as error:
@@ -133,19 +133,20 @@ class LogTable:
 
     async def select(self, sql: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
         """The rows of a statement of ours."""
-        body = await self._fetch(sql, parameters, None)
+        body = await self._fetch(Select(sql, dict(parameters)), None)
         try:
             return [json.loads(line) for line in body.splitlines()]
         except ValueError as error:
             raise Unavailable("the log store gave an answer that cannot be read") from error
 
-    async def _fetch(self, sql: str, parameters: Mapping[str, object], bounds: ReadBounds | None) -> bytes:
-        held = f"{sql}{bounds.clause}" if bounds else f"{sql} SETTINGS max_execution_time = {max(1, self._read_s):.3f}"
+    async def _fetch(self, wanted: Select, bounds: ReadBounds | None) -> bytes:
+        limits = bounds.settings if bounds else (f"max_execution_time = {max(1, self._read_s):.3f}",)
+        held = f"{wanted.sql} SETTINGS {', '.join([*limits, *wanted.settings])}"
 
         def select(client: Any) -> bytes:
             # whole answers only: an error in the middle of a stream must not look like the end of it
             body: bytes = client.raw_query(
-                held, parameters=parameters, settings={"wait_end_of_query": 1}, fmt="JSONEachRow"
+                held, parameters=wanted.parameters, settings={"wait_end_of_query": 1}, fmt="JSONEachRow"
             )
             return body
 

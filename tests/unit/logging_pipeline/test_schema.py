@@ -66,11 +66,13 @@ async def put(table: LogTable, seqs: range, message: str, age_days: int = 0) -> 
 
 
 async def describe(table: LogTable) -> list[dict[str, Any]]:
-    """Tables and columns of the database, without what differs from run to run."""
+    """Tables, columns and indexes of the database, without what differs from run to run."""
     database = table.name.partition(".")[0]
     columns = "SELECT table, name, type, default_expression, compression_codec FROM system.columns"
     tables = "SELECT name, partition_key, sorting_key, engine_full FROM system.tables"
     told = await table.rows_of(f"{columns} WHERE database = '{database}' ORDER BY table, position")
+    indexes = "SELECT table, name, type_full, expr, granularity FROM system.data_skipping_indices"
+    told += await table.rows_of(f"{indexes} WHERE database = '{database}' ORDER BY table, name")
     return told + await table.rows_of(f"{tables} WHERE database = '{database}' ORDER BY name")
 
 

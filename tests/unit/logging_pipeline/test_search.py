@@ -12,7 +12,7 @@ import trio
 
 from nimbus.logging_pipeline.engine.child import Endpoint
 from nimbus.logging_pipeline.store.filters import Match, Phrase, RowFilter, Select, escape_like
-from nimbus.logging_pipeline.store.search import SearchScope, plan_matches
+from nimbus.logging_pipeline.store.search import SearchScope, plan_search
 from tests.unit.logging_pipeline.rig import Rig, bearer, open_rig, row
 
 BEGAN_S = int(time.time()) - 600
@@ -174,7 +174,7 @@ async def test_a_search_for_a_word_reads_only_the_granules_that_may_hold_it(tmp_
                 "FROM numbers(100000)"
             )
             wanted = RowFilter(phrase=Phrase("absent0word", Match.TOKEN))
-            plan = plan_matches(table.name, SearchScope(1), wanted, None, 10)
+            plan = plan_search(table.name, SearchScope(1), wanted, None, 10)
             told = await table.read(Select(f"EXPLAIN indexes = 1 {plan.sql}", plan.parameters), Explained)
             text = "\n".join(line.explain for line in told)
             assert "Name: words" in text
